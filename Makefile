@@ -1,0 +1,51 @@
+# `make demo` trains a small CLIP and reports how good it is; `make test` runs everything. Both make their environment.
+
+PYTHON ?= python3
+VENV   := .venv
+PEER   := .venv-peer
+BIN    := $(VENV)/bin
+
+# One thread a process: two test processes on two cores would only get in each other's way.
+PYTEST      := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+PYTEST_PEER := OMP_NUM_THREADS=1 $(PEER)/bin/python -m pytest -n 2
+
+.PHONY: demo test check unit env peer clean
+
+demo: $(VENV)/.demo             ## train on drawn scenes, evaluate, write a report
+	$(BIN)/lakeclip demo
+
+test: env peer                  ## the whole suite, in both environments
+	$(PYTEST)
+	$(PYTEST_PEER) tests/parity tests/contract/test_seed_finetune.py
+
+check: env                      ## what CI runs before the tests: style, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: env                       ## the quick tests alone
+	$(PYTEST) tests/unit
+
+env: $(VENV)/.dev
+
+peer: $(PEER)/.ready            ## a second environment with open_clip, torchvision and timm (about 6 GB)
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/.demo
+
+$(PEER)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/pip install --quiet -e '.[dev,backbones,peer]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(PEER)
