@@ -1,0 +1,345 @@
+"""lakeclip's own checkpoints: what a training run leaves, and how it becomes a model again.
+
+A checkpoint is Lightning's .ckpt: its "state_dict" holds the model's weights as "model.<OpenAI's key>", and its
+"lakeclip" entry is the lineage, a plain dict that says where the weights came from (the fifth idea of the house):
+
+    format      1
+    version     of lakeclip that wrote it
+    model       name, config (the fields of `ModelConfig`)
+    image_size  side in pixels
+    tokenizer   kind, fingerprint, context_length
+    data        path, version, query, rows
+    config      the whole `TrainConfig`, nested
+    progress    step, epoch, samples_seen, seconds
+
+Everything is read with `weights_only`: loading never runs code from a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import zipfile
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from lakeclip.config.schema import ModelConfig, TrainConfig
+from lakeclip.data.transforms import EvalTransform
+from lakeclip.errors import CheckpointError, ModelError
+from lakeclip.models.clip import CLIP
+from lakeclip.text.tokenizer import Tokenizer
+
+FORMAT = 1
+BEST, LAST = Path("checkpoints/best.ckpt"), Path("checkpoints/last.ckpt")
+
+_ENTRIES: dict[str, tuple[str, ...]] = {
+    "model": ("name", "config"),
+    "tokenizer": ("kind", "fingerprint", "context_length"),
+    "data": ("path", "version", "query", "rows"),
+    "config": (),
+    "progress": ("step", "epoch", "samples_seen"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that has been read and found whole.
+
+    Attributes:
+        path: the file.
+        lineage: where the weights came from, as laid out at the head of this module.
+        model_config: sizes of the model.
+        state_dict: its weights under OpenAI's keys, on the CPU. They may be mapped from the file: copy before changing.
+    """
+
+    path: Path
+    lineage: dict[str, Any]
+    model_config: ModelConfig
+    state_dict: dict[str, Tensor]
+
+
+class LoadedModel(NamedTuple):
+    """A model ready to encode, with the two functions that make its inputs."""
+
+    model: CLIP
+    tokenize: Tokenizer
+    transform: EvalTransform
+
+
+@runtime_checkable
+class _Fingerprinted(Protocol):
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def context_length(self) -> int: ...
+
+
+def lineage(
+    *,
+    model_name: str,
+    model_config: ModelConfig,
+    tokenizer: _Fingerprinted | None,
+    data_path: str,
+    data_version: str,
+    query: str | None,
+    num_rows: int,
+    config: TrainConfig,
+    step: int,
+    epoch: int,
+    samples_seen: int,
+    seconds: float = 0.0,
+) -> dict[str, Any]:
+    """The "lakeclip" entry of a checkpoint, of plain types only.
+
+    Args:
+        tokenizer: lakeclip's own, or None where the user's dataloader makes the token ids.
+        data_path, data_version: of the lake or folder; "" where the user brings a dataloader.
+        num_rows: how many the query kept.
+        config: what the run was started with; holds no secret.
+        step, epoch, samples_seen: optimiser steps, passes begun, and pairs over all ranks so far.
+        seconds: wall-clock time of the training so far; 0 where nobody kept it.
+    """
+    words = {"kind": "own", "fingerprint": "", "context_length": model_config.context_length}
+    if tokenizer is not None:
+        words = {
+            "kind": "clip-bpe",
+            "fingerprint": tokenizer.fingerprint,
+            "context_length": tokenizer.context_length,
+        }
+    return {
+        "format": FORMAT,
+        "version": version("lakeclip"),
+        "model": {"name": model_name, "config": dataclasses.asdict(model_config)},
+        "image_size": model_config.image_resolution,
+        "tokenizer": words,
+        "data": {"path": data_path, "version": data_version, "query": query, "rows": num_rows},
+        "config": dataclasses.asdict(config),
+        "progress": {"step": step, "epoch": epoch, "samples_seen": samples_seen, "seconds": seconds},
+    }
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint file that a path means: the file itself, or the best of a run folder, or else its last.
+
+    Raises:
+        CheckpointError: nothing is there, or the folder is no run.
+    """
+    path = Path(path)
+    if path.is_dir():
+        for name in (BEST, LAST):
+            if (path / name).is_file():
+                return path / name
+        entries = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir())
+        listed = ", ".join(entries[:8]) + (", …" if len(entries) > 8 else "")
+        raise CheckpointError(
+            f"the folder {path} is not a run with a checkpoint",
+            found=listed or "an empty folder",
+            allowed=f"a run folder with {BEST} or {LAST}, or a .ckpt file",
+            next_step=_one_of_the_runs(path),
+        )
+    if not path.is_file():
+        raise CheckpointError(
+            f"there is no checkpoint at {path}",
+            found="" if path.parent.is_dir() else f"no folder {path.parent} either",
+            allowed="a run folder, or a .ckpt file in its checkpoints/",
+            next_step=_one_of_the_runs(path.parent),
+        )
+    return path
+
+
+def _one_of_the_runs(folder: Path) -> str:
+    """A run within a folder, or in `runs` there, to offer instead."""
+    runs = [
+        entry
+        for parent in (folder, folder / "runs")
+        if parent.is_dir()
+        for entry in parent.iterdir()
+        if (entry / BEST).is_file() or (entry / LAST).is_file()
+    ]
+    return f"a run that is there, such as {max(runs, key=lambda run: run.stat().st_mtime)}" if runs else ""
+
+
+def read_checkpoint(path: str | Path, expect: ModelConfig | None = None) -> Checkpoint:
+    """Read a checkpoint without making the model.
+
+    Args:
+        path: a run folder (its best checkpoint, or else its last) or a .ckpt file.
+        expect: the model it must hold, where something else depends on that.
+
+    Raises:
+        CheckpointError: missing, damaged, not lakeclip's, or of another model.
+    """
+    path = find_checkpoint(path)
+    content = _read_file(path)
+    entry = content.get("lakeclip") if isinstance(content, dict) else None
+    if entry is None and isinstance(content, dict) and "lakeclip" in content:
+        raise CheckpointError(
+            f"{path} was trained on towers of your own, which lakeclip cannot make",
+            next_step="make the towers, and load the file's 'state_dict' into them",
+        )
+    if not isinstance(entry, dict):
+        keys = ", ".join(str(key) for key in list(content)[:8]) if isinstance(content, dict) else type(content).__name__
+        raise CheckpointError(
+            f"{path} is a torch file, but no checkpoint of lakeclip: it has no 'lakeclip' entry",
+            found=keys or "nothing",
+            allowed="a file that `lakeclip train` wrote",
+        )
+    if entry.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is in a format that this lakeclip does not read",
+            found=f"format {entry.get('format')}, written by lakeclip {entry.get('version', 'unknown')}",
+            allowed=f"format {FORMAT}",
+            next_step="pip install --upgrade lakeclip",
+        )
+    if missing := _missing_entries(entry):
+        raise CheckpointError(f"the lineage in {path} is incomplete", found="without " + ", ".join(missing))
+    config = _model_config(path, entry["model"]["config"])
+    if expect is not None:
+        _check_same(path, str(entry["model"]["name"]), config, expect)
+    return Checkpoint(path, cast("dict[str, Any]", entry), config, _weights(path, content.get("state_dict")))
+
+
+def load(path: str | Path) -> LoadedModel:
+    """Load a trained model, ready to encode on the CPU.
+
+    Args:
+        path: a run folder (its best checkpoint, or else its last) or a .ckpt file.
+
+    Returns:
+        The model in evaluation mode; `tokenize`, texts → (n, context_length) int64; and `transform`, an image (encoded
+        bytes, a path or a PIL image) → (3, size, size) uint8.
+
+    Raises:
+        CheckpointError: missing, damaged, of another kind, or trained with another tokenizer.
+    """
+    checkpoint = read_checkpoint(path)
+    words = checkpoint.lineage["tokenizer"]
+    if words["kind"] == "clip-bpe" and words["fingerprint"] != Tokenizer.fingerprint:
+        raise CheckpointError(
+            f"{checkpoint.path} was trained with another tokenizer, so its token ids mean other words",
+            found=f"fingerprint {str(words['fingerprint'])[:16]}…",
+            allowed=f"fingerprint {Tokenizer.fingerprint[:16]}…",
+        )
+    if words["kind"] != "clip-bpe":
+        raise CheckpointError(
+            f"{checkpoint.path} was trained on token ids from a dataloader of your own, so lakeclip cannot make them",
+            found=f"tokenizer of kind {words['kind']!r}",
+            next_step="lakeclip.checkpoints.native.read_checkpoint(path) for the weights, and your own tokenizer",
+        )
+    return LoadedModel(
+        build(checkpoint), Tokenizer(words["context_length"]), EvalTransform(checkpoint.model_config.image_resolution)
+    )
+
+
+def build(checkpoint: Checkpoint) -> CLIP:
+    """The model of a checkpoint, in evaluation mode on the CPU.
+
+    Raises:
+        CheckpointError: its weights do not fit its sizes.
+    """
+    try:
+        model = CLIP(checkpoint.model_config)
+    except ModelError as error:
+        raise CheckpointError(f"{checkpoint.path} names sizes that no model has", found=error.found) from None
+    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    given = {key: tuple(value.shape) for key, value in checkpoint.state_dict.items()}
+    problems = [f"no {key}" for key in wanted if key not in given]
+    problems += [f"unknown {key}" for key in given if key not in wanted]
+    problems += [
+        f"{key} is {given[key]}, not {wanted[key]}" for key in wanted if given.get(key, wanted[key]) != wanted[key]
+    ]
+    if problems:
+        more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+        name = checkpoint.lineage["model"]["name"]
+        raise CheckpointError(
+            f"the weights in {checkpoint.path} do not fit its model, {name}", found="; ".join(problems[:5]) + more
+        )
+    model.load_state_dict(checkpoint.state_dict)
+    return model.eval()
+
+
+def _read_file(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+        if not zipfile.is_zipfile(path):
+            raise _not_whole(path, head)
+        with zipfile.ZipFile(path) as archive:
+            # Mapping the weights checks nothing, so bit rot would give another model without a word.
+            if (damaged := archive.testzip()) is not None:
+                raise CheckpointError(f"{path} is damaged", found=f"a wrong checksum in {damaged}")
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        refused = next((line for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), "code")
+        raise CheckpointError(
+            f"{path} was refused: it holds more than weights and plain values, and loading it could run code",
+            found=refused.strip()[:200],
+            allowed="tensors, numbers, strings, lists and dicts",
+        ) from None
+    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read", found=str(error).splitlines()[0][:200]) from None
+
+
+def _not_whole(path: Path, head: bytes) -> CheckpointError:
+    size = path.stat().st_size
+    if size == 0:
+        return CheckpointError(
+            f"{path} is empty", next_step="was the disk full when it was written? Take another checkpoint"
+        )
+    if head.startswith(b"PK"):
+        return CheckpointError(
+            f"{path} is truncated: the end of the archive is missing",
+            found=f"{size:,} bytes",
+            next_step="copy it again, or take another checkpoint of the run",
+        )
+    return CheckpointError(
+        f"{path} is not a checkpoint", found=f"a file that begins with {head!r}", allowed="a .ckpt file of lakeclip"
+    )
+
+
+def _missing_entries(entry: Mapping[str, Any]) -> list[str]:
+    missing = [] if "image_size" in entry else ["image_size"]
+    for name, fields in _ENTRIES.items():
+        part = entry.get(name)
+        if not isinstance(part, dict):
+            missing.append(name)
+        else:
+            missing += [f"{name}.{field}" for field in fields if field not in part]
+    return missing
+
+
+def _model_config(path: Path, values: Any) -> ModelConfig:
+    names = {field.name for field in dataclasses.fields(ModelConfig)}
+    if not isinstance(values, dict) or set(values) != names:
+        given = set(values) if isinstance(values, dict) else set()
+        wrong = [f"no {name}" for name in sorted(names - given)] + [f"unknown {name}" for name in sorted(given - names)]
+        raise CheckpointError(f"{path} does not describe its model", found="; ".join(wrong))
+    layers = values["vision_layers"]
+    return ModelConfig(**{**values, "vision_layers": tuple(layers) if isinstance(layers, list) else layers})
+
+
+def _check_same(path: Path, name: str, config: ModelConfig, expect: ModelConfig) -> None:
+    held, wanted = dataclasses.asdict(config), dataclasses.asdict(expect)
+    if differing := [field for field in held if held[field] != wanted[field]]:
+        raise CheckpointError(
+            f"{path} holds another model, {name}",
+            found=", ".join(f"{field} {held[field]}" for field in differing),
+            allowed=", ".join(f"{field} {wanted[field]}" for field in differing),
+        )
+
+
+def _weights(path: Path, state_dict: Any) -> dict[str, Tensor]:
+    prefix = "model."
+    weights = {
+        key[len(prefix) :]: value
+        for key, value in (state_dict.items() if isinstance(state_dict, dict) else ())
+        if key.startswith(prefix) and isinstance(value, Tensor)
+    }
+    if not weights:
+        raise CheckpointError(f"{path} holds no model: its state_dict has no key that starts with 'model.'")
+    return weights

@@ -1,0 +1,215 @@
+"""A run's scores and its report, as `lakeclip evaluate`, `lakeclip train` and `lakeclip demo` make them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lakeclip.errors import ConfigError, DataError, DeviceError, LakeclipError
+
+if TYPE_CHECKING:
+    import torch
+
+    from lakeclip.checkpoints.native import LoadedModel
+    from lakeclip.evaluation.encode import EncodedImages
+    from lakeclip.evaluation.report import ZeroShotSection
+    from lakeclip.evaluation.retrieval import RetrievalResult
+    from lakeclip.lake.rows import RowSource
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How the images are encoded."""
+
+    batch_size: int = 128
+    """Images encoded at once."""
+    num_workers: int = 0
+    """Processes that read and decode; 0 to do it in this one."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+
+
+@dataclass(frozen=True)
+class ZeroShotTest:
+    """A zero-shot test that a report holds: what to call it, what it says about the model, and its data."""
+
+    title: str
+    lake: str
+    label_column: str
+    about: str = ""
+    query: str | None = None
+    templates: str = "simple"
+    classes: str | None = None
+
+
+def make_report(
+    folder: Path, tests: Sequence[ZeroShotTest] = (), *, match_column: str | None = None, effort: Effort | None = None
+) -> tuple[Path, list[ZeroShotSection]]:
+    """Score a run and write its report.html: what `lakeclip evaluate report` and `lakeclip demo` do.
+
+    Retrieval and the gallery are over the rows that the run validated on, as its checkpoint tells. Where those cannot
+    be read any more, the page goes without, and a note says so.
+
+    Args:
+        folder: the run's.
+        tests: zero-shot tests; the first is the headline.
+        match_column: of the run's own data; images with the same value count as the same thing in the gallery.
+
+    Returns:
+        The page, and the tests with their results.
+
+    Raises:
+        LakeclipError: no checkpoint, a test's data is wrong, or the page cannot be written.
+    """
+    from lakeclip.checkpoints.native import read_checkpoint
+    from lakeclip.evaluation.gallery import retrieval_gallery
+    from lakeclip.evaluation.history import read_curves
+    from lakeclip.evaluation.report import RetrievalSection, run_facts, write_report
+
+    effort = effort or Effort()
+    if not folder.is_dir():
+        raise ConfigError(f"there is no run at {folder}", allowed="the folder of a run, as `lakeclip train` leaves it")
+    lineage = read_checkpoint(folder).lineage
+    model = load_model(str(folder), effort)
+    sections = [score(test, model, effort) for test in tests]
+    retrieval = gallery = None
+    try:
+        source, positions, about = _validation_rows(lineage)
+        _, result = retrieve(model, source, effort, positions)
+        retrieval = RetrievalSection(result, about)
+        gallery = retrieval_gallery(
+            *model, source, positions=positions, match_column=match_column, batch_size=effort.batch_size
+        )
+        gallery = replace(gallery, source=about)
+    except LakeclipError as error:
+        sys.stderr.write(f"note: the report goes without retrieval. {error}\n")
+    curves = read_curves(folder / "metrics.csv")
+    facts = run_facts(
+        folder.resolve().name,
+        lineage,
+        num_parameters=sum(parameter.numel() for parameter in model.model.parameters()),
+        curves=curves,
+    )
+    page = write_report(folder, facts=facts, curves=curves, zeroshot=sections, retrieval=retrieval, gallery=gallery)
+    return page, sections
+
+
+def _validation_rows(lineage: dict[str, Any]) -> tuple[RowSource, list[int], str]:
+    """The rows that a run validated on, or, where it held out none, those that it trained on; and which."""
+    import numpy as np
+
+    from lakeclip.data.order import Order, hold_out
+
+    data, path = lineage["config"]["data"], lineage["data"]["path"]
+    if data["val_lake"]:
+        source = open_source(data["val_lake"], None)
+        rows, _ = hold_out(len(source), 0.0)
+        about = f"From the validation data, {source.path}."
+    elif path:
+        lake, folder = (None, path) if data["folder"] else (path, None)
+        source = open_source(lake, folder, lineage["data"]["query"], data["image_column"], data["caption_column"])
+        train, held_out = hold_out(len(source), data["val_fraction"])
+        rows = held_out if len(held_out) else train
+        which = (
+            "Rows that training never saw, held out from"
+            if len(held_out)
+            else "Rows that the model was trained on, from"
+        )
+        about = f"{which} {source.path}."
+    else:
+        raise DataError("the run was trained from a dataloader of the user's own, which the checkpoint does not hold")
+    # As the data module draws them, where there are more than it validates on.
+    places = Order(len(rows), seed=0).rows(0, np.arange(min(len(rows), data["max_val_rows"])))
+    return source, sorted(rows[places].tolist()), about
+
+
+def open_source(
+    lake: str | None,
+    folder: str | None,
+    query: str | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+) -> RowSource:
+    """The lake, or else the folder of pairs."""
+    from lakeclip.lake.dataset import open_lake
+    from lakeclip.lake.sources.folder import open_folder
+
+    if lake is None:
+        assert folder is not None
+        return open_folder(folder)
+    return open_lake(lake, query, image_column=image_column, caption_column=caption_column)
+
+
+def score(
+    test: ZeroShotTest, model: LoadedModel, effort: Effort, *, image_column: str | None = None
+) -> ZeroShotSection:
+    """Run a zero-shot test."""
+    from lakeclip.evaluation.labels import parse_classes, read_labels
+    from lakeclip.evaluation.prompts import find_templates
+    from lakeclip.evaluation.report import ZeroShotSection
+    from lakeclip.evaluation.zeroshot import zero_shot
+
+    templates = find_templates(test.templates)
+    classes = parse_classes(test.classes) if test.classes is not None else None
+    source = open_source(test.lake, None, test.query, image_column)
+    labels = read_labels(source, test.label_column, classes)
+    result = zero_shot(*model, source, labels, templates, batch_size=effort.batch_size, num_workers=effort.num_workers)
+    return ZeroShotSection(test.title, result, test.about)
+
+
+def retrieve(
+    model: LoadedModel, source: RowSource, effort: Effort, positions: list[int] | None = None
+) -> tuple[EncodedImages, RetrievalResult]:
+    """Encode a source's images and captions, and let each find the other."""
+    import torch
+
+    from lakeclip.evaluation.encode import encode_images, encode_texts
+    from lakeclip.evaluation.retrieval import retrieval_metrics
+
+    images = encode_images(
+        model.model,
+        source,
+        model.transform,
+        positions=positions,
+        batch_size=effort.batch_size,
+        num_workers=effort.num_workers,
+    )
+    texts = [text for captions in images.captions for text in captions]
+    if not texts:
+        raise DataError(
+            f"{source.path} has no captions to retrieve", next_step="a lake with captions, or --caption-column"
+        )
+    features = encode_texts(model.model, model.tokenize, texts)
+    owners = torch.tensor([image for image, captions in enumerate(images.captions) for _ in captions])
+    return images, retrieval_metrics(images.features, features, owners)
+
+
+def load_model(checkpoint: str, effort: Effort) -> LoadedModel:
+    """The model of a run or a checkpoint, on the device that is asked for."""
+    from lakeclip.checkpoints.native import load
+
+    if effort.batch_size < 1 or effort.num_workers < 0:
+        raise ConfigError(
+            f"--batch-size {effort.batch_size} --num-workers {effort.num_workers} cannot work",
+            allowed="a batch of at least 1, and 0 or more workers",
+        )
+    device = _device(effort.device)
+    loaded = load(checkpoint)
+    loaded.model.to(device)
+    return loaded
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    gpus = torch.cuda.device_count()
+    here = ["cpu", *(f"cuda:{i}" for i in range(gpus)), *(["mps"] if torch.backends.mps.is_available() else [])]
+    if name == "auto":
+        return torch.device("cuda" if gpus else here[-1])
+    wanted = "cuda:0" if name == "cuda" else name
+    if wanted not in here:
+        raise DeviceError(f"there is no device {name!r} here", found=", ".join(here), next_step="--device cpu")
+    return torch.device(wanted)

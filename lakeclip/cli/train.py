@@ -1,0 +1,87 @@
+"""`lakeclip train`: from scratch, by recipe and flags, or onwards from an earlier run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from lakeclip.config.load import read_recipe
+from lakeclip.config.schema import TrainConfig
+from lakeclip.errors import CheckpointError, ConfigError
+
+
+@dataclass(frozen=True)
+class TrainFlags:
+    """Train CLIP from scratch on a lake or a folder of pairs.
+
+    Settings come from the defaults, then the recipe, then the flags. The token of a lake that asks for one is read from
+    the environment: ACTIVELOOP_TOKEN.
+    """
+
+    recipe: str | None = None
+    """A YAML recipe, or the name of a shipped one (small, flickr, cc3m, cc12m, laion400m)."""
+    resume: str | None = None
+    """Folder of an earlier run: its configuration, and on from its last checkpoint."""
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+
+
+def run(argv: list[str]) -> None:
+    """Parse the flags, train, and say where the result is."""
+    recipe, resume = _value(argv, "--recipe"), _value(argv, "--resume")
+    if recipe and resume:
+        raise ConfigError(
+            "both a recipe and a run to resume are named", next_step="keep --resume: it brings its recipe"
+        )
+    start = TrainConfig()
+    if recipe:
+        start = read_recipe(recipe)
+    if resume:
+        if not (Path(resume) / "config.yaml").is_file():
+            raise CheckpointError(f"{resume} is not a run's folder: it holds no config.yaml")
+        start = read_recipe(Path(resume) / "config.yaml")
+    flags = tyro.cli(
+        TrainFlags,
+        args=argv,
+        prog="lakeclip train",
+        default=TrainFlags(recipe=recipe, resume=resume, config=start),
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    train(flags.config, resume=Path(resume) if resume else None)
+
+
+def train(config: TrainConfig, *, resume: Path | None = None, report: bool = True) -> None:
+    """Train, write the run's report, and tell the user what to do with it.
+
+    Args:
+        resume: folder of the run to go on with.
+        report: write report.html at the end.
+    """
+    from lakeclip.cli.report import make_report
+    from lakeclip.training.run import train as train_run
+
+    finished = train_run(config, resume=resume, token=os.environ.get("ACTIVELOOP_TOKEN"))
+    if finished.is_main:
+        say = sys.stdout.write
+        if finished.interrupted:
+            say(f"stopped after step {finished.steps}\n  go on with: lakeclip train --resume {finished.folder}\n")
+        else:
+            say(f"trained {finished.steps} steps in {finished.seconds:.0f} s: {finished.folder}\n")
+            if report:
+                say(f"report: {make_report(finished.folder)[0]}\n")
+    if finished.interrupted:
+        sys.exit(130)
+
+
+def _value(argv: list[str], flag: str) -> str | None:
+    """The value of a flag that must be known before the others can be parsed, as it gives them their defaults."""
+    for place, word in enumerate(argv):
+        if word == flag and place + 1 < len(argv):
+            return argv[place + 1]
+        if word.startswith(flag + "="):
+            return word.partition("=")[2]
+    return None

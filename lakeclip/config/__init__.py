@@ -1,0 +1,1 @@
+"""The configuration: dataclasses (`schema`) and the strict reader and writer of recipes (`load`)."""

@@ -1,0 +1,179 @@
+"""The configuration, as dataclasses: what a recipe may say and what the flags are made from.
+
+Nothing here imports torch, so `lakeclip train --help` answers at once. Precedence: default < recipe < flag.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from lakeclip.errors import ConfigError
+
+# `__pydantic_config__` is read in `load.py`: a recipe with a key that is not a field is refused.
+
+
+def _require(name: str, value: object, holds: bool, allowed: str) -> None:
+    if not holds:
+        raise ConfigError(f"{name} cannot be {value}", allowed=allowed)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One CLIP model, by the argument names of OpenAI's constructor (and of the YAML files in `models/configs`).
+
+    A `vision_patch_size` makes the image tower a vision transformer with `vision_layers` blocks; without one it is the
+    modified ResNet, and `vision_layers` counts the bottlenecks of its four stages. Image attention heads are 64 wide.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    embed_dim: int
+    image_resolution: int
+    vision_layers: int | tuple[int, int, int, int]
+    vision_width: int
+    vision_patch_size: int | None
+    context_length: int
+    vocab_size: int
+    transformer_width: int
+    transformer_heads: int
+    transformer_layers: int
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the pairs come from and how they become batches."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    lake: str | None = None
+    """Deep Lake dataset with the training pairs (a path, s3://…, hub://…)."""
+    folder: str | None = None
+    """Folder of pairs instead of a lake: images and .txt captions that share a stem."""
+    val_lake: str | None = None
+    """Lake to validate on. Without it, a share of the training rows is held out (--val-fraction)."""
+    val_fraction: float = 0.02
+    """Share of rows held out for validation by a stable hash of the row; 0 for none."""
+    max_val_rows: int = 5000
+    """Score at most this many validation rows: every row is compared with every other."""
+    query: str | None = None
+    """Which rows to train on: the WHERE clause of a Deep Lake query, e.g. "NSFW == 'UNLIKELY'"."""
+    image_column: str | None = None
+    """Column with the encoded images. Default: found by its name and type."""
+    caption_column: str | None = None
+    """Column with the captions. Default: found by its name and type."""
+    batch_size: int = 256
+    """Pairs per device and step."""
+    image_size: int | None = None
+    """Side of the square crop in pixels. Default: the model's."""
+    resize_ratio: float = 0.75
+    """Smallest share of the image's area that the random square crop may keep; 1 for the largest square."""
+    shuffle: bool = True
+    """Visit the rows in a new order each epoch."""
+    num_workers: int = 2
+    """Processes that read and decode, per device; 0 to do it in the training process."""
+    seed: int = 0
+    """Seed of the sample order, the crops and the initial weights."""
+
+    def __post_init__(self) -> None:
+        _require("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
+        _require("val_fraction", self.val_fraction, 0 <= self.val_fraction < 1, "0 (none) up to 1")
+        _require("max_val_rows", self.max_val_rows, self.max_val_rows >= 1, "at least 1")
+        _require("resize_ratio", self.resize_ratio, 0 < self.resize_ratio <= 1, "above 0, up to 1")
+        _require("num_workers", self.num_workers, self.num_workers >= 0, "0 or more")
+        _require("image_size", self.image_size, self.image_size is None or self.image_size >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam with decoupled weight decay on a warm-up and cosine schedule. Unset values are the paper's for the model."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    lr: float | None = None
+    """Peak learning rate."""
+    betas: tuple[float, float] | None = None
+    """Adam's running-average coefficients."""
+    eps: float | None = None
+    """Adam's denominator term."""
+    weight_decay: float = 0.2
+    """Decay of every weight that is not a gain or a bias."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up. Default: the paper's 2,000, or a tenth of the run where that is less."""
+
+    def __post_init__(self) -> None:
+        _require("lr", self.lr, self.lr is None or self.lr > 0, "above 0")
+        _require("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
+        _require("warmup_steps", self.warmup_steps, (self.warmup_steps or 0) >= 0, "0 or more")
+        _require("eps", self.eps, self.eps is None or self.eps > 0, "above 0")
+        _require("betas", self.betas, all(0 <= beta < 1 for beta in self.betas or ()), "two numbers from 0 up to 1")
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """How long, on what, and what is kept."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    max_epochs: int = 32
+    """Passes over the data."""
+    max_steps: int | None = None
+    """Stop after this many steps, even within an epoch; the schedule ends there too."""
+    minibatch_size: int | None = None
+    """Embed at most this many pairs at once, for the same gradients in less memory. Default: the whole batch."""
+    precision: Literal["32", "16", "bf16"] = "32"
+    """Arithmetic: full, float16 with loss scaling, or bfloat16."""
+    accelerator: Literal["auto", "cpu", "gpu", "mps", "tpu"] = "auto"
+    """Hardware to train on."""
+    devices: int | None = None
+    """How many of them. Default: all there are; one on the CPU."""
+    num_nodes: int = 1
+    """Machines in the run."""
+    strategy: str = "auto"
+    """Lightning's name of the parallel strategy: auto, ddp, …"""
+    val_every_steps: int | None = None
+    """Validate every this many steps. Default: at the end of each epoch."""
+    runs: str = "runs"
+    """Folder that holds the runs."""
+    name: str | None = None
+    """Name of this run's folder. Default: the model and the time."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_epochs", "max_steps", "minibatch_size", "devices", "num_nodes", "val_every_steps"):
+            value = getattr(self, name)
+            _require(name, value, value is None or value >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything `lakeclip train` needs. Saved with the run as config.yaml; holds no secret."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    model: str = "ViT-B/32"
+    """Name of the model; `lakeclip models` lists them."""
+    model_config: str | None = None
+    """YAML file with models of your own, in the layout of lakeclip/models/configs."""
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Everything `lakeclip finetune` needs: two pretrained towers, and the data that brings them together."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    image_encoder: str = "torchvision:resnet50"
+    """Image tower: torchvision:NAME, timm:NAME (both pretrained), or lakeclip:NAME (from scratch)."""
+    text_encoder: str = "hf:johngiorgi/declutr-sci-base"
+    """Text tower: hf:NAME or hf:FOLDER, any Hugging Face AutoModel, with its own tokenizer."""
+    embed_dim: int | None = None
+    """Width of the shared space. Default: the text tower's."""
+    average_word_embeddings: bool = True
+    """Represent a text by the mean of its words' vectors instead of the first token's."""
+    lr: float = 3e-3
+    """Peak learning rate of SGD with momentum, as in OTTER."""
+    data: DataConfig = field(default_factory=DataConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)

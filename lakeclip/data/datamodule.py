@@ -1,0 +1,411 @@
+"""Lightning's data modules: pairs from a Deep Lake dataset or a folder, sharded, shuffled, resumed at the exact sample.
+
+On a resume Lightning restores its own counters but skips no data, so the loaders here begin where its steps ended.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning as L
+
+from lakeclip.data.order import Order, hold_out
+from lakeclip.data.progress import Mark
+from lakeclip.data.stream import EvalSpans, PairLoader, PairStream, TrainSpans
+from lakeclip.data.transforms import EvalTransform, TrainTransform
+from lakeclip.errors import ConfigError, DataError
+from lakeclip.lake.dataset import open_lake
+from lakeclip.lake.rows import RowSource
+from lakeclip.lake.sources.folder import open_folder
+from lakeclip.text.huggingface import HuggingFaceTokenizer
+from lakeclip.text.tokenizer import Tokenizer
+from lakeclip.types import Tokenize
+
+_log = logging.getLogger(__name__)
+
+
+class PairDataModule(L.LightningDataModule):
+    """Batches of pairs for training and validation. Each is a `lakeclip.types.Batch` with uint8 images.
+
+    Training batches are full on every rank, in a new order each epoch, with one caption of several drawn anew.
+    Validation visits every row once, and each rank has as many batches as the others.
+
+    Args:
+        source: where the pairs are read, e.g. `lakeclip.open_lake(path)`.
+        batch_size: pairs per device and step.
+        image_size: side of the square that the model takes, in pixels.
+        resize_ratio: smallest share of the largest square's area that the random crop may keep.
+        shuffle: False to visit the rows as they stand.
+        num_workers: processes that read and decode, per device; 0 to do it in the training process.
+        seed: of the order, the crops and the captions.
+        val_source: pairs to validate on.
+        val_fraction: share of `source` to hold out for validation where there is no `val_source`.
+        max_val_rows: validate on at most so many of those, chosen at random once.
+        tokenize: captions to ids; CLIP's tokenizer by default.
+
+    Raises:
+        ConfigError: a value that cannot work, alone or with this data.
+        DataError: the source is empty.
+    """
+
+    def __init__(
+        self,
+        source: RowSource,
+        *,
+        batch_size: int,
+        image_size: int = 224,
+        resize_ratio: float = 0.75,
+        shuffle: bool = True,
+        num_workers: int = 0,
+        seed: int = 0,
+        val_source: RowSource | None = None,
+        val_fraction: float = 0.0,
+        max_val_rows: int | None = None,
+        tokenize: Tokenize | None = None,
+    ) -> None:
+        super().__init__()
+        _require("batch_size", batch_size, batch_size >= 1, "1 or more")
+        _require("image_size", image_size, image_size >= 1, "1 or more")
+        _require("resize_ratio", resize_ratio, 0 < resize_ratio <= 1, "above 0, up to 1")
+        _require("num_workers", num_workers, num_workers >= 0, "0 or more")
+        _require("max_val_rows", max_val_rows, max_val_rows is None or max_val_rows >= 1, "1 or more, or none for all")
+        for pairs in (source, val_source):
+            if pairs is not None and len(pairs) == 0:
+                query = getattr(pairs, "query", None)
+                found = f"0 rows for which {query}" if query else "0 rows"
+                raise DataError(f"there are no pairs in {pairs.path}", found=found)
+        self.source = source
+        self.val_source = val_source
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.tokenize = tokenize or Tokenizer()
+
+        train_rows, val_rows = hold_out(len(source), 0.0 if val_source else val_fraction)
+        if val_source is not None:
+            val_rows, _ = hold_out(len(val_source), 0.0)
+        order = Order(len(train_rows), seed, shuffle)
+        self.train_stream = PairStream(
+            source, train_rows, order, TrainTransform(image_size, resize_ratio), self.tokenize
+        )
+        # Shuffled once, so that a batch is as mixed and a part as representative as the whole.
+        val_order = Order(len(val_rows), seed=0)
+        self.val_stream = PairStream(
+            val_source or source, val_rows, val_order, EvalTransform(image_size), self.tokenize
+        )
+        self.num_val_rows = min(len(val_rows), max_val_rows or len(val_rows))
+        if not self.has_validation:
+            # Lightning takes a loader of ours for a promise of data, and complains of one that is empty.
+            self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
+        self._mark = Mark()
+        self._epochs_by_hand = 0
+
+    # ── sizes ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def num_train_rows(self) -> int:
+        """Rows to train on, those held out taken off."""
+        return len(self.train_stream)
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are rows to validate on."""
+        return self.num_val_rows > 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full global batches in an epoch, for the number of devices of the attached trainer (1 without one)."""
+        return self.num_train_rows // self._global_batch
+
+    @property
+    def samples_seen(self) -> int:
+        """Pairs trained on so far, over all devices and epochs."""
+        return self._now().samples_seen
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def _global_batch(self) -> int:
+        return self.batch_size * self._world_size
+
+    # ── Lightning's hooks ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def setup(self, stage: str | None = None) -> None:
+        """Check before anything is trained that rows can be read and fill the batches of all devices.
+
+        Raises:
+            DataError: the source has no images or no captions that can be used.
+            ConfigError: the global batch is larger than the data, or some device would have nothing to validate on.
+        """
+        for pairs in (self.source, self.val_source):
+            if pairs is not None:
+                pairs.read([0])
+        if stage in ("fit", None):
+            self._mark = Mark()
+            self._require_full_batch()
+        if 0 < self.num_val_rows < self._world_size:
+            raise ConfigError(
+                f"{self.num_val_rows} rows cannot be validated on {self._world_size} devices",
+                allowed="at least one row for each device",
+                next_step="hold out more rows, or none",
+            )
+
+    def _require_full_batch(self) -> None:
+        world, rows = self._world_size, self.num_train_rows
+        if self._global_batch <= rows:
+            return
+        held_out = f" after {len(self.source) - rows} are held out for validation" if rows < len(self.source) else ""
+        raise ConfigError(
+            f"a batch of {self.batch_size} pairs"
+            + (f" on each of {world} devices" if world > 1 else "")
+            + " is too large",
+            found=f"{rows} rows to train on in {self.source.path}{held_out}",
+            allowed=f"a batch size of at most {rows // world}" if rows >= world else f"at most {rows} devices",
+            next_step=f"--batch_size {rows // world}" if rows >= world else "",
+        )
+
+    def train_dataloader(self) -> PairLoader:
+        """Batches from where the run stands to the end of its epoch; then, when iterated again, the next epoch."""
+        self._require_full_batch()
+        spans = TrainSpans(
+            self.train_stream, self.batch_size, rank=self._rank, world_size=self._world_size, place=self._begin
+        )
+        return _ResumableLoader(self, spans)
+
+    def val_dataloader(self) -> PairLoader:
+        """Every validation row once. Where there are none, there is no such loader, and Lightning validates nothing."""
+        spans = EvalSpans(
+            self.val_stream, self.num_val_rows, self.batch_size, rank=self._rank, world_size=self._world_size
+        )
+        return PairLoader(self.val_stream, spans, self.num_workers)
+
+    # ── where the run stands ──────────────────────────────────────────────────────────────────────────────────────
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the data stands, for a checkpoint: plain numbers."""
+        now = self._now()
+        return {
+            "step": now.step,
+            "epoch": now.epoch,
+            "position": now.position,
+            "samples_seen": now.samples_seen,
+            "num_rows": self.num_train_rows,
+            "seed": self.train_stream.order.seed,
+            "shuffle": self.train_stream.order.shuffle,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint's state, also with another batch size or number of devices.
+
+        If the rows or their order are no longer the same, its position means nothing: a new epoch begins, and a warning
+        says so.
+        """
+        mark = Mark(**{name: state_dict[name] for name in ("step", "epoch", "position", "samples_seen")})
+        order = self.train_stream.order
+        is_same = (state_dict["num_rows"], state_dict["seed"], state_dict["shuffle"]) == (
+            order.num_rows,
+            order.seed,
+            order.shuffle,
+        )
+        if not is_same and mark.position:
+            _log.warning(
+                "the checkpoint stopped %d of %d rows into an epoch; the data (%d rows), the seed or the shuffling is "
+                "another now, so a new epoch begins",
+                mark.position,
+                state_dict["num_rows"],
+                order.num_rows,
+            )
+            mark = Mark(mark.step, mark.epoch + 1, 0, mark.samples_seen)
+        self._mark = mark
+
+    def _begin(self) -> tuple[int, int]:
+        """Epoch and position at which an iteration that begins now has to start."""
+        if self.trainer is None:
+            self._epochs_by_hand += 1
+            return self._epochs_by_hand - 1, 0
+        now = self._now()
+        return now.epoch, now.position
+
+    def _now(self) -> Mark:
+        """Where the steps since the last mark have led."""
+        if self.trainer is None:
+            return self._mark
+        limit = self.trainer.limit_train_batches
+        return self._mark.after(
+            self.trainer.global_step,
+            num_rows=self.num_train_rows,
+            global_batch=self._global_batch,
+            max_batches=limit if isinstance(limit, int) else int(self.steps_per_epoch * limit),
+            batches_per_step=self.trainer.accumulate_grad_batches,
+        )
+
+
+class DeepLakeDataModule(PairDataModule):
+    """Pairs from a Deep Lake dataset, under the name and arguments that it has always had.
+
+    Shuffled unless told otherwise: in the order in which they were crawled, neighbours are alike and batches too easy.
+
+    Args:
+        path: the dataset: a folder, `s3://…`, `hub://…`.
+        token: for `hub://`; better in the environment as ACTIVELOOP_TOKEN. It is not kept.
+        batch_size: pairs per device and step.
+        filter_NSFW: keep the rows whose NSFW column is exactly 'UNLIKELY', and nothing else besides.
+        query: keep the rows for which this WHERE clause of a Deep Lake query holds.
+        custom_tokenizer: a Hugging Face tokenizer, or any function from captions to ids; CLIP's by default.
+        num_workers: processes that read and decode, per device.
+        image_size: side of the square that the model takes, in pixels.
+        resize_ratio: smallest share of the largest square's area that the random crop may keep.
+        shuffle: visit the rows in a new order each epoch.
+        seed: of the order, the crops and the captions.
+        val_fraction: share of the rows to hold out for validation.
+        image_column: column with the encoded images; found by default.
+        caption_column: column with the captions; found by default.
+
+    Raises:
+        LakeError: the dataset cannot be opened, the query is wrong, or a column is missing.
+        ConfigError: a value that cannot work, alone or with this data.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        token: str | None = None,
+        batch_size: int = 64,
+        filter_NSFW: bool = False,  # noqa: N803 - the seed's name
+        query: str | None = None,
+        custom_tokenizer: Any = None,
+        num_workers: int = 0,
+        image_size: int = 224,
+        resize_ratio: float = 0.75,
+        shuffle: bool = True,
+        seed: int = 0,
+        val_fraction: float = 0.0,
+        image_column: str | None = None,
+        caption_column: str | None = None,
+    ) -> None:
+        if filter_NSFW:
+            query = f"{_SAFE} AND ({query}\n)" if query else _SAFE
+        super().__init__(
+            open_lake(path, query, token=token, image_column=image_column, caption_column=caption_column),
+            batch_size=batch_size,
+            image_size=image_size,
+            resize_ratio=resize_ratio,
+            shuffle=shuffle,
+            num_workers=num_workers,
+            seed=seed,
+            val_fraction=val_fraction,
+            tokenize=_as_tokenize(custom_tokenizer),
+        )
+
+    @classmethod
+    def from_argparse_args(cls, args: object, **kwargs: object) -> NoReturn:
+        """Gone from Lightning 2.
+
+        Raises:
+            ConfigError: always, with the call to write instead.
+        """
+        raise _no_argparse(cls.__name__, "path=args.path")
+
+
+class TextImageDataModule(PairDataModule):
+    """Pairs from a folder: images and .txt captions (one a line) that share a stem, anywhere below it.
+
+    Shuffled unless told otherwise: in a folder's order, neighbours are alike and batches too easy.
+
+    Args:
+        folder: the folder.
+        batch_size: pairs per device and step.
+        num_workers: processes that read and decode, per device.
+        image_size: side of the square that the model takes, in pixels.
+        resize_ratio: smallest share of the largest square's area that the random crop may keep.
+        shuffle: visit the pairs in a new order each epoch.
+        custom_tokenizer: a Hugging Face tokenizer, or any function from captions to ids; CLIP's by default.
+        seed: of the order, the crops and the captions.
+        val_fraction: share of the pairs to hold out for validation.
+
+    Raises:
+        SourceError: there is no pair in the folder.
+        ConfigError: a value that cannot work, alone or with this data.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        image_size: int = 224,
+        resize_ratio: float = 0.75,
+        shuffle: bool = True,
+        custom_tokenizer: Any = None,
+        seed: int = 0,
+        val_fraction: float = 0.0,
+    ) -> None:
+        super().__init__(
+            open_folder(folder),
+            batch_size=batch_size,
+            image_size=image_size,
+            resize_ratio=resize_ratio,
+            shuffle=shuffle,
+            num_workers=num_workers,
+            seed=seed,
+            val_fraction=val_fraction,
+            tokenize=_as_tokenize(custom_tokenizer),
+        )
+
+    @classmethod
+    def from_argparse_args(cls, args: object, **kwargs: object) -> NoReturn:
+        """Gone from Lightning 2.
+
+        Raises:
+            ConfigError: always, with the call to write instead.
+        """
+        raise _no_argparse(cls.__name__, "folder=args.folder")
+
+
+#: A row without the column's value, or with any other, is not known to be safe.
+_SAFE = "NSFW == 'UNLIKELY'"
+
+
+class _ResumableLoader(PairLoader):
+    """Training batches whose place Lightning keeps in its checkpoints, whatever the data module's class is called."""
+
+    def __init__(self, module: PairDataModule, spans: TrainSpans) -> None:
+        super().__init__(module.train_stream, spans, module.num_workers)
+        self.state_dict = module.state_dict
+        self.load_state_dict = module.load_state_dict
+
+
+def _as_tokenize(tokenizer: Any) -> Tokenize | None:
+    if tokenizer is None:
+        return None
+    from transformers import PreTrainedTokenizerBase
+
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
+        return HuggingFaceTokenizer(tokenizer)
+    if not callable(tokenizer):
+        raise ConfigError(
+            "the custom tokenizer cannot be used",
+            found=type(tokenizer).__name__,
+            allowed="a Hugging Face tokenizer, or a function from a list of captions to a tensor of ids",
+        )
+    tokenize: Tokenize = tokenizer
+    return tokenize
+
+
+def _require(name: str, value: object, is_allowed: bool, allowed: str) -> None:
+    if not is_allowed:
+        raise ConfigError(f"{name} cannot be {value}", allowed=allowed)
+
+
+def _no_argparse(name: str, first: str) -> ConfigError:
+    return ConfigError(
+        f"{name}.from_argparse_args is gone: Lightning 2 does not have it",
+        next_step=f"{name}({first}, batch_size=args.batch_size, num_workers=args.num_workers)",
+    )

@@ -1,0 +1,244 @@
+"""Batches as a function of positions: which samples, which crop, which caption.
+
+A global batch is a run of consecutive positions. Each rank takes its slice of it and any worker may make that slice, so
+the same pairs meet in the same batch whatever the number of ranks and workers, and any batch can be made again.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from lakeclip.data.keys import keys, uniforms
+from lakeclip.data.order import Order, Rows
+from lakeclip.data.transforms import EvalTransform, TrainTransform
+from lakeclip.errors import DataError, ImageError, LakeclipError
+from lakeclip.lake.rows import Row, RowSource
+from lakeclip.text.tokenizer import Tokenizer, trim
+from lakeclip.types import Batch, Tokenize
+
+_log = logging.getLogger(__name__)
+
+# Random numbers of each sample: three for its crop, one for its caption. Its replacements take the next ones.
+_DRAWS = 4
+_Draw = Float64[np.ndarray, "4"]
+
+_MOST_REPLACEMENTS = 100
+
+
+class Span(NamedTuple):
+    """Positions `start` up to, not with, `stop` of an epoch."""
+
+    epoch: int
+    start: int
+    stop: int
+
+
+class PairStream(Dataset[Batch]):
+    """The pairs of a source by position: `stream[span]` is a batch. Picklable.
+
+    A row that cannot be used (its image does not decode, it has no caption) is logged once and another, chosen by the
+    position's key, stands in for it: every rank's batch is always full.
+
+    Args:
+        source: where rows are read.
+        rows: which of its rows these pairs are.
+        order: the order of those in each epoch.
+        transform: `TrainTransform` for random crops and one caption of several at random; `EvalTransform` for the
+            middle of the image and its first caption.
+        tokenize: captions to ids.
+    """
+
+    def __init__(
+        self,
+        source: RowSource,
+        rows: Rows,
+        order: Order,
+        transform: TrainTransform | EvalTransform,
+        tokenize: Tokenize,
+    ) -> None:
+        self.source = source
+        self.rows = rows
+        self.order = order
+        self.transform = transform
+        self.tokenize = tokenize
+        self._reported: set[int] = set()
+
+    def __len__(self) -> int:
+        return self.order.num_rows
+
+    def __getitem__(self, span: Span) -> Batch:
+        """The batch at a span of positions.
+
+        Raises:
+            DataError: a hundred rows in a row cannot be used, or the source cannot be read.
+        """
+        positions = np.arange(span.start, span.stop)
+        rows = self.rows[self.order.rows(span.epoch, positions)]
+        size = self.transform.image_size
+        images = torch.empty((len(rows), 3, size, size), dtype=torch.uint8)
+        captions: list[str] = []
+        used: list[int] = []
+        sample_keys = keys(self.order.seed, span.epoch, positions)
+        draws = uniforms(sample_keys, _DRAWS)
+        for image, row, key, draw in zip(images, self.source.read(rows.tolist()), sample_keys, draws, strict=True):
+            pixels, caption, number = self._usable(row, key, draw)
+            image.copy_(pixels)
+            captions.append(caption)
+            used.append(number)
+        texts = self.tokenize(captions)
+        if isinstance(self.tokenize, Tokenizer):
+            texts = trim(texts)
+        return Batch(images, texts, torch.tensor(used, dtype=torch.int64))
+
+    def _usable(self, row: Row, key: np.uint64, draw: _Draw) -> tuple[Tensor, str, int]:
+        for attempt in range(_MOST_REPLACEMENTS):
+            try:
+                return self._image(row, draw), self._caption(row, draw), row.row
+            except ImageError as error:
+                self._report(row, error)
+            place = keys(np.array([key]), _DRAWS + attempt) % np.uint64(len(self.rows))
+            (row,) = self.source.read(self.rows[place.astype(np.int64)].tolist())
+        raise DataError(
+            f"{self.source.path} has hardly a usable row",
+            found=f"{_MOST_REPLACEMENTS} rows chosen at random, none with an image that decodes and a caption",
+        )
+
+    def _image(self, row: Row, draw: _Draw) -> Tensor:
+        if isinstance(self.transform, TrainTransform):
+            return self.transform(row.image, draw[:3])
+        return self.transform(row.image)
+
+    def _caption(self, row: Row, draw: _Draw) -> str:
+        if not row.captions:
+            raise ImageError("the image has no caption")
+        if not isinstance(self.transform, TrainTransform):
+            return row.captions[0]
+        return row.captions[int(draw[3] * len(row.captions))]
+
+    def _report(self, row: Row, error: ImageError) -> None:
+        if row.row not in self._reported:
+            self._reported.add(row.row)
+            reason = f"{error.what} ({error.found})" if error.found else error.what
+            _log.warning("row %d of %s cannot be used, another takes its place: %s", row.row, self.source.path, reason)
+
+
+class TrainSpans(DistributedSampler[Span]):
+    """One rank's slices of an epoch's full global batches, from where the run stands.
+
+    A `DistributedSampler` also so that Lightning sees the sharding done.
+
+    Args:
+        stream: what is sampled.
+        batch_size: pairs per rank.
+        rank: this process among `world_size`.
+        world_size: number of processes that train together.
+        place: asked when an iteration begins: its epoch, and the position within it to start from.
+    """
+
+    def __init__(
+        self, stream: PairStream, batch_size: int, *, rank: int, world_size: int, place: Callable[[], tuple[int, int]]
+    ) -> None:
+        super().__init__(stream, num_replicas=world_size, rank=rank, shuffle=False, drop_last=True)
+        self.num_rows = len(stream)
+        self.batch_size = batch_size
+        self.global_batch = batch_size * world_size
+        self.place = place
+
+    def __iter__(self) -> Iterator[Span]:
+        epoch, first = self.place()
+        for start in range(first, self.num_rows - self.global_batch + 1, self.global_batch):
+            own = start + self.rank * self.batch_size
+            yield Span(epoch, own, own + self.batch_size)
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        return self.num_rows // self.global_batch
+
+
+class EvalSpans(DistributedSampler[Span]):
+    """One rank's share of every pair once, in as few batches as the size allows and as even as can be.
+
+    All ranks have the same number of batches; their sizes differ by one at most.
+
+    Args:
+        stream: what is sampled.
+        num_rows: how many of its first positions; at least one for each rank.
+        batch_size: largest number of pairs per rank.
+        rank: this process among `world_size`.
+        world_size: number of processes that evaluate together.
+    """
+
+    def __init__(self, stream: PairStream, num_rows: int, batch_size: int, *, rank: int, world_size: int) -> None:
+        super().__init__(stream, num_replicas=world_size, rank=rank, shuffle=False)
+        self.num_rows = num_rows
+        self.num_batches = -(-num_rows // (batch_size * world_size))
+
+    def __iter__(self) -> Iterator[Span]:
+        parts = self.num_batches * self.num_replicas
+        for part in range(self.rank, parts, self.num_replicas):
+            yield Span(0, self.num_rows * part // parts, self.num_rows * (part + 1) // parts)
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+
+class PairLoader(DataLoader[Batch]):
+    """A `DataLoader` whose batches are made whole by its workers, and whose errors arrive as they were raised.
+
+    Args:
+        stream: makes the batches.
+        spans: which ones.
+        num_workers: processes to make them in, kept for all epochs; 0 for the calling process.
+    """
+
+    def __init__(self, stream: PairStream, spans: TrainSpans | EvalSpans, num_workers: int) -> None:
+        super().__init__(
+            _Guarded(stream),
+            batch_size=None,
+            sampler=spans,
+            num_workers=num_workers,
+            collate_fn=_as_it_is,
+            worker_init_fn=_leave_interrupts_to_the_trainer,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, LakeclipError):
+                raise batch
+            yield batch
+
+
+class _Guarded(Dataset[Any]):
+    """Errors as values: a data loader would turn one into its traceback's text on the way out of the worker."""
+
+    def __init__(self, stream: PairStream) -> None:
+        self.stream = stream
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def __getitem__(self, span: Span) -> Batch | LakeclipError:
+        try:
+            return self.stream[span]
+        except LakeclipError as error:
+            return error
+
+
+def _leave_interrupts_to_the_trainer(worker: int) -> None:
+    # A terminal's Ctrl-C reaches every process; the trainer finishes its step and saves, and needs its workers to.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

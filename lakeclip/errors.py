@@ -1,0 +1,86 @@
+"""Every error a user can meet, as one tree.
+
+    LakeclipError                     anything that is the input's fault; the command line prints it and exits with 2
+    ├── ConfigError                   a recipe, a flag, or a combination of flags that cannot work
+    ├── ModelError                    an unknown model name or an impossible model configuration
+    ├── DataError                     data that cannot be used
+    │   ├── SourceError               what was to be ingested: an empty folder, no captions, a broken archive
+    │   ├── LakeError                 a Deep Lake dataset: cannot be opened, lacks a column, a query that is wrong
+    │   └── ImageError                one encoded image that cannot be decoded
+    ├── CheckpointError               a file that is not a checkpoint, is damaged, or holds another model
+    ├── DeviceError                   hardware that was asked for and is not there
+    └── OutputError                   a place that cannot be written, a full disk
+
+Programming errors (a wrong shape handed to a loss, say) stay `ValueError`, `TypeError` or an `assert`.
+"""
+
+from __future__ import annotations
+
+
+class LakeclipError(Exception):
+    """A user's mistake or a broken input, said in full.
+
+    Args:
+        what: one sentence with what was asked for and what is wrong with it.
+        found: what is there instead.
+        allowed: what would have been accepted.
+        next_step: what to do now, best as a command that works.
+    """
+
+    def __init__(self, what: str, *, found: str = "", allowed: str = "", next_step: str = "") -> None:
+        self.what = what
+        self.found = found
+        self.allowed = allowed
+        self.next_step = next_step
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        parts = [self.what]
+        for label, text in (("found", self.found), ("allowed", self.allowed), ("next", self.next_step)):
+            if text:
+                parts.append(f"  {label + ':':<9}{text}")
+        return "\n".join(parts)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors cross process borders (data-loader workers): keep the parts, not just the rendered text.
+        return _rebuild, (type(self), self.what, self.found, self.allowed, self.next_step)
+
+
+def _rebuild(kind: type[LakeclipError], what: str, found: str, allowed: str, next_step: str) -> LakeclipError:
+    return kind(what, found=found, allowed=allowed, next_step=next_step)
+
+
+class ConfigError(LakeclipError):
+    """A recipe, a flag, or a combination of flags that cannot work."""
+
+
+class ModelError(LakeclipError):
+    """An unknown model name or an impossible model configuration."""
+
+
+class DataError(LakeclipError):
+    """Data that cannot be used."""
+
+
+class SourceError(DataError):
+    """Something to be ingested is empty, lacks captions or images, or is broken."""
+
+
+class LakeError(DataError):
+    """A Deep Lake dataset cannot be opened, lacks a column, or a query on it is wrong."""
+
+
+class ImageError(DataError):
+    """One encoded image cannot be decoded."""
+
+
+class CheckpointError(LakeclipError):
+    """A file is not a checkpoint, is damaged, or holds another model."""
+
+
+class DeviceError(LakeclipError):
+    """Hardware that was asked for is not there."""
+
+
+class OutputError(LakeclipError):
+    """A place cannot be written to, or its disk is full."""

@@ -1,0 +1,158 @@
+"""A run's curves as SVG that takes its colours from the page it stands in, light or dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from lakeclip.evaluation.history import Curves, smooth
+
+#: Colours that matplotlib draws with, and the CSS variables of the page that they are replaced by.
+_INK, _FAINT = "#010203", "#040506"
+_SERIES = ("#0a0b0c", "#0d0e0f", "#101112")
+_VARIABLES = {
+    _INK: "var(--muted)",
+    _FAINT: "var(--line)",
+    **{colour: f"var(--series-{i})" for i, colour in enumerate(_SERIES, start=1)},
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: a metric of the run, what to call it, and how it is drawn."""
+
+    metric: str
+    label: str
+    series: int
+    is_dashed: bool = False
+    is_noisy: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart that the report may hold: of shares or of any numbers; large, or one of several in a row."""
+
+    title: str
+    lines: tuple[Line, ...]
+    is_share: bool = False
+    is_minor: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawn panel.
+
+    Attributes:
+        lines: those that the run has; the page writes the legend.
+        latest: the last value of each, as text.
+        svg: safe to stand in a page as it is.
+        summary: the chart in words.
+    """
+
+    title: str
+    lines: tuple[Line, ...]
+    latest: tuple[str, ...]
+    svg: str
+    summary: str
+    is_minor: bool
+
+
+PANELS = (
+    Panel("Loss", (Line("train/loss", "training", 1, is_noisy=True), Line("val/loss", "validation", 2))),
+    Panel(
+        "Retrieval on the validation split",
+        (
+            Line("val/image_to_text_R@1", "image → text, first", 1),
+            Line("val/text_to_image_R@1", "text → image, first", 2),
+            Line("val/image_to_text_R@5", "image → text, first five", 1, is_dashed=True),
+            Line("val/text_to_image_R@5", "text → image, first five", 2, is_dashed=True),
+        ),
+        is_share=True,
+    ),
+    Panel("Learning rate", (Line("train/lr", "learning rate", 3),), is_minor=True),
+    Panel("Inverse temperature", (Line("train/logit_scale", "exp(logit_scale)", 3),), is_minor=True),
+    Panel("Samples per second", (Line("train/samples_per_second", "samples/s", 3, is_noisy=True),), is_minor=True),
+)
+
+
+def draw_charts(curves: Curves) -> list[Chart]:
+    """The panels that a run has values for."""
+    return [chart for panel in PANELS if (chart := _draw(panel, curves)) is not None]
+
+
+def _draw(panel: Panel, curves: Curves) -> Chart | None:
+    lines = tuple(line for line in panel.lines if curves.get(line.metric))
+    if not lines:
+        return None
+    slug = re.sub(r"\W+", "-", panel.title.lower())
+    with mpl.rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": slug,
+            "font.size": 11,
+            "axes.edgecolor": _FAINT,
+            "xtick.color": _INK,
+            "ytick.color": _INK,
+            "grid.color": _FAINT,
+        }
+    ):
+        figure = Figure(figsize=(3.7, 2.3) if panel.is_minor else (5.2, 2.9), layout="constrained")
+        axes = figure.add_subplot()
+        for line in lines:
+            _draw_line(axes, line, curves[line.metric])
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        axes.grid(axis="y", linewidth=0.8)
+        axes.tick_params(length=0, pad=6)
+        axes.xaxis.set_major_locator(MaxNLocator(4 if panel.is_minor else 5, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+        axes.yaxis.set_major_locator(MaxNLocator(4 if panel.is_minor else 5))
+        axes.set_xlabel("step", color=_INK)
+        axes.margins(x=0.02)
+        if panel.is_share:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
+        if panel.is_share or panel.is_minor:
+            axes.set_ylim(bottom=0)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    latest = tuple(_format(curves[line.metric][-1][1], is_share=panel.is_share) for line in lines)
+    summary = f"{panel.title} over {curves[lines[0].metric][-1][0]:,} steps: " + "; ".join(
+        f"{line.label} {_format(curves[line.metric][0][1], is_share=panel.is_share)} at first, {last} at last"
+        for line, last in zip(lines, latest, strict=True)
+    )
+    return Chart(panel.title, lines, latest, _for_page(buffer.getvalue(), slug), summary, panel.is_minor)
+
+
+def _draw_line(axes: mpl.axes.Axes, line: Line, points: list[tuple[int, float]]) -> None:
+    colour = _SERIES[line.series - 1]
+    if line.is_noisy and len(points) > 20:
+        axes.plot(*np.array(points).T, color=colour, linewidth=0.8, alpha=0.35)
+        points = smooth(points, max(5, len(points) // 25))
+    dashes = (0, (4, 2)) if line.is_dashed else "solid"
+    marker = "o" if len(points) <= 12 else None
+    axes.plot(*np.array(points).T, color=colour, linewidth=2, linestyle=dashes, marker=marker, markersize=4)
+
+
+def _format(value: float, *, is_share: bool) -> str:
+    if is_share:
+        return f"{100 * value:.1f}%"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _for_page(svg: str, slug: str) -> str:
+    """The <svg> element alone, with the page's colours, and with ids that do not meet those of another chart."""
+    svg = svg[svg.index("<svg") :]
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    svg = re.sub(r'\bid="', f'id="{slug}-', svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\1{slug}-", svg)
+    # The page says how wide it is; the view box keeps the proportions.
+    return re.sub(
+        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1
+    )

@@ -1,0 +1,225 @@
+"""Images and texts to unit-length features, in batches, on the model's device."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from lakeclip.data.transforms import EvalTransform
+from lakeclip.errors import ImageError, LakeclipError, ModelError
+from lakeclip.lake.dataset import Lake
+from lakeclip.lake.rows import Row, RowSource
+from lakeclip.models.clip import CLIP
+from lakeclip.text.tokenizer import trim
+from lakeclip.types import Tokenize
+
+
+class Undecodable(NamedTuple):
+    """An image that could not be scored: its row in the lake, and why."""
+
+    row: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """The images of a source that could be decoded.
+
+    Attributes:
+        features: (images, embed) float32 of unit length, on the model's device.
+        positions: index of each in the source.
+        captions: of each.
+        undecodable: what is left out, to be reported.
+    """
+
+    features: Float[Tensor, "images embed"]
+    positions: list[int]
+    captions: list[tuple[str, ...]]
+    undecodable: list[Undecodable]
+
+
+def encode_images(
+    model: CLIP,
+    source: RowSource,
+    transform: EvalTransform,
+    *,
+    positions: Sequence[int] | None = None,
+    with_captions: bool = True,
+    batch_size: int = 128,
+    num_workers: int = 0,
+) -> EncodedImages:
+    """Encode the images of a source, in its order.
+
+    Args:
+        transform: an encoded image to (3, size, size) uint8.
+        positions: which of the source's rows; all by default.
+        with_captions: False for a lake that may have none.
+        num_workers: processes that read and decode; 0 to do it here.
+
+    Raises:
+        LakeclipError: the source cannot be read, none of its images can be decoded, or the features are not finite.
+    """
+    chosen = list(range(len(source)) if positions is None else positions)
+    groups = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
+    batches = _Batches(source, transform, groups, with_captions=with_captions)
+    loader: DataLoader[Any] = DataLoader(
+        batches,
+        batch_size=None,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        # The lake's reader has threads, and a fork while one of them runs crashes.
+        multiprocessing_context="spawn" if num_workers else None,
+    )
+    features: list[Tensor] = []
+    kept: list[int] = []
+    captions: list[tuple[str, ...]] = []
+    undecodable: list[Undecodable] = []
+    device = _device(model)
+    with _evaluating(model), torch.inference_mode(), progress("images", len(chosen)) as advance:
+        for batch in loader:
+            if isinstance(batch, LakeclipError):
+                raise batch
+            if batch.positions:
+                features.append(F.normalize(model.encode_image(batch.images.to(device)).float(), dim=-1))
+            kept += batch.positions
+            captions += batch.captions
+            undecodable += batch.undecodable
+            advance(len(batch.positions) + len(batch.undecodable))
+    if not features:
+        first = f"row {undecodable[0].row}: {undecodable[0].reason}" if undecodable else "no rows"
+        raise ImageError(f"none of the {len(chosen)} images of {source.path} can be decoded", found=first)
+    return EncodedImages(_finite(torch.cat(features), "images"), kept, captions, undecodable)
+
+
+def encode_texts(
+    model: CLIP, tokenize: Tokenize, texts: Sequence[str], *, batch_size: int = 256
+) -> Float[Tensor, "texts embed"]:
+    """Encode texts, in their order: (texts, embed) float32 of unit length, on the model's device.
+
+    Equal texts are encoded once, and those of like length together, so that little padding is computed.
+
+    Args:
+        tokenize: texts → (n, context_length) int64.
+
+    Raises:
+        ModelError: the features are not finite.
+    """
+    number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    unique = list(number)
+    ids = torch.cat([tokenize(unique[i : i + 10_000]) for i in range(0, len(unique), 10_000)])
+    order = ids.argmax(dim=-1).argsort()
+    features: list[Tensor] = []
+    device = _device(model)
+    with _evaluating(model), torch.inference_mode(), progress("texts", len(unique)) as advance:
+        for part in torch.split(order, batch_size):
+            features.append(F.normalize(model.encode_text(trim(ids[part]).to(device)).float(), dim=-1))
+            advance(len(part))
+    ordered = torch.cat(features)[order.argsort().to(device)]
+    return _finite(ordered[torch.tensor([number[text] for text in texts], device=device)], "texts")
+
+
+class _Batch(NamedTuple):
+    images: Tensor
+    positions: list[int]
+    captions: list[tuple[str, ...]]
+    undecodable: list[Undecodable]
+
+
+class _Batches(Dataset[Any]):
+    """Decoded batches by their number. A user's error is handed over as a value: the loader would garble it."""
+
+    def __init__(
+        self, source: RowSource, transform: EvalTransform, groups: list[list[int]], *, with_captions: bool
+    ) -> None:
+        self.source = source
+        self.with_captions = with_captions
+        self.transform = transform
+        self.groups = groups
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: int) -> _Batch | LakeclipError:
+        size = self.transform.image_size
+        images: list[Tensor] = []
+        batch = _Batch(torch.empty(0, 3, size, size, dtype=torch.uint8), [], [], [])
+        try:
+            rows = self._read(self.groups[index])
+        except LakeclipError as error:
+            return error
+        for position, row in zip(self.groups[index], rows, strict=True):
+            try:
+                images.append(self.transform(row.image))
+            except ImageError as error:
+                batch.undecodable.append(Undecodable(row.row, error.found or error.what))
+            else:
+                batch.positions.append(position)
+                batch.captions.append(row.captions)
+        return batch._replace(images=torch.stack(images)) if images else batch
+
+    def _read(self, positions: list[int]) -> list[Row]:
+        if self.with_captions or not isinstance(self.source, Lake):
+            return self.source.read(positions)
+        rows = self.source.base_rows(positions).tolist()
+        return [Row(row, image, ()) for row, image in zip(rows, self.source.images(positions), strict=True)]
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with the rate and the time left on standard error, where that is a terminal; yields what moves it."""
+    columns = (
+        TextColumn(f"[bold]{what}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
+        task = bar.add_task(what, total=total, rate="")
+
+        def advance(count: int) -> None:
+            bar.update(task, advance=count)
+            speed = bar.tasks[0].speed
+            bar.update(task, rate=f"{speed:,.0f} {what}/s" if speed else "")
+
+        yield advance
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and back to what it was: a run may score itself while it trains."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _finite(features: Tensor, of_what: str) -> Tensor:
+    if bad := int((~features.isfinite().all(dim=1)).sum()):
+        raise ModelError(
+            f"the model's features are not finite for {bad} of {len(features)} {of_what}",
+            next_step="an earlier checkpoint, and a lower learning rate: training has diverged",
+        )
+    # Of inference mode only the speed is wanted: callers may go on computing with these.
+    return features.clone()

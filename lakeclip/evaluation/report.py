@@ -1,0 +1,309 @@
+"""report.html: one page, whole in itself, from which someone can decide whether a model is good enough."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from lakeclip.errors import OutputError
+from lakeclip.evaluation.charts import draw_charts
+from lakeclip.evaluation.gallery import Gallery
+from lakeclip.evaluation.history import Curves
+from lakeclip.evaluation.retrieval import RetrievalResult
+from lakeclip.evaluation.zeroshot import ZeroShotResult
+
+FILE_NAME = "report.html"
+
+#: With more classes the matrix is a picture without names.
+_MAX_NAMED_CELLS = 24
+#: With more classes the easier ones are folded away.
+_MAX_OPEN_CLASSES = 24
+
+#: Of the heat map for many classes; readable on light and dark.
+_RIGHT, _WRONG = (70, 120, 240), (230, 110, 30)
+
+
+class FactGroup(NamedTuple):
+    """Facts that belong together, as (label, value)."""
+
+    title: str
+    rows: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """Where a model comes from, for the page's table."""
+
+    name: str
+    model: str
+    groups: tuple[FactGroup, ...]
+
+
+@dataclass(frozen=True)
+class ZeroShotSection:
+    """A zero-shot result with what to call it, and what it says about the model in a sentence or two."""
+
+    title: str
+    result: ZeroShotResult
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class RetrievalSection:
+    """A retrieval result, and on which rows it was found."""
+
+    result: RetrievalResult
+    about: str = ""
+
+
+def write_report(
+    run: Path,
+    *,
+    facts: RunFacts,
+    curves: Curves,
+    zeroshot: Sequence[ZeroShotSection] = (),
+    retrieval: RetrievalSection | None = None,
+    gallery: Gallery | None = None,
+) -> Path:
+    """Write report.html into a run's folder. What is not given is left out of the page.
+
+    Args:
+        curves: of the run's metrics.csv; see `read_curves`.
+        zeroshot: the first is the headline.
+
+    Returns:
+        The page.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    page = render_report(facts=facts, curves=curves, zeroshot=zeroshot, retrieval=retrieval, gallery=gallery)
+    path = run / FILE_NAME
+    try:
+        # A reader never meets half a page, and a full disk leaves the old one.
+        part = path.with_suffix(".part")
+        part.write_text(page, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise OutputError(f"the report {path} cannot be written", found=error.strerror or str(error)) from None
+    return path
+
+
+def render_report(
+    *,
+    facts: RunFacts,
+    curves: Curves,
+    zeroshot: Sequence[ZeroShotSection],
+    retrieval: RetrievalSection | None,
+    gallery: Gallery | None,
+) -> str:
+    """The page as text. Everything that comes from data is escaped, and the page forbids scripts and the network."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    headline, verdict = _headline(facts, zeroshot, retrieval)
+    return environment.get_template("report.html.jinja").render(
+        title=f"{facts.name}: {headline}",
+        headline=headline,
+        verdict_text=verdict,
+        facts=facts,
+        zeroshot=zeroshot,
+        retrieval=retrieval,
+        charts=draw_charts(curves),
+        confusions=[_confusion_view(section) for section in zeroshot],
+        gallery=gallery,
+        version=version("lakeclip"),
+        date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+    )
+
+
+def run_facts(name: str, lineage: Mapping[str, Any], *, num_parameters: int, curves: Curves) -> RunFacts:
+    """The facts of a run, from its checkpoint's lineage.
+
+    Args:
+        name: of the run.
+        lineage: the checkpoint's "lakeclip" entry.
+        num_parameters: of the model.
+        curves: of the run, for the learning rate that was reached.
+    """
+    model, data, progress = lineage["model"], lineage["data"], lineage["progress"]
+    sizes, config = model["config"], lineage["config"]
+    optimizer, loading, trainer = config.get("optimizer", {}), config.get("data", {}), config.get("trainer", {})
+    rates = [rate for _, rate in curves.get("train/lr", [])]
+    passes = progress["samples_seen"] / data["rows"] if data["rows"] else None
+    groups = (
+        FactGroup(
+            "Data",
+            _rows(
+                ("lake", data["path"] or "a dataloader of the user's own"),
+                ("version", data["version"]),
+                ("query", data["query"] or "none: every row"),
+                ("rows", _integer(data["rows"]) if data["rows"] else ""),
+                (
+                    "held out for validation",
+                    f"{100 * loading['val_fraction']:g}%" if loading.get("val_fraction") else "",
+                ),
+                ("validated on", loading.get("val_lake")),
+            ),
+        ),
+        FactGroup(
+            "Model",
+            _rows(
+                ("name", model["name"]),
+                ("parameters", f"{num_parameters / 1e6:,.1f} million"),
+                ("input", f"{lineage['image_size']} × {lineage['image_size']} pixels"),
+                ("shared space", f"{sizes['embed_dim']} dimensions"),
+                ("text", f"at most {lineage['tokenizer']['context_length']} tokens ({lineage['tokenizer']['kind']})"),
+            ),
+        ),
+        FactGroup(
+            "Recipe",
+            _rows(
+                ("batch", f"{loading['batch_size']:,} pairs per device" if loading.get("batch_size") else ""),
+                ("peak learning rate", f"{max(rates):.3g}" if rates else optimizer.get("lr")),
+                ("weight decay", optimizer.get("weight_decay")),
+                (
+                    "warm-up",
+                    f"{optimizer['warmup_steps']:,} steps" if optimizer.get("warmup_steps") is not None else "",
+                ),
+                ("crop keeps at least", f"{100 * loading['resize_ratio']:g}%" if loading.get("resize_ratio") else ""),
+                ("precision", trainer.get("precision")),
+                ("seed", loading.get("seed")),
+            ),
+        ),
+        FactGroup(
+            "Run",
+            _rows(
+                ("steps", _integer(progress["step"])),
+                ("pairs seen", _integer(progress["samples_seen"])),
+                ("passes over the data", f"{passes:.3g}" if passes else ""),
+                ("training time", _duration(progress["seconds"]) if progress.get("seconds") else ""),
+                ("lakeclip", lineage["version"]),
+            ),
+        ),
+    )
+    return RunFacts(name, model["name"], groups)
+
+
+def _rows(*rows: tuple[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple((label, str(value)) for label, value in rows if value not in (None, ""))
+
+
+def _integer(value: int) -> str:
+    return f"{value:,}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _headline(
+    facts: RunFacts, zeroshot: Sequence[ZeroShotSection], retrieval: RetrievalSection | None
+) -> tuple[str, str]:
+    if zeroshot:
+        section, result = zeroshot[0], zeroshot[0].result
+        low, _ = result.interval
+        headline = f"{section.title}: {100 * result.top1:.1f}%, {result.top1 / result.chance:.1f}× chance"
+        verdict = (
+            f"Shown {result.num_samples:,} pictures it was never given labels for, the model picks the right one of "
+            f"{len(result.classes)} names for {100 * result.top1:.1f}% of them. Guessing would get "
+            f"{100 * result.chance:.1f}%."
+        )
+        if low <= result.chance:
+            verdict += " That is not distinguishable from guessing."
+        return headline, verdict
+    if retrieval:
+        recall = retrieval.result.text_to_image.recall
+        return (
+            f"Finds the right image first for {100 * recall[1]:.1f}% of captions",
+            f"Among {retrieval.result.num_images:,} images; within the first five for {100 * recall[5]:.1f}%.",
+        )
+    return f"{facts.model}, trained", ""
+
+
+def _confusion_view(section: ZeroShotSection) -> dict[str, Any]:
+    """One confusion matrix as the template wants it."""
+    result = section.result
+    counts = result.confusion
+    totals = counts.sum(axis=1)
+    shares = counts / np.maximum(totals, 1)[:, None]
+    named = len(result.classes) <= _MAX_NAMED_CELLS
+    rows = []
+    for i, score in enumerate(result.per_class):
+        others = np.where(np.arange(len(counts)) == i, 0, counts[i])
+        worst = int(others.argmax())
+        rows.append(
+            {
+                "name": score.name,
+                "num_samples": score.num_samples,
+                "accuracy": score.accuracy,
+                "precision": score.precision,
+                "mistaken_for": result.classes[worst] if others[worst] else "",
+                "mistaken_count": int(others[worst]),
+            }
+        )
+    rows.sort(key=lambda row: (row["accuracy"] is None, row["accuracy"]))
+    split = len(rows) if len(rows) <= _MAX_OPEN_CLASSES else 15
+    total_of = dict(zip(result.classes, totals.tolist(), strict=True))
+    return {
+        "title": section.title,
+        "names": result.classes,
+        "cells": _cells(result, shares) if named else None,
+        # Beside the list of mistakes there is room for ten names; more get the width of the page.
+        "is_small": len(result.classes) <= 10 or not named,
+        "cell_size": 40 if len(result.classes) <= 10 else 32,
+        "image": b"" if named else _heat_map(shares),
+        "mistakes": [
+            {"true": true, "predicted": predicted, "count": count, "num_samples": total_of[true]}
+            for true, predicted, count in result.confusions()
+        ],
+        "templates": result.templates.templates,
+        "template_name": result.templates.name,
+        "hardest": rows[:split],
+        "others": rows[split:],
+    }
+
+
+def _cells(result: ZeroShotResult, shares: NDArray[np.float64]) -> list[list[dict[str, Any]]]:
+    cells = []
+    for i, true in enumerate(result.classes):
+        row = []
+        for j, predicted in enumerate(result.classes):
+            share, count = float(shares[i, j]), int(result.confusion[i, j])
+            css = ("own " if i == j else "") + ("deep" if share > 0.5 else "")
+            title = f"{true} called {predicted}: {count} of {result.confusion[i].sum()}"
+            text = f"{100 * share:.0f}" if count else ""
+            row.append({"share": share, "css": css.strip(), "title": title, "text": text})
+        cells.append(row)
+    return cells
+
+
+def _heat_map(shares: NDArray[np.float64]) -> bytes:
+    """A PNG with a pixel a cell, transparent where nothing falls."""
+    own = np.eye(len(shares), dtype=bool)
+    colours = np.where(own[:, :, None], np.array(_RIGHT), np.array(_WRONG))
+    # The square root, so that the rare mistakes are seen.
+    opacity = (255 * np.sqrt(shares))[:, :, None]
+    buffer = io.BytesIO()
+    Image.fromarray(np.concatenate([colours, opacity], axis=2).astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()

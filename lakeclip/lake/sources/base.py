@@ -1,0 +1,98 @@
+"""What every source of pairs yields, so that the writer need not know where a pair came from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple, Protocol, runtime_checkable
+
+
+class Sample(NamedTuple):
+    """One picture with its captions, as found.
+
+    Attributes:
+        key: its name within the source.
+        image: the encoded image, byte for byte.
+        captions: its captions, best first; empty if it has none (a labelled test set, say).
+        metadata: further values by name; they become columns of the lake. None is a missing value, and what is neither
+            text nor a number (a list, say) is stored as JSON.
+    """
+
+    key: str
+    image: bytes
+    captions: tuple[str, ...]
+    metadata: Mapping[str, object]
+
+
+class Rejected(NamedTuple):
+    """Something in the source that cannot become a row.
+
+    Attributes:
+        key: its name within the source.
+        reason: "kind" or "kind: detail"; the final account groups by kind.
+    """
+
+    key: str
+    reason: str
+
+
+class Collision(NamedTuple):
+    """Files that claim the same name.
+
+    Attributes:
+        key: the name.
+        paths: every file that has it.
+        outcome: what was done about it.
+    """
+
+    key: str
+    paths: tuple[str, ...]
+    outcome: str
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A folder or an archive on its way into a lake. Iterating reads it once, in bounded memory.
+
+    Attributes:
+        name: what to call it.
+        part: the archive that is being read just now; "" if the source has no parts.
+        size: how much there is, in units of its own (pairs, bytes); known once iteration has begun.
+        position: how much of that is done.
+        collisions: files that claim the same name; complete when iteration ends.
+        ignored: suffixes of files that are none of ours, and how many have them.
+    """
+
+    name: str
+    part: str
+    size: int
+    position: int
+    collisions: list[Collision]
+    ignored: Counter[str]
+
+    def __iter__(self) -> Iterator[Sample | Rejected]:
+        """Every sample, and everything that should have been one."""
+
+
+class Samples:
+    """Samples made in memory as a `Source`.
+
+    Args:
+        name: what to call them.
+        samples: the samples; read once.
+        size: how many there are, for the progress bar.
+    """
+
+    def __init__(self, name: str, samples: Iterable[Sample | Rejected], size: int) -> None:
+        self.name = name
+        self.part = ""
+        self.size = size
+        self.position = 0
+        self.collisions: list[Collision] = []
+        self.ignored: Counter[str] = Counter()
+        self._samples = samples
+
+    def __iter__(self) -> Iterator[Sample | Rejected]:
+        for sample in self._samples:
+            self.position += 1
+            yield sample

@@ -1,0 +1,285 @@
+"""Writing a lake: large appends, few commits, columns that grow with the metadata, and a disk that may fill up."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import zlib
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from lakeclip.errors import LakeclipError, LakeError, OutputError, SourceError
+from lakeclip.lake import engine
+from lakeclip.lake.schema import (
+    COLUMNS,
+    MAX_METADATA_COLUMNS,
+    MISSING_INT,
+    Kind,
+    clean_text,
+    convert,
+    dump_captions,
+    kind_of,
+    metadata_column,
+)
+from lakeclip.lake.sources.base import Sample
+from lakeclip.lake.sources.images import ImageInfo
+
+#: Small appends and commits each cost files: 600 tiny commits are 2,405 of them.
+ROWS_PER_APPEND = 1_000
+BYTES_PER_APPEND = 32 * 2**20
+ROWS_PER_COMMIT = 10_000
+#: Rows wait in memory for their commit.
+BYTES_PER_COMMIT = 256 * 2**20
+#: Room that an append must leave on the disk, for Deep Lake's log and everyone else.
+SPARE_BYTES = 4 * 2**20
+
+_BLOCK = 100_000
+
+
+class _Row(NamedTuple):
+    sample: Sample
+    info: ImageInfo
+    metadata: dict[str, object]
+
+
+class LakeWriter:
+    """Appends samples to a new lake. Use it as a context manager, or call `close`.
+
+    Whatever has been committed stays when something fails; `rows` says how many that is.
+
+    Args:
+        path: where the lake will be: a folder that does not exist or is empty, or an address.
+
+    Raises:
+        LakeError: there is a lake already.
+        OutputError: nothing can be written there.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = engine.normal_path(path)
+        self.rows = 0
+        """Rows that have been committed."""
+        self._kinds: dict[str, Kind] = {}
+        self._buffer: list[_Row] = []
+        self._buffer_bytes = 0
+        self._pending_rows = 0
+        self._pending_bytes = 0
+        self._parts: list[str] = []
+        self._checked: set[str] = set()
+        self._dataset = self._create()
+
+    def __enter__(self) -> LakeWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abandon()
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Column names and their types."""
+        return {**COLUMNS, **{name: kind.type_name for name, kind in self._kinds.items()}}
+
+    def append(self, sample: Sample, info: ImageInfo, part: str = "") -> None:
+        """Add one row.
+
+        Args:
+            info: what is known of the sample's image.
+            part: which part of the source it is from; commits name theirs.
+
+        Raises:
+            OutputError: the disk is full.
+            SourceError: the metadata would make a column for each of too many names.
+        """
+        if part and part not in self._parts:
+            self._parts.append(part)
+        metadata = {metadata_column(clean_text(str(name))): value for name, value in sample.metadata.items()}
+        self._buffer.append(_Row(sample, info, metadata))
+        self._buffer_bytes += len(sample.image)
+        if len(self._buffer) >= ROWS_PER_APPEND or self._buffer_bytes >= BYTES_PER_APPEND:
+            self._flush()
+            if self._pending_rows >= ROWS_PER_COMMIT or self._pending_bytes >= BYTES_PER_COMMIT:
+                self.commit()
+
+    def commit(self) -> None:
+        """Make every row so far permanent.
+
+        Raises:
+            OutputError: the disk is full.
+        """
+        self._flush()
+        if not self._pending_rows:
+            return
+        parts = self._parts if len(self._parts) <= 4 else [*self._parts[:2], "…", self._parts[-1]]
+        before = self.rows
+        after = before + self._pending_rows
+        try:
+            self._dataset.commit(f"rows {before}-{after - 1}" + (f" from {', '.join(parts)}" if parts else ""))
+        except Exception as error:
+            raise self._failure(engine.one_line(error)) from None
+        self._check_written()
+        self.rows = after
+        self._pending_rows = self._pending_bytes = 0
+        self._parts = []
+
+    def close(self) -> None:
+        """Commit what is left, and see that the lake opens and holds every row.
+
+        Raises:
+            OutputError: it does not.
+        """
+        self.commit()
+        try:
+            found = len(engine.open_dataset(self.path))
+        except LakeError as error:
+            raise self._failure(engine.one_line(error)) from None
+        if found != self.rows:
+            raise self._failure(f"{found:,} of {self.rows:,} rows can be read")
+
+    def abandon(self) -> None:
+        """Give up the rows that have not been committed. Without this, Deep Lake commits them when the handle goes."""
+        self._buffer = []
+        with contextlib.suppress(Exception):  # there is a better error to report already
+            self._dataset.rollback()
+            # Ctrl-C may have come between a commit and its being counted.
+            self.rows = len(self._dataset)
+
+    def _create(self) -> Any:
+        deeplake = engine.deeplake()
+        if not engine.is_remote(self.path):
+            if "@" in self.path:
+                raise OutputError(
+                    f"a lake cannot be made at {self.path}",
+                    found="an @ in the path: Deep Lake reads what follows as the name of a branch",
+                    next_step="choose another name",
+                )
+            try:
+                os.makedirs(self.path, exist_ok=True)
+            except OSError as error:
+                raise OutputError(f"cannot make a lake at {self.path}", found=error.strerror or str(error)) from None
+            try:
+                self._require_room(0)
+            except OutputError:
+                with contextlib.suppress(OSError):  # it holds something: not ours
+                    os.rmdir(self.path)
+                raise
+        types = deeplake.types
+        makers = {"text": types.Text, "bytes": types.Bytes, "int64": types.Int64, "int32": types.Int32}
+        schema = {name: makers[kind]() for name, kind in COLUMNS.items()}
+        try:
+            return deeplake.create(self.path, schema=schema, token=engine.keep_token(None))
+        except deeplake.LogExistsError:
+            raise LakeError(f"there is a lake already at {self.path}", next_step="choose another path") from None
+        except Exception as error:
+            raise OutputError(f"cannot make a lake at {self.path}", found=engine.one_line(error)) from None
+
+    def _flush(self) -> None:
+        rows, size = self._buffer, self._buffer_bytes
+        if not rows:
+            return
+        self._require_room(self._pending_bytes + size)
+        try:
+            self._fit_columns([row.metadata for row in rows])
+        except LakeclipError:
+            raise
+        except Exception as error:
+            raise self._failure(engine.one_line(error)) from None
+        data: dict[str, list[object]] = {
+            "key": [clean_text(row.sample.key) for row in rows],
+            "image": [row.sample.image for row in rows],
+            "format": [row.info.format for row in rows],
+            "crc32": [zlib.crc32(row.sample.image) for row in rows],
+            "width": [row.info.width for row in rows],
+            "height": [row.info.height for row in rows],
+            "text": [clean_text(row.sample.captions[0]) if row.sample.captions else "" for row in rows],
+            "captions": [dump_captions(row.sample.captions) for row in rows],
+        }
+        for name, kind in self._kinds.items():
+            data[name] = [convert(row.metadata.get(name), kind) for row in rows]
+        try:
+            self._dataset.append(data)
+        except Exception as error:
+            raise self._failure(engine.one_line(error)) from None
+        self._buffer, self._buffer_bytes = [], 0
+        self._pending_rows += len(rows)
+        self._pending_bytes += size
+
+    def _fit_columns(self, batch: list[dict[str, object]]) -> None:
+        """Add the columns that these rows are the first to need, and widen those that cannot hold them."""
+        names = dict.fromkeys(name for metadata in batch for name in metadata)
+        for name in names:
+            known = self._kinds.get(name)
+            gap = [None] if known is None and self.rows + self._pending_rows else []
+            kind = kind_of([*gap, *(metadata.get(name) for metadata in batch)], known)
+            if kind is None or kind is known:
+                continue
+            if len(self._kinds) >= MAX_METADATA_COLUMNS and known is None:
+                raise SourceError(
+                    f"the metadata has more than {MAX_METADATA_COLUMNS} different names",
+                    found=", ".join(list(self._kinds)[:5]) + ", …",
+                    allowed="the same names in every sample: each becomes a column",
+                )
+            self._kinds[name] = self._add_column(name, kind) if known is None else self._widen(name, known, kind)
+        for name in self._kinds.keys() - names.keys():
+            if self._kinds[name] is Kind.BOOL:  # a gap of a whole batch
+                self._kinds[name] = self._widen(name, Kind.BOOL, Kind.INT)
+
+    def _add_column(self, name: str, kind: Kind) -> Kind:
+        self._dataset.add_column(name, kind.type_name)
+        # Deep Lake fills the rows before with NULL, which TQL compares as neither '' nor a number.
+        for start, stop in self._blocks():
+            self._dataset[name][start:stop] = [kind.missing] * (stop - start)
+        return kind
+
+    def _widen(self, name: str, old: Kind, new: Kind) -> Kind:
+        """Give a column a wider type, keeping its values."""
+        missing = {Kind.INT: MISSING_INT, Kind.TEXT: None}.get(old)
+
+        def stored(start: int, stop: int) -> list[object]:
+            values = self._dataset[name][start:stop]
+            plain = values if isinstance(values, list) else values.tolist()
+            return [None if value == missing or value != value else value for value in plain]
+
+        for start, stop in self._blocks():
+            new = kind_of(stored(start, stop), new) or new
+        wider = f"{name} widened"
+        self._dataset.add_column(wider, new.type_name)
+        for start, stop in self._blocks():
+            self._dataset[wider][start:stop] = [convert(value, new) for value in stored(start, stop)]
+        self._dataset.remove_column(name)
+        self._dataset.rename_column(wider, name)
+        return new
+
+    def _blocks(self) -> list[tuple[int, int]]:
+        total = self.rows + self._pending_rows
+        return [(start, min(start + _BLOCK, total)) for start in range(0, total, _BLOCK)]
+
+    def _require_room(self, size: int) -> None:
+        if engine.is_remote(self.path):
+            return
+        free = shutil.disk_usage(self.path).free
+        if free < size + SPARE_BYTES:
+            needed = size + SPARE_BYTES
+            found = f"{free / 2**20:,.1f} MB free, {needed / 2**20:,.1f} MB needed for the next rows"
+            raise self._failure(found, full=True)
+
+    def _check_written(self) -> None:
+        """A full disk goes unnoticed by Deep Lake: look at what has arrived (see `engine.short_files`)."""
+        if engine.is_remote(self.path):
+            return
+        for problem in engine.short_files(self._dataset, self.path, known=self._checked).values():
+            # Nothing can be taken back either: that too would be written, to the full disk.
+            raise self._failure(problem, kept=f"{self.path} is damaged and cannot be read", full=True)
+
+    def _failure(self, found: str, *, kept: str = "", full: bool = False) -> OutputError:
+        kept = kept or (f"{self.path} holds the first {self.rows:,} rows" if self.rows else "no row has been kept")
+        return OutputError(
+            f"cannot write on to the lake at {self.path}" + (": the disk is full" if full else ""),
+            found=f"{found}; {kept}",
+            next_step=("free some space, and run" if full else "run") + " the command again with --overwrite",
+        )

@@ -1,0 +1,150 @@
+"""CLIP from two encoders that the user brings, pretrained or not: an image module and a Hugging Face text model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Num
+from torch import Tensor, nn
+
+from lakeclip.errors import ModelError
+from lakeclip.models.clip import IMAGE_MEAN, IMAGE_STD, INITIAL_LOGIT_SCALE, cosine_logits, normalize_images
+
+
+class DualEncoder(nn.Module):
+    """An image encoder and a text encoder that meet in one space, with `CLIP`'s methods.
+
+    A bias-free linear head is put on an encoder whose features are not `embed_dim` wide; the other gets none. A pooler
+    whose output is not used is frozen, so that every parameter left to train gets a gradient.
+
+    Args:
+        image_encoder: any module that turns (batch, 3, height, width) into (batch, dim).
+        text_encoder: any Hugging Face `AutoModel` that encodes text.
+        embed_dim: width of the shared space. Default: the text encoder's, so that only the images may need a head.
+        average_word_embeddings: the text feature is the mean of the last hidden states under the attention mask.
+            Otherwise it is the pooled output, or the first token's hidden state of a model that has none.
+        image_dim: width of the image encoder's features. Default: found by encoding one black image.
+        image_size: side of that image in pixels.
+        image_mean, image_std: what uint8 images are normalised with; set those that the image encoder was trained with.
+
+    Raises:
+        ModelError: an encoder is of a kind that cannot be used.
+    """
+
+    image_mean: Tensor
+    image_std: Tensor
+
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        text_encoder: nn.Module,
+        *,
+        embed_dim: int | None = None,
+        average_word_embeddings: bool = False,
+        image_dim: int | None = None,
+        image_size: int = 224,
+        image_mean: tuple[float, float, float] = IMAGE_MEAN,
+        image_std: tuple[float, float, float] = IMAGE_STD,
+    ) -> None:
+        super().__init__()
+        text_dim, self.pad_token = _text_sizes(text_encoder)
+        embed_dim = embed_dim or text_dim
+        image_dim = image_dim or _probe(image_encoder, image_size)
+        self.average_word_embeddings = average_word_embeddings
+        self.image_encoder = image_encoder
+        self.text_encoder = text_encoder
+        self.image_projection = _head(image_dim, embed_dim)
+        self.text_projection = _head(text_dim, embed_dim)
+        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
+        self.register_buffer("image_mean", torch.tensor(image_mean), persistent=False)
+        self.register_buffer("image_std", torch.tensor(image_std), persistent=False)
+        pooler = getattr(text_encoder, "pooler", None)
+        if average_word_embeddings and isinstance(pooler, nn.Module):
+            pooler.requires_grad_(False)
+
+    def encode_image(self, images: Num[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embed"]:
+        """Image features, not scaled to unit length.
+
+        Args:
+            images: uint8 pixels, which are normalised here; or floating point that has been normalised already.
+        """
+        if images.dtype == torch.uint8:
+            images = normalize_images(images, self.image_mean, self.image_std, self.image_mean.dtype)
+        features: Tensor = self.image_projection(self.image_encoder(images))
+        return features
+
+    def encode_text(self, texts: Int[Tensor, "batch context"] | Mapping[str, Tensor]) -> Float[Tensor, "batch embed"]:
+        """Text features, not scaled to unit length.
+
+        Args:
+            texts: what the encoder's own tokenizer returns (a `BatchEncoding`, or a dict of tensors); or token ids, in
+                which the encoder's padding token is masked.
+        """
+        inputs = {"input_ids": texts} if isinstance(texts, Tensor) else dict(texts)
+        mask = inputs.get("attention_mask")
+        if mask is None:
+            ids = inputs["input_ids"]
+            mask = torch.ones_like(ids) if self.pad_token is None else (ids != self.pad_token).long()
+            inputs["attention_mask"] = mask
+        outputs = self.text_encoder(**inputs)
+        features: Tensor = self.text_projection(self._pool(outputs, mask))
+        return features
+
+    def forward(
+        self,
+        images: Num[Tensor, "images 3 height width"],
+        texts: Int[Tensor, "texts context"] | Mapping[str, Tensor],
+    ) -> tuple[Float[Tensor, "images texts"], Float[Tensor, "texts images"]]:
+        """Logits of each image over the texts, and of each text over the images."""
+        return cosine_logits(self.encode_image(images), self.encode_text(texts), self.logit_scale)
+
+    def _pool(self, outputs: Any, mask: Int[Tensor, "batch context"]) -> Float[Tensor, "batch dim"]:
+        hidden: Tensor = outputs.last_hidden_state
+        if self.average_word_embeddings:
+            weight = mask.to(hidden.dtype)[:, :, None]
+            return (hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+        pooled: Tensor | None = getattr(outputs, "pooler_output", None)
+        return hidden[:, 0] if pooled is None else pooled
+
+
+def _head(dim: int, embed_dim: int) -> nn.Module:
+    return nn.Identity() if dim == embed_dim else nn.Linear(dim, embed_dim, bias=False)
+
+
+def _text_sizes(text_encoder: nn.Module) -> tuple[int, int | None]:
+    """The width of a text model's hidden states, and the id that it pads with."""
+    config = getattr(text_encoder, "config", None)
+    width = getattr(config, "hidden_size", None)
+    if not isinstance(width, int) or getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            "the text encoder cannot be used",
+            found=type(text_encoder).__name__,
+            allowed="a Hugging Face encoder, such as AutoModel.from_pretrained gives for a BERT",
+        )
+    return width, getattr(config, "pad_token_id", None)
+
+
+def _probe(image_encoder: nn.Module, image_size: int) -> int:
+    """The width of an image encoder's features, found by encoding one black image; the encoder stays as it was."""
+    training = {module: module.training for module in image_encoder.modules()}
+    like = next(image_encoder.parameters(), torch.zeros(()))
+    image = torch.zeros(1, 3, image_size, image_size, device=like.device, dtype=like.dtype)
+    image_encoder.eval()
+    try:
+        with torch.no_grad():
+            features = image_encoder(image)
+    except Exception as error:  # whatever a stranger's module may raise
+        raise ModelError(
+            "the image encoder cannot encode an image",
+            found=f"{type(error).__name__}: {error}",
+            allowed=f"a module that turns {tuple(image.shape)} into (1, dim); set image_size to the size that it takes",
+        ) from error
+    finally:
+        for module, was in training.items():
+            module.training = was
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        found = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
+        raise ModelError("the image encoder does not give one vector per image", found=found, allowed="(batch, dim)")
+    return int(features.shape[1])

@@ -1,0 +1,174 @@
+"""The models by name: those shipped in `configs/*.yaml`, the user's own, and what each of them costs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch.utils.flop_counter import FlopCounterMode
+
+from lakeclip.config.load import read_yaml
+from lakeclip.config.schema import ModelConfig
+from lakeclip.errors import ConfigError, ModelError
+from lakeclip.models.clip import CLIP, size_problems
+
+_FIELDS = [field.name for field in fields(ModelConfig)]
+
+
+def available_models(file: str | Path | None = None) -> dict[str, ModelConfig]:
+    """Every model by its name, in the order of the files.
+
+    Args:
+        file: YAML file with models of the user's own, in the layout of the shipped ones. They are added to those, or
+            take the place of those with the same name.
+
+    Raises:
+        ModelError: the file cannot be read, or one of its models cannot be made.
+    """
+    models: dict[str, ModelConfig] = {}
+    for shipped in ("RN.yaml", "ViT.yaml"):
+        with resources.as_file(resources.files("lakeclip.models") / "configs" / shipped) as path:
+            models |= _read_models(path)
+    return models if file is None else models | _read_models(Path(file))
+
+
+def model_config(name: str, file: str | Path | None = None) -> ModelConfig:
+    """The sizes of one model.
+
+    Raises:
+        ModelError: there is no such model (near names are offered), or the file is wrong.
+    """
+    models = available_models(file)
+    if name in models:
+        return models[name]
+    plain = {_plain(known): known for known in models}
+    near = [plain[match] for match in difflib.get_close_matches(_plain(name), plain, n=3, cutoff=0.5)]
+    raise ModelError(
+        f"there is no model {name!r}" + (f" among the shipped ones and those of {file}" if file else ""),
+        found=f"near names: {', '.join(near)}" if near else "",
+        allowed=", ".join(models),
+        next_step="`lakeclip models` shows them with their sizes; --model-config FILE adds your own",
+    )
+
+
+def create_model(name: str, *, model_config_file: str | Path | None = None) -> CLIP:
+    """A new model with random weights: a module with `encode_image`, `encode_text` and `logit_scale`.
+
+    Raises:
+        ModelError: there is no such model (near names are offered), or the file is wrong.
+    """
+    return CLIP(model_config(name, model_config_file))
+
+
+def model_config_from_dict(name: str, mapping: Mapping[str, object], *, where: str = "") -> ModelConfig:
+    """Check the sizes of one model, as they stand in a YAML file.
+
+    Args:
+        name: the model's, for the error.
+        where: the file's, for the error.
+
+    Raises:
+        ModelError: a field is missing, unknown or of the wrong kind, or the sizes cannot make a model.
+    """
+    problems: list[str] = []
+    config = None
+    try:
+        config = TypeAdapter(ModelConfig).validate_python(dict(mapping))
+        problems = size_problems(config)
+    except ValidationError as error:
+        for problem in error.errors():
+            if (line := _explain(str(problem["loc"][0]), problem["type"], mapping)) not in problems:
+                problems.append(line)
+    if config is None or problems:
+        what = f"model {name!r} cannot be made from its sizes" + (f" in {where}" if where else "")
+        raise ModelError(what, found="\n           ".join(problems), allowed=f"the fields {', '.join(_FIELDS)}")
+    return config
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """What a model costs.
+
+    Attributes:
+        parameters: all of them: both towers' and the logit scale.
+        image_parameters, text_parameters: each tower's with its projection; the text's with its embeddings.
+        image_gflops, text_gflops: 10⁹ floating-point operations of one forward pass over one image and over one text
+            of `context_length` tokens. A multiply-add counts as two. A training step takes about three times as many.
+        image_resolution: side of the square input in pixels.
+        context_length: tokens in the longest caption.
+        embed_dim: width of the shared space.
+    """
+
+    parameters: int
+    image_parameters: int
+    text_parameters: int
+    image_gflops: float
+    text_gflops: float
+    image_resolution: int
+    context_length: int
+    embed_dim: int
+
+    @property
+    def gflops(self) -> float:
+        """10⁹ floating-point operations of one forward pass over one pair."""
+        return self.image_gflops + self.text_gflops
+
+
+@cache
+def summarize(config: ModelConfig) -> ModelSummary:
+    """Count a model's parameters and operations, without memory for its weights and without computing."""
+    with torch.device("meta"), torch.no_grad():
+        model = CLIP(config).eval()
+        images = torch.zeros(1, 3, config.image_resolution, config.image_resolution)
+        ids = torch.zeros(1, config.context_length, dtype=torch.int64)
+        with FlopCounterMode(display=False) as image_flops:
+            model.encode_image(images)
+        with FlopCounterMode(display=False) as text_flops:
+            model.encode_text(ids)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    image_parameters = sum(parameter.numel() for parameter in model.visual.parameters())
+    return ModelSummary(
+        parameters=parameters,
+        image_parameters=image_parameters,
+        text_parameters=parameters - image_parameters - model.logit_scale.numel(),
+        image_gflops=image_flops.get_total_flops() / 1e9,
+        text_gflops=text_flops.get_total_flops() / 1e9,
+        image_resolution=config.image_resolution,
+        context_length=config.context_length,
+        embed_dim=config.embed_dim,
+    )
+
+
+def _read_models(path: Path) -> dict[str, ModelConfig]:
+    layout = "model names, each with the fields below it, as in lakeclip/models/configs/ViT.yaml"
+    try:
+        content = read_yaml(path)
+    except ConfigError as error:
+        raise ModelError(error.what, found=error.found, allowed=layout) from None
+    models = {}
+    for name, mapping in content.items():
+        if not isinstance(mapping, Mapping):
+            raise ModelError(f"{name!r} in {path} is not a model", found=repr(mapping), allowed=layout)
+        models[str(name)] = model_config_from_dict(str(name), mapping, where=str(path))
+    return models
+
+
+def _explain(field: str, problem: str, mapping: Mapping[str, object]) -> str:
+    if field not in _FIELDS:
+        near = difflib.get_close_matches(field, _FIELDS, n=1)
+        return f"{field}: no such field" + (f"; did you mean {near[0]}?" if near else "")
+    if field not in mapping:
+        return f"{field}: missing"
+    kind = {"vision_layers": "a whole number, or four in brackets", "vision_patch_size": "a whole number, or null"}
+    return f"{field}: {mapping[field]!r}; {kind.get(field, 'a whole number')}"
+
+
+def _plain(name: str) -> str:
+    """A name as people mistype it: `vit_b32` for ViT-B/32."""
+    return "".join(char for char in name.lower() if char.isalnum())

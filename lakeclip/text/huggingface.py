@@ -1,0 +1,50 @@
+"""The door for Hugging Face tokenizers: any of them as a `Tokenize`, for text towers that bring their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lakeclip.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+#: One caption of thousands of tokens would pad its whole batch to that; many tokenizers know no limit at all.
+LONGEST_CAPTION = 512
+
+
+class HuggingFaceTokenizer:
+    """Captions to a `BatchEncoding` of tensors, padded to the batch's longest caption. Picklable.
+
+    Args:
+        tokenizer: any tokenizer of `transformers`, as `AutoTokenizer.from_pretrained` gives.
+        max_length: captions are cut to so many tokens. Default: what the tokenizer allows, at most 512.
+
+    Raises:
+        ConfigError: the tokenizer has no padding token, so a batch of captions cannot be made.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> None:
+        if tokenizer.pad_token is None:
+            raise ConfigError(
+                f"the tokenizer {type(tokenizer).__name__} cannot make a batch of captions of different lengths",
+                found="no padding token",
+                next_step="tokenizer.pad_token = tokenizer.eos_token",
+            )
+        self.tokenizer = tokenizer
+        self.max_length = max_length or int(min(tokenizer.model_max_length, LONGEST_CAPTION))
+
+    def __call__(self, texts: Sequence[str]) -> BatchEncoding:
+        """Token ids and attention mask, each (batch, longest) int64."""
+        from transformers import BatchEncoding
+
+        encoding = self.tokenizer(
+            list(texts),
+            padding=True,
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
+        )
+        # Without the Rust encodings, which are as large again and would travel between processes too.
+        return BatchEncoding(dict(encoding))

@@ -1,0 +1,1 @@
+"""The training step, what it optimises with, and the run around it."""

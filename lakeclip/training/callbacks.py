@@ -1,0 +1,176 @@
+"""What watches a run: the progress bar, the rate, and the stop that leaves a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class Throughput(Callback):
+    """Logs `train/samples_per_second`: pairs over all devices, by the wall clock, since the last time it was logged.
+
+    Validation and checkpoints are left out.
+    """
+
+    def __init__(self) -> None:
+        self.rate = 0.0
+        self._samples = 0
+        self._seconds = 0.0
+        self._mark = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._mark = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        self._seconds += now - self._mark
+        self._samples += len(batch[0]) * trainer.world_size
+        self._mark = now
+        # A rate over a second is steady enough to read, and costs nothing.
+        if self._seconds >= 1.0 or self.rate == 0.0:
+            self.rate = self._samples / max(self._seconds, 1e-9)
+            self._samples, self._seconds = 0, 0.0
+        pl_module.log("train/samples_per_second", self.rate, rank_zero_only=True)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._mark = time.perf_counter()
+
+
+class RunProgress(ProgressBar):
+    """One bar for the whole run with samples/s, loss and the time left; nothing at all when standard error is piped."""
+
+    def __init__(self, throughput: Throughput) -> None:
+        super().__init__()
+        self._throughput = throughput
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Called by Lightning on every process but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """The opposite of `disable`."""
+        self._enabled = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not (self._enabled and sys.stderr.isatty()):
+            return
+        columns = (
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
+        total = int(trainer.estimated_stepping_batches)
+        self._task = self._progress.add_task("train", total=total, completed=trainer.global_step, state="")
+        self._progress.start()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._progress is None or self._task is None:
+            return
+        metrics = trainer.callback_metrics
+        state = f"{self._throughput.rate:,.0f} samples/s"
+        for name in ("train/loss", "val/loss"):
+            if name in metrics:
+                state += f"  {name.replace('/', ' ')} {float(metrics[name]):.3f}"
+        self._progress.update(self._task, completed=trainer.global_step, state=state)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+class Stopped(Exception):  # noqa: N818 – not an error: the run was asked to end
+    """The run was asked to stop, and its checkpoint is written."""
+
+
+class LastCheckpoint(Callback):
+    """Keeps `last.ckpt` at where the run stands: after each validation within an epoch, each epoch, and at the end.
+
+    Lightning's own `save_last` copies the best checkpoint, and so stands still once the score no longer improves.
+    """
+
+    def __init__(self, checkpoint: Path, *, within_epochs: bool) -> None:
+        self._checkpoint = checkpoint
+        self._within_epochs = within_epochs
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._within_epochs:
+            trainer.save_checkpoint(self._checkpoint)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.save_checkpoint(self._checkpoint)
+
+
+class GracefulStop(Callback):
+    """On the first Ctrl-C (or SIGTERM) finishes the step, writes a checkpoint and ends; on the second ends at once."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._checkpoint = checkpoint
+        self._requested = False
+        self._process = os.getpid()
+        self._previous: dict[int, Any] = {}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            # A loading process inherits the handler. Ctrl-C reaches it too, but the step still needs its batches.
+            if number == signal.SIGTERM:
+                sys.exit(1)
+        elif self._requested:
+            raise KeyboardInterrupt
+        else:
+            self._requested = True
+            sys.stderr.write("\nfinishing this step, then writing a checkpoint; once more to stop at once\n")
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # The signal reaches the processes at different moments: they stop together once one of them has it.
+        if trainer.strategy.reduce_boolean_decision(self._requested, all=False):
+            trainer.save_checkpoint(self._checkpoint)
+            raise Stopped
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()

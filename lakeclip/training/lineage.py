@@ -1,0 +1,48 @@
+"""Where weights come from, written beside them: the fifth idea of the house (layout: `checkpoints/native.py`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lakeclip.checkpoints.native import lineage
+from lakeclip.config.schema import OptimizerConfig, TrainConfig
+from lakeclip.data.datamodule import PairDataModule
+from lakeclip.lake.dataset import Lake
+from lakeclip.models.clip import CLIP
+from lakeclip.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from lakeclip.training.module import ContrastiveModule
+
+
+def of(module: ContrastiveModule) -> dict[str, Any] | None:
+    """The lineage of a module in training: its model, tokenizer, data, configuration and position.
+
+    None for towers that are not lakeclip's own: their sizes are not in a `ModelConfig`.
+    """
+    if not isinstance(module.model, CLIP):
+        return None
+    trainer = module.trainer
+    datamodule = getattr(trainer, "datamodule", None)
+    ours = datamodule if isinstance(datamodule, PairDataModule) else None
+    tokenizer = ours.tokenize if ours and isinstance(ours.tokenize, Tokenizer) else None
+    return lineage(
+        model_name=module.model_name,
+        model_config=module.model.config,
+        tokenizer=tokenizer,
+        data_path=ours.source.path if ours else "",
+        data_version=ours.source.version if ours else "",
+        query=ours.source.query if ours and isinstance(ours.source, Lake) else None,
+        num_rows=len(ours.source) if ours else 0,
+        config=module.run_config or _config_of(module),
+        step=trainer.global_step,
+        epoch=trainer.current_epoch,
+        samples_seen=module.samples_seen,
+        seconds=module.seconds,
+    )
+
+
+def _config_of(module: ContrastiveModule) -> TrainConfig:
+    """What is known of a run that a user's own script started."""
+    assert isinstance(module.optimizer_config, OptimizerConfig)
+    return TrainConfig(model=module.model_name, optimizer=module.optimizer_config)

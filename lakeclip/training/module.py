@@ -1,0 +1,224 @@
+"""The training step, as a LightningModule: what happens to a batch from the moment the loader hands it over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.nn import functional as F
+
+from lakeclip.config.schema import ModelConfig, OptimizerConfig, TrainConfig
+from lakeclip.errors import ConfigError
+from lakeclip.evaluation.retrieval import retrieval_metrics
+from lakeclip.losses import contrastive_loss
+from lakeclip.models.clip import CLIP
+from lakeclip.models.dual_encoder import DualEncoder
+from lakeclip.models.zoo import model_config, model_config_from_dict
+from lakeclip.training import lineage
+from lakeclip.training.microbatch import backward_through_batch
+from lakeclip.training.optimizers import MAX_LOGIT_SCALE, adamw, with_paper_values
+from lakeclip.training.schedule import warmup_cosine, warmup_steps
+
+
+class ContrastiveModule(L.LightningModule):
+    """Trains two towers to agree on pairs. Any dataloader will do whose batches hold images first and texts second.
+
+    Args:
+        model: the towers.
+        model_name: what to call the model; the paper's names bring the paper's learning rate.
+        minibatch_size: embed at most this many pairs at a time; the whole batch when None or 0.
+        optimizer: learning rate, decay and warm-up; what it leaves open is the paper's.
+    """
+
+    def __init__(
+        self,
+        model: CLIP | DualEncoder,
+        *,
+        model_name: str,
+        minibatch_size: int | None = None,
+        optimizer: OptimizerConfig | None = None,
+    ) -> None:
+        super().__init__()
+        if minibatch_size is not None and minibatch_size < 0:
+            raise ConfigError(
+                f"a minibatch_size of {minibatch_size} is asked for", allowed="a positive number of pairs"
+            )
+        # The step back-propagates once per micro-batch, so it calls the optimiser itself.
+        self.automatic_optimization = False
+        self.model = model
+        self.model_name = model_name
+        self.minibatch_size = minibatch_size or None
+        is_resnet = not (isinstance(model, CLIP) and model.config.vision_patch_size)
+        self.optimizer_config = with_paper_values(optimizer or OptimizerConfig(), model_name, is_resnet=is_resnet)
+        #: What the run was started with, for the checkpoint; set by `run.train`.
+        self.run_config: TrainConfig | None = None
+        #: Pairs over all processes so far, those before a resume included.
+        self.samples_seen = 0
+        #: Seconds of training in the parts of the run before this one.
+        self.seconds_before = 0.0
+        self._started = time.perf_counter()
+        self._validation_features: list[tuple[Tensor, Tensor]] = []
+
+    def embed(self, images: Tensor, texts: Any) -> tuple[Tensor, Tensor]:
+        """Unit-length features of both sides, each (batch, embed), in float32 or better."""
+        return _unit(self.model.encode_image(images)), _unit(self.model.encode_text(texts))
+
+    def forward(self, images: Tensor, texts: Any) -> tuple[Tensor, Tensor]:
+        """The same as `embed`, so that calling the module gives the features that the loss compares."""
+        return self.embed(images, texts)
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of the training so far, validation and earlier parts of the run included."""
+        return self.seconds_before + time.perf_counter() - self._started
+
+    def on_train_start(self) -> None:
+        """The clock of the run starts with its first step."""
+        self._started = time.perf_counter()
+
+    # ── the step ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Embed, compare over the global batch, back-propagate, update, cap the temperature."""
+        optimizer = self.optimizers(use_pl_optimizer=True)
+        assert not isinstance(optimizer, list)
+        optimizer.zero_grad()
+        result = backward_through_batch(
+            batch[0],
+            batch[1],
+            model=self.model,
+            embed=self.embed,
+            loss=contrastive_loss,
+            logit_scale=self.model.logit_scale,
+            minibatch_size=self.minibatch_size,
+            backward=self.manual_backward,
+            no_sync=self._no_sync,
+        )
+        optimizer.step()
+        self.lr_schedulers().step()  # type: ignore[union-attr]
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+
+        self.samples_seen += len(batch[0]) * self.trainer.world_size
+
+        # Each process's loss is a mean over its own pairs; the mean of those is the loss of the global batch.
+        self.log("train/loss", result.loss, prog_bar=True, sync_dist=True, batch_size=len(batch[0]))
+        self.log("train/lr", optimizer.param_groups[0]["lr"])
+        self.log("train/logit_scale", self.model.logit_scale.detach().exp())
+        return result.loss
+
+    def _no_sync(self) -> AbstractContextManager[Any]:
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+
+    # ── the optimiser ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW over weights and gains, and the schedule over the run's true number of steps."""
+        total = self.trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise ConfigError(
+                "the length of the run is unknown, and the learning rate's schedule needs it",
+                found="a dataloader without a length, or max_epochs=-1",
+                next_step="give the trainer max_steps",
+            )
+        total = int(total)
+        warmup = warmup_steps(total, self.optimizer_config.warmup_steps)
+        optimizer = self.make_optimizer()
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warmup_cosine(step, warmup=warmup, total=total)
+        )
+        return [optimizer], [schedule]
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """The paper's: Adam with decoupled weight decay on weights, not on gains and biases."""
+        return adamw(self.model, self.optimizer_config)
+
+    # ── validation ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Loss over this batch, and its features for the retrieval over the whole split."""
+        image_features, text_features = self.embed(batch[0], batch[1])
+        # Processes may hold a different number of rows here, so each compares within its own batch.
+        logits = self.model.logit_scale.exp() * image_features @ text_features.T
+        own = torch.arange(len(logits), device=logits.device)
+        loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        self.log("val/loss", loss, batch_size=len(logits), on_epoch=True, sync_dist=True, prog_bar=True)
+        self._validation_features.append((image_features.cpu(), text_features.cpu()))
+
+    def on_validation_epoch_end(self) -> None:
+        """Retrieval both ways over all validation rows of all processes."""
+        features, self._validation_features = self._validation_features, []
+        if dist.is_available() and dist.is_initialized():
+            everyone: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(everyone, features)
+            features = [pair for part in everyone for pair in part]
+        if not features:
+            return
+        images, texts = (torch.cat(side) for side in zip(*features, strict=True))
+        scores = retrieval_metrics(images, texts, torch.arange(len(images)))
+        for direction, ranks in (("image_to_text", scores.image_to_text), ("text_to_image", scores.text_to_image)):
+            for k, recall in ranks.recall.items():
+                self.log(f"val/{direction}_R@{k}", recall, rank_zero_only=True)
+
+    # ── checkpoints ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write where the weights come from beside them."""
+        checkpoint["lakeclip"] = lineage.of(self)
+        checkpoint["samples_seen"] = self.samples_seen
+        checkpoint["seconds"] = self.seconds
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on counting where the checkpoint was written."""
+        self.samples_seen = checkpoint.get("samples_seen", 0)
+        self.seconds_before = checkpoint.get("seconds", 0.0)
+
+
+class CLIPWrapper(ContrastiveModule):
+    """CLIP from scratch.
+
+    Args:
+        model_name: one of `lakeclip models`, or a name of your own with a `config`.
+        config: the model's sizes, as in `lakeclip/models/configs`; by default those of `model_name`.
+        minibatch_size: embed at most this many pairs at a time, for the same gradients in less memory.
+        optimizer: learning rate, decay and warm-up; by default the paper's.
+
+    Raises:
+        ModelError: the name is unknown and no config is given, or the config cannot make a model.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        config: ModelConfig | Mapping[str, Any] | None = None,
+        minibatch_size: int | None = None,
+        *,
+        optimizer: OptimizerConfig | None = None,
+    ) -> None:
+        if config is None:
+            config = model_config(model_name)
+        elif not isinstance(config, ModelConfig):
+            config = model_config_from_dict(model_name, config)
+        super().__init__(CLIP(config), model_name=model_name, minibatch_size=minibatch_size, optimizer=optimizer)
+        self.save_hyperparameters(
+            {"model_name": model_name, "config": _plain(asdict(config)), "minibatch_size": minibatch_size}
+        )
+
+
+def _unit(features: Tensor) -> Tensor:
+    """Half precision has too few digits to divide by a length."""
+    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}

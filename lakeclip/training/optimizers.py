@@ -1,0 +1,66 @@
+"""Adam with decoupled weight decay, as the paper used it (Radford et al. 2021, section 2.5 and table 19)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from lakeclip.config.schema import OptimizerConfig
+
+#: exp(logit_scale) may not pass 100; there is no lower bound (section 2.5).
+MAX_LOGIT_SCALE = math.log(100)
+
+_PAPER_LR = {
+    "RN50": 5e-4,
+    "RN101": 5e-4,
+    "RN50x4": 5e-4,
+    "RN50x16": 4e-4,
+    "RN50x64": 3.6e-4,
+    "ViT-B/32": 5e-4,
+    "ViT-B/16": 5e-4,
+    "ViT-L/14": 4e-4,
+    "ViT-L/14-336px": 2e-5,
+}
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+
+
+def with_paper_values(config: OptimizerConfig, model: str, *, is_resnet: bool) -> OptimizerConfig:
+    """Fill in what the configuration leaves open with the paper's value for the model, or for its kind of tower."""
+    return replace(
+        config,
+        lr=config.lr if config.lr is not None else _PAPER_LR.get(model, 5e-4),
+        betas=config.betas or ((0.9, 0.999) if is_resnet else (0.9, 0.98)),
+        eps=config.eps if config.eps is not None else (1e-8 if is_resnet else 1e-6),
+    )
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: weights, which decay, and gains, biases and scalars, which do not."""
+    gains_and_biases = {
+        id(parameter)
+        for part in module.modules()
+        for name, parameter in part.named_parameters(recurse=False)
+        if isinstance(part, _NORMS) or name.endswith("bias") or parameter.ndim == 0
+    }
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trainable if id(p) not in gains_and_biases], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if id(p) in gains_and_biases], "weight_decay": 0.0},
+    ]
+
+
+def adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """The optimiser for a module's trainable parameters, in its fused form.
+
+    Args:
+        config: complete, as `with_paper_values` returns it.
+    """
+    assert config.lr is not None
+    assert config.betas is not None
+    assert config.eps is not None
+    groups = parameter_groups(module, config.weight_decay)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
