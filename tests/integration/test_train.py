@@ -1,0 +1,115 @@
+"""Whole runs of `lakeclip train`: what they leave, how they stop and go on, and one process against two."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lakeclip.checkpoints.native import load, read_checkpoint
+from lakeclip.cli.app import main
+
+LAKECLIP = str(Path(sys.executable).parent / "lakeclip")
+
+
+def words(lake: Path, models: Path, runs: Path, name: str, *more: str) -> list[str]:
+    data = ["--lake", str(lake), "--val-fraction", "0.1", "--batch-size", "8", "--num-workers", "0"]
+    model = ["--model", "tiny-vit", "--model-config", str(models), "--lr", "1e-3"]
+    return ["train", *data, *model, "--runs", str(runs), "--name", name, "--accelerator", "cpu", *more]
+
+
+def curves(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(run / "checkpoints/last.ckpt").state_dict
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [LAKECLIP, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def test_a_run_leaves_everything_and_is_quiet(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
+    with start(words(pairs_lake, tiny_models, tmp_path, "a", "--max-epochs", "2", "--val-every-steps", "9")) as process:
+        output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    assert errors == "", "nothing but mistakes goes to a pipe"
+    assert "trained" in output
+    run = tmp_path / "a"
+    for name in ("config.yaml", "metrics.csv", "report.html", "checkpoints/best.ckpt", "checkpoints/last.ckpt"):
+        assert (run / name).stat().st_size > 0, name
+    assert list((run / "tensorboard").glob("events*"))
+    rows = curves(run)
+    assert [row for row in rows if row["train/loss"] and row["train/samples_per_second"]]
+    assert [row for row in rows if row["val/loss"] and row["val/image_to_text_R@5"]]
+
+    model, tokenize, _ = load(run)
+    with torch.no_grad():
+        assert model.encode_text(tokenize(["a red circle"])).shape == (1, 32)
+    lineage = read_checkpoint(run).lineage
+    assert lineage["data"]["path"] == str(pairs_lake)
+    assert lineage["config"]["optimizer"]["lr"] == 1e-3
+    assert lineage["config"]["optimizer"]["betas"] == (0.9, 0.98), "the paper's, filled in"
+
+
+def test_ctrl_c_leaves_a_checkpoint_that_resumes_to_the_same_end(
+    pairs_lake: Path, tiny_models: Path, tmp_path: Path
+) -> None:
+    """The run that was stopped in the middle of an epoch ends with the weights of one that was not."""
+    more = ("--max-epochs", "12", "--val-every-steps", "50")
+    main(words(pairs_lake, tiny_models, tmp_path, "whole", *more))
+    with start(words(pairs_lake, tiny_models, tmp_path, "cut", *more)) as process:
+        metrics = tmp_path / "cut/metrics.csv"
+        while process.poll() is None and not metrics.exists():
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=240)
+    assert process.returncode == 130, output + errors
+    assert "Traceback" not in errors
+    assert f"lakeclip train --resume {tmp_path / 'cut'}" in output
+    total = read_checkpoint(tmp_path / "whole/checkpoints/last.ckpt").lineage["progress"]
+    reached = read_checkpoint(tmp_path / "cut/checkpoints/last.ckpt").lineage["progress"]
+    assert 0 < reached["step"] < total["step"]
+    main(["train", "--resume", str(tmp_path / "cut")])
+    assert read_checkpoint(tmp_path / "cut/checkpoints/last.ckpt").lineage["progress"] == total
+    expected = weights(tmp_path / "whole")
+    for key, value in weights(tmp_path / "cut").items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
+    steps = [int(row["step"]) for row in curves(tmp_path / "cut") if row["train/loss"]]
+    assert steps == sorted(set(steps)), "each step is in the curves once"
+    assert steps[0] < reached["step"], "the first part's curves are kept"
+
+
+def test_two_processes_equal_one(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
+    """Defects 6 and 19: the same global batches, so the same weights."""
+    main(words(pairs_lake, tiny_models, tmp_path, "one", "--max-steps", "4"))
+    two = words(pairs_lake, tiny_models, tmp_path, "two", "--max-steps", "4", "--devices", "2", "--strategy", "ddp")
+    two[two.index("--batch-size") + 1] = "4"
+    with start(two) as process:
+        output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, output + errors
+    expected = weights(tmp_path / "one")
+    for key, value in weights(tmp_path / "two").items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-3, atol=2e-5, msg=lambda m, k=key: f"{k}: {m}")
+    losses = [[row["train/loss"] for row in curves(tmp_path / name) if row["train/loss"]] for name in ("one", "two")]
+    assert [float(loss) for loss in losses[0]] == pytest.approx([float(loss) for loss in losses[1]], rel=1e-4)
+
+
+def test_micro_batches_equal_the_whole_batch(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
+    main(words(pairs_lake, tiny_models, tmp_path, "whole", "--max-steps", "3"))
+    main(words(pairs_lake, tiny_models, tmp_path, "parts", "--max-steps", "3", "--minibatch-size", "3"))
+    expected = weights(tmp_path / "whole")
+    for key, value in weights(tmp_path / "parts").items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-3, atol=2e-5, msg=lambda m, k=key: f"{k}: {m}")

@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lakeclip.checkpoints.native import Checkpoint, build, find_checkpoint, lineage, load, read_checkpoint
+from lakeclip.config.schema import DataConfig, ModelConfig, TrainConfig
+from lakeclip.errors import CheckpointError
+from lakeclip.lake.sources.scenes import scenes
+from lakeclip.models.clip import CLIP
+from lakeclip.text.tokenizer import Tokenizer
+
+TINY = ModelConfig(
+    embed_dim=16,
+    image_resolution=32,
+    vision_layers=1,
+    vision_width=64,
+    vision_patch_size=16,
+    context_length=24,
+    vocab_size=49408,
+    transformer_width=8,
+    transformer_heads=1,
+    transformer_layers=1,
+)
+TINY_RESNET = dataclasses.replace(TINY, vision_layers=(1, 1, 1, 1), vision_width=16, vision_patch_size=None)
+
+
+def content(config: ModelConfig = TINY, **changes: Any) -> dict[str, Any]:
+    """What a training run writes, with the things of Lightning's that matter here."""
+    torch.manual_seed(0)
+    state_dict = {f"model.{key}": value for key, value in CLIP(config).state_dict().items()}
+    entry = lineage(
+        model_name="tiny",
+        model_config=config,
+        tokenizer=Tokenizer(config.context_length),
+        data_path="/lakes/x",
+        data_version="abc@3",
+        query="width > 50",
+        num_rows=1000,
+        config=TrainConfig(model="tiny", data=DataConfig(lake="/lakes/x")),
+        step=10,
+        epoch=1,
+        samples_seen=640,
+        seconds=12.5,
+    )
+    return {
+        "state_dict": state_dict,
+        "lakeclip": entry,
+        "optimizer_states": [{"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"betas": (0.9, 0.98)}]}],
+        "callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(0.5), "best_k_models": {}}},
+        "epoch": 1,
+    } | changes
+
+
+def save(path: Path, value: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(value, path)
+    return path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    save(tmp_path / "run/checkpoints/last.ckpt", content())
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("config", [TINY, TINY_RESNET], ids=["ViT", "RN"])
+def test_a_model_comes_back_ready_to_encode(tmp_path: Path, config: ModelConfig) -> None:
+    path = save(tmp_path / "x.ckpt", content(config))
+    model, tokenize, transform = load(path)
+    torch.manual_seed(0)
+    original = CLIP(config).eval()
+    assert not model.training
+    assert model.config == config
+    image = transform(next(iter(scenes("train", 1))).image)
+    assert image.shape == (3, 32, 32)
+    ids = tokenize(["a photo of a dog"])
+    assert ids.shape == (1, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode_image(image[None]), original.encode_image(image[None]))
+        torch.testing.assert_close(model.encode_text(ids), original.encode_text(ids))
+
+
+def test_the_weights_are_the_models_own_and_not_the_files(run: Path) -> None:
+    model = load(run).model
+    (run / "checkpoints/last.ckpt").write_bytes(b"")
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_the_lineage_says_where_the_weights_come_from(run: Path) -> None:
+    found = read_checkpoint(run)
+    assert found.path == run / "checkpoints/last.ckpt"
+    assert found.model_config == TINY
+    assert set(found.state_dict) == set(CLIP(TINY).state_dict())
+    assert found.lineage["format"] == 1
+    assert found.lineage["model"]["name"] == "tiny"
+    assert found.lineage["image_size"] == 32
+    words = {"kind": "clip-bpe", "fingerprint": Tokenizer.fingerprint, "context_length": 24}
+    assert found.lineage["tokenizer"] == words
+    assert found.lineage["data"] == {"path": "/lakes/x", "version": "abc@3", "query": "width > 50", "rows": 1000}
+    assert found.lineage["config"]["data"]["lake"] == "/lakes/x"
+    assert found.lineage["progress"] == {"step": 10, "epoch": 1, "samples_seen": 640, "seconds": 12.5}
+
+
+def test_a_run_gives_its_best_checkpoint_or_else_its_last(run: Path) -> None:
+    assert find_checkpoint(run) == run / "checkpoints/last.ckpt"
+    save(run / "checkpoints/best.ckpt", content())
+    assert find_checkpoint(run) == run / "checkpoints/best.ckpt"
+    assert find_checkpoint(str(run / "checkpoints/last.ckpt")) == run / "checkpoints/last.ckpt"
+
+
+def test_nothing_there(tmp_path: Path, run: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint at") as error:
+        load(tmp_path / "rnu")
+    assert str(run) in error.value.next_step
+    with pytest.raises(CheckpointError, match="no checkpoint at") as error:
+        load(tmp_path / "no/such/folder")
+    assert "no folder" in error.value.found
+
+
+def test_a_folder_that_is_no_run_says_what_is_in_it(tmp_path: Path, run: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="not a run") as error:
+        load(tmp_path / "empty")
+    assert error.value.found == "an empty folder"
+    with pytest.raises(CheckpointError, match="not a run") as error:
+        load(tmp_path)
+    assert "run/" in error.value.found
+    assert str(run) in error.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"", "is empty"),
+        (b"hello, this is a text", "not a checkpoint"),
+        (pickle.dumps({"a": 1}), "not a checkpoint"),
+        (b"PK\x03\x04 and nothing else", "truncated"),
+    ],
+)
+def test_files_that_are_something_else(tmp_path: Path, data: bytes, what: str) -> None:
+    (tmp_path / "x.ckpt").write_bytes(data)
+    with pytest.raises(CheckpointError, match=what):
+        load(tmp_path / "x.ckpt")
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.999])
+def test_a_truncated_file(run: Path, share: float) -> None:
+    path = run / "checkpoints/last.ckpt"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(CheckpointError, match="truncated"):
+        load(run)
+
+
+def test_bit_rot_in_the_weights(run: Path) -> None:
+    path = run / "checkpoints/last.ckpt"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load(run)
+
+
+def test_a_zip_that_torch_did_not_write(tmp_path: Path) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "x.ckpt", "w") as archive:
+        archive.writestr("a.txt", "a")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load(tmp_path / "x.ckpt")
+
+
+class Bomb:
+    ran = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _explode, ()
+
+
+def _explode() -> None:
+    Bomb.ran = True
+
+
+def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.ckpt", content(bomb=Bomb()))
+    with pytest.raises(CheckpointError, match="was refused") as error:
+        load(path)
+    assert "_explode" in error.value.found
+    assert not Bomb.ran
+
+
+@pytest.mark.parametrize("value", [{"state_dict": {}}, {}, [1, 2], torch.zeros(3), {"lakeclip": 3}])
+def test_a_torch_file_without_lineage(tmp_path: Path, value: object) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint of lakeclip"):
+        load(save(tmp_path / "x.ckpt", value))
+
+
+def test_towers_of_the_users_own(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="towers of your own"):
+        load(save(tmp_path / "x.ckpt", content(lakeclip=None)))
+
+
+def test_a_format_of_the_future(tmp_path: Path) -> None:
+    entry = content()["lakeclip"] | {"format": 2, "version": "9.0"}
+    with pytest.raises(CheckpointError, match="does not read") as error:
+        load(save(tmp_path / "x.ckpt", content(lakeclip=entry)))
+    assert error.value.found == "format 2, written by lakeclip 9.0"
+
+
+def test_an_incomplete_lineage(tmp_path: Path) -> None:
+    entry = content()["lakeclip"]
+    del entry["data"]
+    del entry["model"]["name"]
+    with pytest.raises(CheckpointError, match="incomplete") as error:
+        load(save(tmp_path / "x.ckpt", content(lakeclip=entry)))
+    assert error.value.found == "without model.name, data"
+
+
+def test_sizes_that_are_not_a_models(tmp_path: Path) -> None:
+    entry = content()["lakeclip"]
+    entry["model"]["config"]["depth"] = entry["model"]["config"].pop("embed_dim")
+    with pytest.raises(CheckpointError, match="does not describe its model") as error:
+        load(save(tmp_path / "x.ckpt", content(lakeclip=entry)))
+    assert error.value.found == "no embed_dim; unknown depth"
+
+
+def test_another_model_than_expected_lists_what_differs(run: Path) -> None:
+    assert read_checkpoint(run, expect=TINY).model_config == TINY
+    with pytest.raises(CheckpointError, match="another model, tiny") as error:
+        read_checkpoint(run, expect=dataclasses.replace(TINY, embed_dim=32, vision_layers=12))
+    assert error.value.found == "embed_dim 16, vision_layers 1"
+    assert error.value.allowed == "embed_dim 32, vision_layers 12"
+
+
+def _without(state_dict: dict[str, Tensor], key: str) -> dict[str, Tensor]:
+    return {name: value for name, value in state_dict.items() if name != key}
+
+
+def test_weights_that_do_not_fit_the_sizes(tmp_path: Path) -> None:
+    weights = _without(content()["state_dict"], "model.ln_final.bias")
+    weights |= {"model.extra": torch.zeros(1), "model.text_projection": torch.zeros(8, 4)}
+    with pytest.raises(CheckpointError, match="do not fit its model, tiny") as error:
+        load(save(tmp_path / "x.ckpt", content(state_dict=weights)))
+    assert error.value.found == "no ln_final.bias; unknown extra; text_projection is (8, 4), not (8, 16)"
+
+
+@pytest.mark.parametrize("weights", [{}, None, {"net.weight": torch.zeros(1)}])
+def test_no_weights_of_a_model(tmp_path: Path, weights: object) -> None:
+    with pytest.raises(CheckpointError, match="holds no model"):
+        load(save(tmp_path / "x.ckpt", content(state_dict=weights)))
+
+
+def test_impossible_sizes(run: Path) -> None:
+    found = read_checkpoint(run)
+    wrong = Checkpoint(found.path, found.lineage, dataclasses.replace(TINY, vision_patch_size=None), found.state_dict)
+    with pytest.raises(CheckpointError, match="sizes that no model has"):
+        build(wrong)
+
+
+def test_another_tokenizer(tmp_path: Path) -> None:
+    entry = content()["lakeclip"]
+    entry["tokenizer"]["fingerprint"] = "0" * 64
+    with pytest.raises(CheckpointError, match="another tokenizer"):
+        load(save(tmp_path / "x.ckpt", content(lakeclip=entry)))
+
+
+def test_token_ids_of_the_users_own_dataloader(tmp_path: Path) -> None:
+    entry = content()["lakeclip"]
+    entry["tokenizer"] = {"kind": "own", "fingerprint": "", "context_length": 24}
+    path = save(tmp_path / "x.ckpt", content(lakeclip=entry))
+    with pytest.raises(CheckpointError, match="dataloader of your own"):
+        load(path)
+    assert read_checkpoint(path).state_dict
+
+
+def test_a_lineage_without_a_lake_or_tokenizer_is_plain_too(tmp_path: Path) -> None:
+    entry = lineage(
+        model_name="RN",
+        model_config=TINY_RESNET,
+        tokenizer=None,
+        data_path="",
+        data_version="",
+        query=None,
+        num_rows=0,
+        config=TrainConfig(),
+        step=0,
+        epoch=0,
+        samples_seen=0,
+    )
+    path = save(tmp_path / "x.ckpt", content(TINY_RESNET, lakeclip=entry))
+    assert read_checkpoint(path).model_config.vision_layers == (1, 1, 1, 1)

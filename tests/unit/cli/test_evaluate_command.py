@@ -1,0 +1,212 @@
+"""`lakeclip evaluate`, on lakes of drawn scenes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lakeclip.checkpoints.native import lineage
+from lakeclip.cli.evaluate import run
+from lakeclip.cli.report import Effort, ZeroShotTest, make_report
+from lakeclip.config.schema import DataConfig, ModelConfig, TrainConfig
+from lakeclip.errors import CheckpointError, ConfigError, DataError, DeviceError, LakeError, OutputError
+from lakeclip.lake import engine
+from lakeclip.lake.ingest import fill_lake
+from lakeclip.lake.sources.base import Samples
+from lakeclip.lake.sources.scenes import scenes
+from lakeclip.models.clip import CLIP
+from lakeclip.text.tokenizer import Tokenizer
+
+TINY = ModelConfig(
+    embed_dim=16,
+    image_resolution=32,
+    vision_layers=1,
+    vision_width=64,
+    vision_patch_size=16,
+    context_length=24,
+    vocab_size=49408,
+    transformer_width=8,
+    transformer_heads=1,
+    transformer_layers=1,
+)
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = str(tmp_path_factory.mktemp("lakes") / "unseen")
+    fill_lake([Samples("scenes", scenes("unseen", 40), 40)], path)
+    return path
+
+
+@pytest.fixture
+def a_run(tmp_path: Path, lake: str) -> Path:
+    folder = tmp_path / "a-run"
+    (folder / "checkpoints").mkdir(parents=True)
+    torch.manual_seed(0)
+    entry = lineage(
+        model_name="tiny",
+        model_config=TINY,
+        tokenizer=Tokenizer(24),
+        data_path=lake,
+        data_version="1",
+        query=None,
+        num_rows=40,
+        config=TrainConfig(model="tiny", data=DataConfig(lake=lake, val_fraction=0.25)),
+        step=3,
+        epoch=0,
+        samples_seen=96,
+    )
+    weights = {f"model.{key}": value for key, value in CLIP(TINY).state_dict().items()}
+    torch.save({"state_dict": weights, "lakeclip": entry}, folder / "checkpoints/last.ckpt")
+    (folder / "metrics.csv").write_text("step,train/loss\n1,3.5\n2,3.1\n3,2.9\n")
+    return folder
+
+
+def test_zeroshot(a_run: Path, lake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "scores.json"
+    run(["zeroshot", "--checkpoint", str(a_run), "--lake", lake, "--label-column", "label", "--json", str(file)])
+    content = json.loads(file.read_text())
+    assert content["num_samples"] == 40
+    assert 0 <= content["top1"] <= content["top5"] <= 1
+    assert len(content["classes"]) == 8
+    assert content["lake"] == lake
+    shown = capsys.readouterr()
+    assert f"{content['top1']:.1%}" in shown.out
+    assert "red circle" in shown.out
+    assert "× chance (12.5%)" in shown.out
+    assert shown.err == ""
+
+
+def test_zeroshot_with_a_query_own_classes_and_templates(a_run: Path, lake: str, tmp_path: Path) -> None:
+    file, templates = tmp_path / "scores.json", tmp_path / "t.txt"
+    templates.write_text("{}\nthe {}\n")
+    flags = f"--checkpoint {a_run}/checkpoints/last.ckpt --lake {lake} --label-column label --batch-size 3 --device cpu"
+    flags += f" --templates {templates} --json {file}"
+    query, classes = "label == 'red circle'", "red circle,blue star"
+    run(["zeroshot", *flags.split(), "--query", query, "--classes", classes])
+    content = json.loads(file.read_text())
+    assert content["num_samples"] == 5
+    assert content["classes"] == ["red circle", "blue star"]
+    assert content["templates"] == ["{}", "the {}"]
+
+
+def test_zeroshot_needs_no_captions(a_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A lake from elsewhere: pictures and numbers, and nothing to train on."""
+    samples = list(scenes("unseen", 4))
+    deeplake = engine.deeplake()
+    dataset = deeplake.create(str(tmp_path / "other"))
+    dataset.add_column("photo", deeplake.types.Bytes())
+    dataset.add_column("species", deeplake.types.Int64())
+    dataset.append({"photo": [sample.image for sample in samples], "species": [0, 1, 1, 0]})
+    dataset.commit()
+    run(
+        f"zeroshot --checkpoint {a_run} --lake {tmp_path}/other --label-column species --classes cat,dog "
+        "--image-column photo".split()
+    )
+    assert "cat" in capsys.readouterr().out
+
+
+def test_retrieval_from_a_lake_and_from_a_folder(
+    a_run: Path, lake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, file = tmp_path / "pairs", tmp_path / "scores.json"
+    folder.mkdir()
+    for sample in scenes("unseen", 40):
+        (folder / f"{sample.key}.jpg").write_bytes(sample.image)
+        (folder / f"{sample.key}.txt").write_text("\n".join(sample.captions))
+    found = []
+    for data in (["--lake", lake], ["--folder", str(folder)]):
+        run(["retrieval", "--checkpoint", str(a_run), *data, "--json", str(file)])
+        found.append(json.loads(file.read_text()))
+        assert "text → image" in capsys.readouterr().out
+    for content in found:
+        assert (content["num_images"], content["num_texts"]) == (40, 80)
+        for direction in ("image_to_text", "text_to_image"):
+            assert set(content[direction]) == {"R@1", "R@5", "R@10", "median_rank"}
+            assert 0 <= content[direction]["R@1"] <= content[direction]["R@10"] <= 1
+    assert found[0]["text_to_image"] == pytest.approx(found[1]["text_to_image"], abs=0.02)
+
+
+def test_report(a_run: Path, lake: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run(["report", "--run", str(a_run), "--lake", lake, "--label-column", "label", "--match-column", "scene"])
+    shown = capsys.readouterr()
+    assert str(a_run / "report.html") in shown.out
+    assert shown.err == ""
+    page = (a_run / "report.html").read_text()
+    assert "Zero-shot on unseen:" in page
+    assert "Among 10 images and 20 captions" in page
+    assert "What it finds" in page
+
+
+def test_a_report_of_several_tests(a_run: Path, lake: str) -> None:
+    tests = [ZeroShotTest("First", lake, "label", "About."), ZeroShotTest("Second", lake, "label", templates="scenes")]
+    page, scores = make_report(a_run, tests, effort=Effort(device="cpu"))
+    assert [score.title for score in scores] == ["First", "Second"]
+    assert scores[0].result.num_samples == 40
+    assert "<h1>First: " in page.read_text()
+
+
+def test_a_report_goes_on_without_the_training_data(
+    a_run: Path, lake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = a_run / "checkpoints/last.ckpt"
+    content = torch.load(path, weights_only=True)
+    content["lakeclip"]["data"]["path"] = str(tmp_path / "gone")
+    torch.save(content, path)
+    run(["report", "--run", str(a_run)])
+    assert "goes without retrieval" in capsys.readouterr().err
+    assert "What it finds" not in (a_run / "report.html").read_text()
+
+
+def test_what_cannot_be_written_is_found_out_before_the_work(tmp_path: Path) -> None:
+    """No checkpoint and no lake either: the output is looked at first."""
+    nothing = ["--checkpoint", str(tmp_path / "none"), "--lake", str(tmp_path / "none")]
+    for file in (tmp_path, tmp_path / "no/such/folder.json"):
+        with pytest.raises(OutputError, match="cannot write"):
+            run(["zeroshot", *nothing, "--label-column", "label", "--json", str(file)])
+        with pytest.raises(OutputError, match="cannot write"):
+            run(["retrieval", *nothing, "--json", str(file)])
+
+
+def test_a_failed_evaluation_leaves_the_old_scores(tmp_path: Path) -> None:
+    file = tmp_path / "scores.json"
+    for before in (None, "old"):
+        if before:
+            file.write_text(before)
+        with pytest.raises(CheckpointError):
+            run(f"zeroshot --checkpoint {tmp_path} --lake x --label-column y --json {file}".split())
+        assert (file.read_text() if file.exists() else None) == before
+
+
+def test_combinations_that_cannot_work(a_run: Path, lake: str, tmp_path: Path) -> None:
+    model = ["--checkpoint", str(a_run)]
+    with pytest.raises(ConfigError, match="retrieval needs data"):
+        run(["retrieval", *model])
+    with pytest.raises(ConfigError, match="both a lake and a folder"):
+        run(["retrieval", *model, "--lake", lake, "--folder", str(tmp_path)])
+    with pytest.raises(ConfigError, match="cannot be queried"):
+        run(["retrieval", *model, "--folder", str(tmp_path), "--query", "a > 1"])
+    with pytest.raises(ConfigError, match="needs labels"):
+        run(["report", "--run", str(a_run), "--lake", lake])
+    with pytest.raises(ConfigError, match="needs data"):
+        run(["report", "--run", str(a_run), "--label-column", "label"])
+    with pytest.raises(ConfigError, match="no run at"):
+        run(["report", "--run", str(tmp_path / "none")])
+    with pytest.raises(ConfigError, match="cannot work"):
+        run(["retrieval", *model, "--lake", lake, "--batch-size", "0"])
+    with pytest.raises(DeviceError, match="no device 'cuda:99'") as error:
+        run(["retrieval", *model, "--lake", lake, "--device", "cuda:99"])
+    assert "cpu" in error.value.found
+    with pytest.raises(LakeError, match="no column 'species'") as lake_error:
+        run(["zeroshot", *model, "--lake", lake, "--label-column", "species"])
+    assert "--label-column label" in lake_error.value.next_step
+
+
+def test_captions_that_are_not_there(a_run: Path, tmp_path: Path) -> None:
+    path = str(tmp_path / "silent")
+    fill_lake([Samples("scenes", (s._replace(captions=()) for s in scenes("unseen", 3)), 3)], path)
+    with pytest.raises(DataError, match="no captions to retrieve"):
+        run(["retrieval", "--checkpoint", str(a_run), "--lake", path])

@@ -1,0 +1,89 @@
+"""The shipped recipes, read by the door that a run reads them through."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import tyro
+
+from lakeclip.cli.train import TrainFlags
+from lakeclip.config.load import read_recipe, recipes_folder
+from lakeclip.config.schema import TrainConfig
+from lakeclip.models.zoo import model_config
+
+NAMES = sorted(path.stem for path in recipes_folder().glob("*.yaml"))
+#: Recipe → pairs in the data it is for, and the global batch that its comments promise.
+SIZES = {"small": (2_000, 128), "flickr": (8_000, 128), "cc3m": (3e6, 1024), "cc12m": (12e6, 2048)} | {
+    "laion400m": (400e6, 32_768)
+}
+
+
+def test_one_recipe_per_size_of_data_is_shipped() -> None:
+    assert sorted([*SIZES, "demo"]) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_is_read_by_its_name(name: str) -> None:
+    config = read_recipe(name)
+    assert model_config(config.model).embed_dim > 0
+    assert config.data.lake is None, "the data is the user's"
+    assert config.data.folder is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_flags_go_before_the_recipe(name: str) -> None:
+    """Precedence: default < recipe < flag."""
+    flags = tyro.cli(
+        TrainFlags,
+        args=["--lake", "my.lake", "--batch-size", "7"],
+        default=TrainFlags(recipe=name, config=read_recipe(name)),
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    data = dataclasses.replace(read_recipe(name).data, lake="my.lake", batch_size=7)
+    assert flags.config == dataclasses.replace(read_recipe(name), data=data)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_batch_and_the_hold_out_fit_the_data(name: str) -> None:
+    config, (pairs, batch) = read_recipe(name), SIZES[name]
+    trainer, data = config.trainer, config.data
+    assert data.batch_size * (trainer.devices or 1) * trainer.num_nodes == batch
+    assert f"{batch:,}" in (recipes_folder() / f"{name}.yaml").read_text() or trainer.devices is None
+    held_out = pairs * data.val_fraction
+    assert 100 <= held_out <= 2 * data.max_val_rows, "enough to score, and hardly more than is scored"
+    assert (pairs - held_out) // batch >= 10, "an epoch has steps"
+
+
+def test_the_paper_s_recipe_for_the_paper_s_size() -> None:
+    """Radford et al. 2021, section 2.5."""
+    config = read_recipe("laion400m")
+    assert config.optimizer == dataclasses.replace(TrainConfig().optimizer, warmup_steps=2000, weight_decay=0.2)
+    assert config.trainer.max_epochs == 32
+    assert config.optimizer.lr is None, "so that every model brings its own"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_says_what_it_is_for(name: str) -> None:
+    head = re.match(r"(#.*\n)+", (recipes_folder() / f"{name}.yaml").read_text())
+    assert head is not None, "a recipe opens with a comment"
+    if name != "demo":
+        for words in (f"lakeclip train --recipe {name}", "Why", "What to expect"):
+            assert words in head[0], words
+
+
+def test_the_help_names_the_shipped_recipes() -> None:
+    import inspect
+
+    source = inspect.getsource(TrainFlags)
+    named = re.search(r"the name of a shipped one \(([^)]*)\)", source)
+    assert named is not None
+    assert sorted(named[1].split(", ")) == sorted(SIZES), "the demo's is for `lakeclip demo`"
+
+
+def test_a_wheel_brings_the_recipes() -> None:
+    """In a wheel they lie inside the package; in a checkout beside it."""
+    text = (Path(__file__).parents[3] / "pyproject.toml").read_text()
+    assert 'recipes = "lakeclip/recipes"' in text

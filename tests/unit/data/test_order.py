@@ -1,0 +1,146 @@
+"""The order of the rows and the hold-out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lakeclip.data.order import BLOCK_ROWS, WINDOW_BLOCKS, Order, hold_out
+from lakeclip.errors import ConfigError
+
+# Around the sizes at which blocks and windows begin and end.
+EDGES = [BLOCK_ROWS, 2 * BLOCK_ROWS, WINDOW_BLOCKS * BLOCK_ROWS, 2 * WINDOW_BLOCKS * BLOCK_ROWS]
+SIZES = st.one_of(st.integers(1, 3000), st.sampled_from(EDGES).flatmap(lambda edge: st.integers(edge - 2, edge + 2)))
+
+
+def whole(num_rows: int, *, seed: int = 0, epoch: int = 0) -> np.ndarray:
+    return Order(num_rows, seed).rows(epoch, np.arange(num_rows))
+
+
+@given(SIZES, st.integers(0, 2**63), st.integers(0, 1000))
+def test_every_row_once_an_epoch(num_rows, seed, epoch):
+    assert np.array_equal(np.sort(whole(num_rows, seed=seed, epoch=epoch)), np.arange(num_rows))
+
+
+@given(SIZES, st.data())
+def test_any_positions_are_those_of_the_whole(num_rows, data):
+    positions = np.array(data.draw(st.lists(st.integers(0, num_rows - 1), max_size=20)), dtype=np.int64)
+    assert np.array_equal(Order(num_rows, 3).rows(5, positions), whole(num_rows, seed=3, epoch=5)[positions])
+
+
+def test_epochs_and_seeds_differ_and_repeat():
+    """Defect 20: never shuffled on the fast path."""
+    orders = [tuple(whole(500, seed=seed, epoch=epoch)) for seed in (0, 1) for epoch in (0, 1)]
+    assert len({*orders, tuple(range(500))}) == 5
+    assert tuple(whole(500, seed=1, epoch=1)) == orders[3]
+
+
+def test_the_order_is_the_same_in_every_version():
+    """Checkpoints hold positions, so what stands there must never change."""
+    assert whole(10).tolist() == [8, 2, 7, 1, 9, 6, 4, 5, 3, 0]
+    assert Order(400_000_000, 7).rows(3, np.array([0, 123_456_789, 399_999_999])).tolist() == [
+        190044956,
+        21389316,
+        161061628,
+    ]
+
+
+def test_without_shuffling_rows_stand_as_they_are():
+    positions = np.array([3, 1, 400])
+    assert Order(1000, shuffle=False).rows(7, positions) is positions
+
+
+def test_every_row_is_as_likely_at_every_position():
+    counts = np.zeros((300, 300))
+    for epoch in range(600):
+        counts[np.arange(300), whole(300, epoch=epoch)] += 1
+    expected = 600 / 300
+    freedom = 299**2
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert abs(chi_square - freedom) < 4 * (2 * freedom) ** 0.5
+
+
+def test_every_permutation_of_four_is_as_likely():
+    counts: dict[tuple[int, ...], int] = {}
+    for epoch in range(1_200):
+        order = tuple(whole(4, epoch=epoch))
+        counts[order] = counts.get(order, 0) + 1
+    assert len(counts) == 24
+    assert sum((count - 50) ** 2 / 50 for count in counts.values()) < 60
+
+
+def test_neighbours_come_from_different_blocks():
+    rows = whole(100_000)
+    same = rows[1:] // BLOCK_ROWS == rows[:-1] // BLOCK_ROWS
+    assert same.mean() < 1.2 / WINDOW_BLOCKS
+    assert abs(np.corrcoef(rows[1:], rows[:-1])[0, 1]) < 0.1
+    assert abs(np.corrcoef(rows, np.arange(len(rows)))[0, 1]) < 0.1
+
+
+def test_a_window_reads_few_blocks():
+    """Shuffled reading stays cheap: what stands together is stored together."""
+    rows = whole(100_000)
+    window = rows[: WINDOW_BLOCKS * BLOCK_ROWS]
+    assert len(np.unique(window // BLOCK_ROWS)) <= 2 * WINDOW_BLOCKS
+
+
+def test_memory_does_not_grow_with_the_rows():
+    import tracemalloc
+
+    order = Order(400_000_000, 1)
+    tracemalloc.start()
+    order.rows(2, np.arange(1_000_000, 1_000_256))
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
+@given(st.integers(2, 3000), st.floats(1e-6, 0.999))
+def test_hold_out_divides_and_leaves_no_side_empty(num_rows, fraction):
+    train, val = hold_out(num_rows, fraction)
+    train_rows, val_rows = train[np.arange(len(train))], val[np.arange(len(val))]
+    assert len(train) > 0
+    assert len(val) > 0
+    assert np.array_equal(np.sort(np.concatenate([train_rows, val_rows])), np.arange(num_rows))
+    assert (np.diff(train_rows) > 0).all()
+
+
+@given(st.integers(2, 2000), st.integers(0, 2000), st.floats(0.001, 0.999))
+def test_rows_added_later_move_no_earlier_row(num_rows, more, fraction):
+    _, before = hold_out(num_rows, fraction)
+    _, after = hold_out(num_rows + more, fraction)
+    later = after[np.arange(len(after))]
+    assert np.array_equal(before[np.arange(len(before))], later[later < num_rows])
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.02, 0.1, 0.3, 0.5, 0.8])
+def test_hold_out_takes_the_share_that_was_asked_for(fraction):
+    _, val = hold_out(1_000_000, fraction)
+    assert len(val) == pytest.approx(1_000_000 * fraction, abs=1)
+
+
+def test_hold_out_does_not_follow_a_pattern_of_the_data():
+    """Ten classes in turn: each has its share."""
+    _, val = hold_out(100_000, 0.1)
+    classes = np.bincount(val[np.arange(len(val))] % 10)
+    assert classes.min() > 850
+    assert classes.max() < 1150
+
+
+def test_the_division_is_the_same_in_every_version():
+    """Rows that were held out from an earlier run must stay so."""
+    _, val = hold_out(400_000_000, 0.02)
+    assert val[np.array([0, 1, 2, 7_999_999])].tolist() == [1, 97, 110, 399999975]
+
+
+def test_hold_out_of_nothing():
+    train, val = hold_out(7, 0)
+    assert (len(train), len(val)) == (7, 0)
+    assert train[np.arange(7)].tolist() == list(range(7))
+
+
+@pytest.mark.parametrize(("num_rows", "fraction"), [(1, 0.5), (0, 0.1), (10, 1.0), (10, -0.1), (10, float("nan"))])
+def test_hold_out_refuses(num_rows, fraction):
+    with pytest.raises(ConfigError, match="cannot hold out"):
+        hold_out(num_rows, fraction)

@@ -1,0 +1,60 @@
+"""What the tests of the evaluation read from: a small model, and scenes in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from lakeclip.config.schema import ModelConfig
+from lakeclip.lake.rows import Row
+from lakeclip.lake.sources.base import Sample
+from lakeclip.lake.sources.scenes import Split, scenes
+from lakeclip.models.clip import CLIP
+
+TINY = ModelConfig(
+    embed_dim=16,
+    image_resolution=32,
+    vision_layers=1,
+    vision_width=64,
+    vision_patch_size=16,
+    context_length=24,
+    vocab_size=49408,
+    transformer_width=8,
+    transformer_heads=1,
+    transformer_layers=1,
+)
+
+
+def tiny_clip() -> CLIP:
+    torch.manual_seed(0)
+    return CLIP(TINY).eval()
+
+
+class MemorySource:
+    """A `RowSource` of samples in memory; row numbers begin at 100, as a query's do."""
+
+    path = "memory"
+    version = "1"
+    query = None
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = list(samples)
+        names = self.samples[0].metadata
+        self.columns = {"image": "bytes", "captions": "text", **dict.fromkeys(names, "text")}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read(self, indices: Sequence[int]) -> list[Row]:
+        return [Row(100 + int(i), self.samples[int(i)].image, self.samples[int(i)].captions) for i in indices]
+
+    def column(self, name: str) -> list[object]:
+        return [sample.metadata.get(name) for sample in self.samples]
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        return dict(self.samples[index].metadata)
+
+
+def scenery(num: int = 12, split: Split = "unseen") -> MemorySource:
+    return MemorySource(list(scenes(split, num)))

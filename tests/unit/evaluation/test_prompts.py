@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lakeclip.errors import ConfigError
+from lakeclip.evaluation.prompts import (
+    DEFAULT_TEMPLATES,
+    clean_class_name,
+    fill,
+    find_templates,
+    template_problem,
+    template_sets,
+)
+
+
+def test_every_shipped_set_is_usable() -> None:
+    sets = template_sets()
+    assert {DEFAULT_TEMPLATES, "simple", "openai-7", "cifar", "scenes"} <= set(sets)
+    for entry in sets.values():
+        assert entry.about
+        assert entry.templates
+        assert len(set(entry.templates)) == len(entry.templates)
+        assert not any(template_problem(template) for template in entry.templates)
+    assert len(sets["openai-7"].templates) == 7
+    assert len(sets["cifar"].templates) == 18
+
+
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text(
+        "# remarks and empty lines\n\na sketch of a {}.\r\n  a {} in {} style \na sketch of a {}.\n", "utf-8"
+    )
+    assert find_templates(str(file)).templates == ("a sketch of a {}.", "a {} in {} style")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("a photo", "line 1: no {}"),
+        ("a {}.\na photo of {name}.", "line 2: no {}"),
+        ("a {} {", "line 1: a brace too many"),
+        ("", "no sentences"),
+        ("# nothing\n", "no sentences"),
+    ],
+)
+def test_a_file_that_holds_something_else_is_refused(tmp_path: Path, content: str, found: str) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match="does not hold templates") as error:
+        find_templates(str(file))
+    assert found in error.value.found
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_bytes(b"\xff\xfe{}\x80")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        find_templates(str(file))
+
+
+def test_an_unknown_name_lists_the_sets_and_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="no templates 'openai7'") as error:
+        find_templates("openai7")
+    assert "cifar" in error.value.allowed
+    assert error.value.next_step == "--templates openai-7"
+
+
+@pytest.mark.parametrize(
+    ("label", "name"), [("traffic_light", "traffic light"), ("  red  circle\n", "red circle"), ("T-shirt", "T-shirt")]
+)
+def test_class_names_are_cleaned(label: str, name: str) -> None:
+    assert clean_class_name(label) == name
+
+
+def test_a_name_with_braces_is_put_in_as_it_is() -> None:
+    assert fill(["a {}.", "{} or {}"], "{x}") == ["a {x}.", "{x} or {x}"]

@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lakeclip.errors import OutputError
+from lakeclip.evaluation.charts import draw_charts
+from lakeclip.evaluation.gallery import CaptionQuery, Gallery, ImageHit, ImageQuery, Picture, TextHit
+from lakeclip.evaluation.history import Curves
+from lakeclip.evaluation.prompts import TemplateSet
+from lakeclip.evaluation.report import FactGroup, RetrievalSection, RunFacts, ZeroShotSection, run_facts, write_report
+from lakeclip.evaluation.retrieval import Ranking, RetrievalResult
+from lakeclip.evaluation.zeroshot import ZeroShotResult
+
+EVIL = "<script>alert(1)</script>\" onload='x' & {{ 7*7 }}"
+FACTS = RunFacts("run-1", "ViT-B/32", (FactGroup("Data", (("lake", "/lakes/x"), ("rows", "1,234"))),))
+CURVES: Curves = {
+    "train/loss": [(step, 5.0 - step / 50) for step in range(1, 101)],
+    "train/lr": [(step, 1e-3) for step in range(1, 101)],
+    "val/loss": [(50, 4.2), (100, 3.4)],
+    "val/image_to_text_R@1": [(50, 0.1), (100, 0.25)],
+}
+VOID = {"meta", "img", "link", "br", "hr", "input"}
+
+
+def pixel() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (2, 2), "red").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def result(num_classes: int = 3, *, name: str = "class {}", right: int = 8) -> ZeroShotResult:
+    confusion = np.full((num_classes, num_classes), 1)
+    np.fill_diagonal(confusion, right)
+    names = tuple(name.replace("{}", str(i)) for i in range(num_classes))
+    top1 = float(np.trace(confusion) / confusion.sum())
+    return ZeroShotResult(names, confusion, top1, 1.0, TemplateSet("simple", "", ("a photo of a {}.",)))
+
+
+def gallery(caption: str) -> Gallery:
+    picture = Picture(pixel(), "image/png", caption)
+    hits = (ImageHit(picture, 0.9, True), ImageHit(picture, 0.5, False))
+    texts = (TextHit(caption, 0.8, False), TextHit("fine", 0.1, True))
+    return Gallery((CaptionQuery(caption, hits, 1, 600),), (ImageQuery(picture, texts, 2, 900),), "memory")
+
+
+class Page(HTMLParser):
+    """Tags in balance, and what stands in them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str | None]] = []
+        self.texts: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+def write(tmp_path: Path, **parts: object) -> Page:
+    given = {"facts": FACTS, "curves": {}} | parts
+    path = write_report(tmp_path, **given)  # type: ignore[arg-type]
+    assert path == tmp_path / "report.html"
+    return Page(path.read_text("utf-8"))
+
+
+def test_the_whole_page(tmp_path: Path) -> None:
+    ranking = Ranking({1: 0.5, 5: 0.75, 10: 1.0}, 2.0)
+    page = write(
+        tmp_path,
+        curves=CURVES,
+        zeroshot=[ZeroShotSection("Unseen pairs", result(), "Never shown."), ZeroShotSection("Seen pairs", result())],
+        retrieval=RetrievalSection(RetrievalResult(ranking, ranking, 600, 1200), "Rows held out."),
+        gallery=gallery("a dog"),
+    )
+    assert "Unseen pairs: 80.0%, 2.4× chance" in page.text
+    assert "Guessing would get 33.3%" in page.text
+    for words in ("Loss", "Retrieval on the validation split", "Commonest mistakes", "Class by class", "What it finds"):
+        assert words in page.text
+    assert "/lakes/x" in page.text
+    assert "rank 1 of 600" in page.text
+    assert "Rows held out." in page.text
+    assert page.tags.count("svg") == 3
+
+
+def test_it_fetches_nothing_and_runs_nothing(tmp_path: Path) -> None:
+    page = write(tmp_path, curves=CURVES, zeroshot=[ZeroShotSection("x", result(30))], gallery=gallery("a dog"))
+    assert not {"script", "link", "iframe", "object", "embed"} & set(page.tags)
+    for tag, name, value in page.attributes:
+        assert not name.startswith("on")
+        if name in ("src", "href", "xlink:href", "action"):
+            assert value is not None
+            assert value.startswith(("data:image/", "#")), (tag, name)
+    text = (tmp_path / "report.html").read_text("utf-8")
+    assert "default-src 'none'" in text
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#)", text)
+
+
+def test_whatever_comes_from_data_is_escaped(tmp_path: Path) -> None:
+    facts = RunFacts(EVIL, EVIL, (FactGroup("Data", (("lake", EVIL),)),))
+    section = ZeroShotSection(EVIL, result(name=EVIL + "{}"), EVIL)
+    page = write(tmp_path, facts=facts, curves=CURVES, zeroshot=[section], gallery=gallery(EVIL))
+    assert "script" not in page.tags
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    assert EVIL in page.text
+    assert ("img", "alt", EVIL) in page.attributes
+
+
+def test_right_and_wrong_are_told_without_colour(tmp_path: Path) -> None:
+    page = write(tmp_path, gallery=gallery("a dog"))
+    assert page.text.count("✓ right") == page.text.count("✗ wrong") == 2
+    frames = [
+        value for tag, name, value in page.attributes if (tag, name) == ("div", "class") and "frame" in str(value)
+    ]
+    assert frames == ["frame", "frame wrong"]
+
+
+def test_pictures_are_in_the_page(tmp_path: Path) -> None:
+    page = write(tmp_path, gallery=gallery("a dog"))
+    sources = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
+    assert len(sources) == 3
+    assert base64.b64decode(str(sources[0]).partition(",")[2]) == pixel()
+
+
+@pytest.mark.parametrize("num_classes", [2, 8, 24])
+def test_few_classes_are_a_table_with_their_names(tmp_path: Path, num_classes: int) -> None:
+    page = write(tmp_path, zeroshot=[ZeroShotSection("x", result(num_classes))])
+    titles = [value for tag, name, value in page.attributes if (tag, name) == ("td", "title")]
+    assert len(titles) == num_classes**2
+    assert f"class 0 called class 1: 1 of {8 + num_classes - 1}" in titles
+    assert "img" not in page.tags
+    assert "details" not in page.tags
+
+
+def test_many_classes_are_a_picture_and_a_folded_table(tmp_path: Path) -> None:
+    page = write(tmp_path, zeroshot=[ZeroShotSection("x", result(100))])
+    source = next(str(value) for tag, name, value in page.attributes if (tag, name) == ("img", "src"))
+    image = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
+    assert (image.size, image.mode) == ((100, 100), "RGBA")
+    assert image.getpixel((5, 5))[3] > image.getpixel((5, 6))[3] > 0
+    assert "the other 85 classes" in page.text
+    assert "class 99" in page.text
+
+
+def test_classes_without_images_and_without_mistakes(tmp_path: Path) -> None:
+    confusion = np.array([[4, 0, 0], [0, 4, 0], [0, 0, 0]])
+    perfect = ZeroShotResult(("a", "b", "c"), confusion, 1.0, 1.0, TemplateSet("t", "", ("{}",)))
+    page = write(tmp_path, zeroshot=[ZeroShotSection("x", perfect)])
+    assert "no images" in page.text
+    assert "None." in page.text
+
+
+def test_a_score_within_chance_is_called_that(tmp_path: Path) -> None:
+    page = write(tmp_path, zeroshot=[ZeroShotSection("x", result(3, right=1))])
+    assert "not distinguishable from guessing" in page.text
+
+
+def test_a_run_with_nothing_but_facts(tmp_path: Path) -> None:
+    page = write(tmp_path)
+    assert "ViT-B/32, trained" in page.text
+    assert "Training" not in page.text
+
+
+def test_retrieval_alone_is_the_headline(tmp_path: Path) -> None:
+    ranking = Ranking({1: 0.5, 5: 0.75, 10: 1.0}, 2.5)
+    page = write(tmp_path, retrieval=RetrievalSection(RetrievalResult(ranking, ranking, 10, 20)))
+    assert "Finds the right image first for 50.0% of captions" in page.text
+
+
+def test_an_old_report_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
+    write(tmp_path)
+    write(tmp_path, curves=CURVES)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_report(tmp_path / "gone", facts=FACTS, curves={})
+
+
+def test_charts_take_their_colours_from_the_page_and_share_no_ids() -> None:
+    charts = draw_charts(CURVES)
+    assert [chart.title for chart in charts] == ["Loss", "Retrieval on the validation split", "Learning rate"]
+    assert charts[0].latest == ("3", "3.4")
+    assert charts[1].latest == ("25.0%",)
+    assert "training 4.98 at first, 3 at last" in charts[0].summary
+    ids = [name for chart in charts for name in re.findall(r'\bid="([^"]+)"', chart.svg)]
+    assert len(ids) == len(set(ids))
+    for chart in charts:
+        assert chart.svg.startswith("<svg")
+        assert "var(--series-" in chart.svg
+        assert "width=" not in chart.svg[: chart.svg.index(">")]
+        for used in re.findall(r'(?:url\(|href=")#([^")]+)', chart.svg):
+            assert used in ids
+
+
+def test_facts_from_a_lineage() -> None:
+    lineage = {
+        "version": "0.1.0",
+        "model": {"name": "ViT-B/32", "config": {"embed_dim": 512}},
+        "image_size": 224,
+        "tokenizer": {"kind": "clip-bpe", "context_length": 77, "fingerprint": ""},
+        "data": {"path": "/lakes/x", "version": "abc@3", "query": "a > 1", "rows": 1000},
+        "config": {
+            "data": {"batch_size": 64, "val_fraction": 0.02, "resize_ratio": 0.75, "seed": 0},
+            "optimizer": {"lr": None, "weight_decay": 0.2, "warmup_steps": None},
+            "trainer": {"precision": "32"},
+        },
+        "progress": {"step": 1500, "epoch": 3, "samples_seen": 2500, "seconds": 3725.2},
+    }
+    facts = run_facts("demo", lineage, num_parameters=151_277_313, curves=CURVES)
+    values = {label: value for group in facts.groups for label, value in group.rows}
+    assert facts.model == "ViT-B/32"
+    assert values["lake"] == "/lakes/x"
+    assert values["query"] == "a > 1"
+    assert values["parameters"] == "151.3 million"
+    assert values["peak learning rate"] == "0.001"
+    assert values["passes over the data"] == "2.5"
+    assert values["training time"] == "1 h 2 min"
+    assert values["seed"] == "0"
+    assert "warm-up" not in values

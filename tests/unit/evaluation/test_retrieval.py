@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from lakeclip.evaluation.retrieval import CUTOFFS, Ranking, RetrievalResult, retrieval_metrics
+
+
+def dense(similarity: list[list[float]], right: list[set[int]]) -> Ranking:
+    """The definition, word for word: every order of the candidates that sorts them by similarity, averaged."""
+    hits: dict[int, list[float]] = {k: [] for k in CUTOFFS}
+    ranks = []
+    for row, wanted in zip(similarity, right, strict=True):
+        if not wanted:
+            continue
+        places = []
+        for order in itertools.permutations(range(len(row))):
+            if all(row[a] >= row[b] for a, b in itertools.pairwise(order)):
+                places.append(next(place for place, candidate in enumerate(order, start=1) if candidate in wanted))
+        ranks.append(statistics.mean(places))
+        for k in CUTOFFS:
+            hits[k].append(statistics.mean(place <= k for place in places))
+    return Ranking({k: statistics.mean(values) for k, values in hits.items()}, statistics.median(ranks))
+
+
+def assert_close(found: Ranking, wanted: Ranking) -> None:
+    assert found.recall == pytest.approx(wanted.recall)
+    assert found.median_rank == pytest.approx(wanted.median_rank)
+
+
+def one_hot(*classes: int) -> Tensor:
+    return F.one_hot(torch.tensor(classes), 8).float()
+
+
+def test_three_images_by_hand() -> None:
+    # similarities, images down and texts across:   t0 .9  t1 .5  t2 .1
+    images = torch.eye(3)
+    texts = torch.tensor([[0.9, 0.8, 0.0], [0.5, 0.6, 0.0], [0.1, 0.7, 0.3]])
+    result = retrieval_metrics(images, texts, torch.tensor([0, 1, 2]))
+    # image 0: t0 first. image 1: t0 .8 and t2 .7 stand before t1. image 2: t2 first.
+    assert result.image_to_text.to_json() == pytest.approx({"R@1": 2 / 3, "R@5": 1, "R@10": 1, "median_rank": 1})
+    # t0: first. t1: first. t2: image 1 (.7) before image 2 (.3).
+    assert result.text_to_image.to_json() == pytest.approx({"R@1": 2 / 3, "R@5": 1, "R@10": 1, "median_rank": 1})
+    assert (result.num_images, result.num_texts) == (3, 3)
+
+
+def test_several_captions_an_image_by_hand() -> None:
+    images = torch.eye(2)
+    texts = torch.tensor([[0.2, 0.9], [0.8, 0.1], [0.7, 0.3], [0.6, 0.5]])
+    result = retrieval_metrics(images, texts, torch.tensor([0, 0, 1, 1]))
+    # image 0 sorts t1 t2 t3 t0: its t1 leads. image 1 sorts t0 t3 t2 t1: its t3 is second.
+    assert result.image_to_text == Ranking({1: 0.5, 5: 1.0, 10: 1.0}, 1.5)
+    # t0 goes to image 1, wrong; t1 to 0, right; t2 and t3 to 0, wrong.
+    assert result.text_to_image == Ranking({1: 0.25, 5: 1.0, 10: 1.0}, 2.0)
+
+
+def test_a_perfect_model_and_its_opposite() -> None:
+    features = torch.eye(12)
+    perfect = retrieval_metrics(features, features, torch.arange(12))
+    assert perfect.image_to_text == perfect.text_to_image == Ranking({1: 1.0, 5: 1.0, 10: 1.0}, 1.0)
+    worst = retrieval_metrics(-features, features, torch.arange(12))
+    assert worst.image_to_text == worst.text_to_image == Ranking({1: 0.0, 5: 0.0, 10: 0.0}, 12.0)
+
+
+def test_a_model_that_maps_everything_to_one_point_scores_chance() -> None:
+    features = F.normalize(torch.ones(40, 7), dim=1)
+    result = retrieval_metrics(features, features, torch.arange(40))
+    for ranking in (result.image_to_text, result.text_to_image):
+        assert_close(ranking, Ranking({1: 1 / 40, 5: 5 / 40, 10: 10 / 40}, 20.5))
+
+
+def test_features_that_are_not_finite_score_chance_and_not_perfectly() -> None:
+    broken = torch.full((40, 7), torch.nan)
+    result = retrieval_metrics(broken, broken, torch.arange(40))
+    assert_close(result.text_to_image, Ranking({1: 1 / 40, 5: 5 / 40, 10: 10 / 40}, 20.5))
+
+
+def test_two_images_with_the_same_content_share_the_place() -> None:
+    result = retrieval_metrics(one_hot(0, 0, 1), one_hot(0, 0, 1), torch.tensor([0, 1, 2]))
+    assert_close(result.text_to_image, Ranking({1: 2 / 3, 5: 1.0, 10: 1.0}, 1.5))
+
+
+def test_the_same_content_with_rounding_still_ties() -> None:
+    torch.manual_seed(0)
+    features = F.normalize(torch.randn(6, 64), dim=1)
+    noisy = F.normalize(features + 1e-8 * torch.randn(6, 64), dim=1)
+    result = retrieval_metrics(torch.cat([features, noisy]), features, torch.arange(6))
+    assert result.text_to_image.recall[1] == pytest.approx(0.5)
+
+
+def test_an_image_without_captions_is_a_candidate_but_no_query() -> None:
+    result = retrieval_metrics(one_hot(0, 1, 2), one_hot(2, 1), torch.tensor([0, 1]))
+    # Image 1 finds its caption; to image 0 both are equally far. Caption 0 goes to image 2, caption 1 is right.
+    assert result.image_to_text.recall[1] == 0.75
+    assert result.text_to_image.recall[1] == 0.5
+    assert result.num_images == 3
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_equals_the_dense_definition(data: st.DataObject) -> None:
+    num_images = data.draw(st.integers(1, 5))
+    num_texts = data.draw(st.integers(1, 5))
+    owners = data.draw(st.lists(st.integers(0, num_images - 1), min_size=num_texts, max_size=num_texts))
+    # Few distinct values, so that ties are the rule. The texts are unit vectors: features are the matrix itself.
+    rows = st.lists(st.sampled_from([-0.5, 0.0, 0.25, 0.5]), min_size=num_texts, max_size=num_texts)
+    matrix = data.draw(st.lists(rows, min_size=num_images, max_size=num_images))
+    tile = data.draw(st.integers(1, 30))
+    result = retrieval_metrics(torch.tensor(matrix), torch.eye(num_texts), torch.tensor(owners), tile=tile)
+    texts_of = [{text for text, owner in enumerate(owners) if owner == image} for image in range(num_images)]
+    columns = [list(column) for column in zip(*matrix, strict=True)]
+    assert_close(result.image_to_text, dense(matrix, texts_of))
+    assert_close(result.text_to_image, dense(columns, [{owner} for owner in owners]))
+
+
+@given(st.integers(1, 2000))
+@settings(max_examples=20, deadline=None)
+def test_tiles_and_the_order_of_the_captions_do_not_matter(tile: int) -> None:
+    generator = torch.Generator().manual_seed(tile)
+    images = F.normalize(torch.randn(23, 16, generator=generator), dim=1)
+    owners = torch.randint(0, 23, (61,), generator=generator)
+    texts = F.normalize(images[owners] + 0.3 * torch.randn(61, 16, generator=generator), dim=1)
+    whole = retrieval_metrics(images, texts, owners)
+    order = torch.randperm(61, generator=generator)
+    pieces = retrieval_metrics(images, texts[order], owners[order], tile=tile)
+    assert_close(pieces.image_to_text, whole.image_to_text)
+    assert_close(pieces.text_to_image, whole.text_to_image)
+
+
+def test_json_has_the_promised_keys() -> None:
+    ranking = Ranking({1: 0.5, 5: 0.75, 10: 1.0}, 2.0)
+    assert RetrievalResult(ranking, ranking, 4, 8).to_json() == {
+        "image_to_text": {"R@1": 0.5, "R@5": 0.75, "R@10": 1.0, "median_rank": 2.0},
+        "text_to_image": {"R@1": 0.5, "R@5": 0.75, "R@10": 1.0, "median_rank": 2.0},
+        "num_images": 4,
+        "num_texts": 8,
+    }
+
+
+@pytest.mark.parametrize("owners", [[0, 1, 3], [0, 1, -1]])
+def test_indices_that_do_not_fit_are_refused(owners: list[int]) -> None:
+    with pytest.raises(ValueError, match="image_index_of_text"):
+        retrieval_metrics(torch.eye(3), torch.eye(3), torch.tensor(owners))
+
+
+def test_no_captions_are_refused() -> None:
+    with pytest.raises(ValueError, match="0 texts"):
+        retrieval_metrics(torch.eye(3), torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
+
+
+def test_a_thousand_images_with_five_captions_each_take_no_time() -> None:
+    torch.manual_seed(0)
+    images = F.normalize(torch.randn(1000, 64), dim=1)
+    owners = torch.arange(1000).repeat_interleave(5)
+    start = time.process_time()
+    retrieval_metrics(images, images[owners], owners)
+    assert time.process_time() - start < 5

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lakeclip.data.transforms import EvalTransform
+from lakeclip.evaluation.encode import encode_images, encode_texts
+from lakeclip.evaluation.labels import read_labels
+from lakeclip.evaluation.prompts import TemplateSet, find_templates
+from lakeclip.evaluation.zeroshot import ClassScore, ZeroShotResult, classifier_weights, count, zero_shot
+from lakeclip.text.tokenizer import Tokenizer
+from tests.unit.evaluation.scenery import scenery, tiny_clip
+
+TOKENIZE, TRANSFORM = Tokenizer(24), EvalTransform(32)
+
+
+def result(confusion: list[list[int]], top5: float = 1.0) -> ZeroShotResult:
+    counts = np.array(confusion)
+    names = tuple("abcdefgh"[: len(counts)])
+    return ZeroShotResult(names, counts, float(np.trace(counts) / counts.sum()), top5, TemplateSet("t", "", ("{}",)))
+
+
+def test_the_classifier_is_the_normalised_mean_of_normalised_sentences() -> None:
+    model = tiny_clip()
+    sentences = ["a photo of a {}.", "art of the {}, which is rather longer"]
+    weights = classifier_weights(model, TOKENIZE, ["dog", "cat", "cow"], sentences)
+    with torch.no_grad():
+        texts = TOKENIZE([s.format("cat") for s in sentences])
+        cat = F.normalize(F.normalize(model.encode_text(texts), dim=-1).mean(dim=0), dim=0)
+    torch.testing.assert_close(weights[1], cat)
+    torch.testing.assert_close(weights.norm(dim=-1), torch.ones(3))
+
+
+def test_counting_by_hand() -> None:
+    weights = torch.eye(7)
+    images = torch.tensor(
+        [
+            [0.9, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0],
+            [0.1, 0.9, 0.0, 0.0, 0.0, 0.0, 0.0],
+            [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3],
+            [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3],
+        ]
+    )
+    confusion, top5 = count(images, weights, torch.tensor([0, 0, 4, 5]))
+    assert confusion[0].tolist() == [1, 1, 0, 0, 0, 0, 0]
+    assert confusion[4].tolist() == confusion[5].tolist() == [1, 0, 0, 0, 0, 0, 0]
+    assert top5 == 3  # class 1 was second for the second image, 4 was fifth for the third; 5 is sixth for the last
+
+
+def test_fewer_than_five_classes_make_top5_certain() -> None:
+    _, top5 = count(torch.eye(2), torch.eye(2), torch.tensor([1, 0]))
+    assert top5 == 2
+
+
+def test_the_whole_way() -> None:
+    model, source = tiny_clip(), scenery(32)
+    labels, templates = read_labels(source, "label"), find_templates("scenes")
+    found = zero_shot(model, TOKENIZE, TRANSFORM, source, labels, templates, batch_size=7)
+    images = encode_images(model, source, TRANSFORM).features
+    texts = encode_texts(model, TOKENIZE, [t.format(c) for c in labels.classes for t in templates.templates])
+    weights = F.normalize(texts.view(8, 4, -1).mean(dim=1), dim=-1)
+    right = (images @ weights.T).argmax(dim=1) == torch.tensor(labels.targets)
+    assert found.top1 == pytest.approx(right.float().mean().item())
+    assert found.num_samples == 32
+    assert found.confusion.sum(axis=1).tolist() == [4] * 8
+    assert found.chance == 1 / 8
+
+
+def test_rows_that_cannot_be_scored_are_counted() -> None:
+    source = scenery(10)
+    source.samples[2] = source.samples[2]._replace(image=b"broken")
+    source.samples[5] = source.samples[5]._replace(metadata={"label": ""})
+    templates = find_templates("simple")
+    found = zero_shot(tiny_clip(), TOKENIZE, TRANSFORM, source, read_labels(source, "label"), templates)
+    assert (found.num_samples, found.num_undecodable, found.num_unlabelled) == (8, 1, 1)
+    assert found.confusion.sum() == 8
+
+
+def test_scores_of_classes() -> None:
+    found = result([[3, 1, 0], [2, 0, 2], [0, 0, 0]])
+    assert found.top1 == pytest.approx(3 / 8)
+    assert found.mean_per_class == pytest.approx((3 / 4 + 0) / 2)
+    assert found.per_class == (ClassScore("a", 4, 3, 2), ClassScore("b", 4, 0, 1), ClassScore("c", 0, 0, 2))
+    assert [score.accuracy for score in found.per_class] == [0.75, 0.0, None]
+    assert [score.precision for score in found.per_class] == [0.6, 0.0, 0.0]
+    assert result([[1, 0], [1, 0]]).per_class[1].precision is None
+
+
+def test_the_commonest_mistakes_come_first() -> None:
+    assert result([[3, 1, 0], [5, 0, 2], [0, 0, 0]]).confusions() == [("b", "a", 5), ("b", "c", 2), ("a", "b", 1)]
+    assert result([[3, 0], [0, 3]]).confusions() == []
+
+
+def test_the_interval_holds_the_score_and_narrows_with_more_images() -> None:
+    few, many = result([[5, 5], [5, 5]]), result([[500, 500], [500, 500]])
+    assert few.interval[0] < many.interval[0] < 0.5 < many.interval[1] < few.interval[1]
+    assert few.interval == pytest.approx((0.2993, 0.7007), abs=1e-4)
+    assert result([[10, 0], [0, 10]]).interval == pytest.approx((0.8389, 1.0), abs=1e-4)
+
+
+def test_json_has_the_promised_keys_and_plain_values() -> None:
+    content = json.loads(json.dumps(result([[3, 1], [0, 4]]).to_json()))
+    assert content["top1"] == 0.875
+    assert content["top5"] == 1.0
+    assert content["num_samples"] == 8
+    assert content["mean_per_class"] == 0.875
+    assert content["classes"] == ["a", "b"]
+    assert content["per_class"][0] == {"name": "a", "accuracy": 0.75, "precision": 1.0, "num_samples": 4}
+    assert content["confusion"] == [[3, 1], [0, 4]]

@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lakeclip.errors import LakeError
+from lakeclip.lake.dataset import Lake, open_lake
+from lakeclip.lake.engine import deeplake, open_dataset
+from lakeclip.lake.rows import Row
+from lakeclip.lake.sources.base import Sample
+from lakeclip.lake.sources.images import ImageInfo
+from lakeclip.lake.write import LakeWriter
+from tests.unit.lake.pairs import picture
+
+INFO = ImageInfo("jpeg", 24, 16)
+LABELS = ("cat", "dog", "frog")
+
+
+def make(path: Path, count: int = 30, first: int = 0) -> Path:
+    with LakeWriter(str(path)) as writer:
+        for i in range(first, first + count):
+            writer.append(Sample(f"k{i}", picture(i), (f"caption {i}", "x"), {"label": LABELS[i % 3], "n": i}), INFO)
+    return path
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("lakes") / "lake")
+
+
+def test_rows_by_number(path: Path) -> None:
+    lake = open_lake(path)
+    assert len(lake) == lake.total_rows == 30
+    assert lake.columns["image"] == "bytes"
+    assert lake.columns["label"] == "text"
+    assert (lake.image_column, lake.caption_column) == ("image", "captions")
+    rows = lake.read([7, 2, 7, 29])
+    assert rows == [Row(i, picture(i), (f"caption {i}", "x")) for i in (7, 2, 7, 29)]
+    assert lake.read(np.array([3], np.int32)) == lake.read([3])
+    assert lake.read([]) == []
+    assert lake.column("n") == list(range(30))
+    assert lake.values("n", [4, 1]) == [4, 1]
+    assert lake.captions([5]) == [("caption 5", "x")]
+    assert lake.images([5]) == [picture(5)]
+    assert lake[-1]["key"] == "k29"
+    assert lake[0]["image"] == picture(0)
+    for outside in ([30], [-1]):
+        with pytest.raises(IndexError):
+            lake.read(outside)
+    with pytest.raises(IndexError):
+        lake[30]
+
+
+@given(
+    st.lists(st.tuples(st.binary(max_size=300), st.lists(st.text(), max_size=4), st.text()), min_size=1, max_size=30)
+)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_what_goes_in_comes_out(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[bytes, list[str], str]]
+) -> None:
+    lake_path = tmp_path_factory.mktemp("lake")
+    with LakeWriter(str(lake_path)) as writer:
+        for image, captions, label in rows:
+            writer.append(Sample(label, image, tuple(captions), {"label": label}), INFO)
+    lake = open_lake(lake_path)
+    assert [(row.image, list(row.captions)) for row in lake.read(range(len(lake)))] == [row[:2] for row in rows]
+    assert lake.column("label") == lake.column("key") == [label for _, _, label in rows]
+    assert lake.column("text") == [captions[0] if captions else "" for _, captions, _ in rows]
+    shutil.rmtree(lake_path)
+
+
+@pytest.mark.parametrize(
+    ("clause", "rows"),
+    [
+        ("label == 'cat'", list(range(0, 30, 3))),
+        ("n >= 27 and label != 'cat'", [28, 29]),
+        ("key == 'k4'", [4]),
+        ("format == 'jpeg' and n < 2", [0, 1]),
+        ("\"key\" == 'k4';", [4]),
+        ("n in (3, 5)", [3, 5]),
+        ("contains(text, 'caption 2') and n > 20", list(range(21, 30))),
+        ("label == 'label' or n == 1", [1]),
+        ("n > 3 limit 2", [4, 5]),
+        ("n > 27 order by n desc", [29, 28]),
+        ("n == 3 -- three", [3]),
+        ("n > 100", []),
+    ],
+)
+def test_a_query_keeps_rows_of_the_lake_itself(path: Path, clause: str, rows: list[int]) -> None:
+    lake = open_lake(path, clause)
+    assert len(lake) == len(rows)
+    assert lake.total_rows == 30
+    assert lake.query == clause
+    assert [row.row for row in lake.read(range(len(lake)))] == rows
+    assert lake.column("n") == rows
+
+
+@pytest.mark.parametrize(
+    ("clause", "found"),
+    [
+        ("nsfw == 'x'", "nsfw"),
+        ("n = = 3", "syntax error"),
+        ("n == 'x'", "Can't compare"),
+        ('label == "cat"', "single quotes"),
+        ("select *", "begins with"),
+        ("WHERE n > 1", "begins with"),
+        ("", "empty"),
+        ("random() < 0.5", "random choice"),
+        ("n > 1 order by RANDOM()", "random choice"),
+        ("n > 1) or (n < 5", "syntax error"),
+    ],
+)
+def test_a_wrong_query_is_explained_with_the_columns(path: Path, clause: str, found: str) -> None:
+    with pytest.raises(LakeError, match="cannot be used") as caught:
+        open_lake(path, clause)
+    assert found in caught.value.found
+    assert "label (text)" in caught.value.allowed
+    assert "n (int64)" in caught.value.allowed
+
+
+def test_a_query_on_an_empty_lake(tmp_path: Path) -> None:
+    deeplake().create(str(tmp_path / "empty"), schema={"text": deeplake().types.Text()}).commit()
+    assert len(open_lake(tmp_path / "empty")) == len(open_lake(tmp_path / "empty", "text == 'x'")) == 0
+
+
+def read_elsewhere(lake: Lake, indices: list[int]) -> tuple[list[Row], str, list[object]]:
+    return lake.read(indices), lake.version, lake.column("n")
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_another_process_reads_the_same_rows_of_the_same_version(tmp_path: Path, method: str) -> None:
+    """A pickled Deep Lake handle is not pinned to its version, and a pickled view runs its query again."""
+    lake = open_lake(make(tmp_path / "lake"), "n >= 10")
+    here = lake.read([0, 5])
+    dataset = deeplake().open(lake.path)
+    dataset.append({name: dataset[name][0:30] for name in lake.columns})
+    dataset.commit("more")
+    assert len(open_lake(lake.path, "n >= 10")) == 40
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        for rows, version, numbers in pool.starmap(read_elsewhere, [(lake, [0, 5])] * 3):
+            assert rows == here
+            assert version == lake.version
+            assert numbers == list(range(10, 30))
+    assert open_lake(lake.path).version != lake.version
+
+
+def test_a_lake_that_was_replaced_is_noticed(tmp_path: Path) -> None:
+    copy = pickle.dumps(open_lake(make(tmp_path / "lake")))
+    shutil.rmtree(tmp_path / "lake")
+    make(tmp_path / "lake", first=50)
+    with pytest.raises(LakeError, match=r"another lake has taken the place|no longer has the version"):
+        pickle.loads(copy).read([0])
+
+
+def test_closing_lets_go_and_reading_opens_again(path: Path) -> None:
+    with open_lake(path) as lake:
+        before = lake.read([1])
+    assert lake.read([1]) == before
+
+
+def test_a_token_is_kept_in_the_environment_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACTIVELOOP_TOKEN", "")
+    lake = open_lake(path, token="s3cret-token")
+    assert os.environ["ACTIVELOOP_TOKEN"] == "s3cret-token"
+    assert b"s3cret" not in pickle.dumps(lake)
+    assert "s3cret" not in repr(lake) + lake.version + lake.path + repr(vars(lake))
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    """Deep Lake keeps no checksums: bit rot reads back without an error."""
+    make(tmp_path / "lake")
+    name, _ = max(open_dataset(str(tmp_path / "lake"))._datafiles, key=lambda item: int(item[1]))
+    file = tmp_path / "lake" / name
+    data = bytearray(file.read_bytes())
+    data[data.index(picture(11)) + 100] ^= 1
+    file.write_bytes(data)
+    lake = open_lake(tmp_path / "lake")
+    assert lake.read([10, 12])
+    with pytest.raises(LakeError, match=r"row 11 of the lake .* is damaged"):
+        lake.read([10, 11, 12])
+
+
+def foreign(path: Path, **columns: tuple[object, list[object]]) -> Lake:
+    dataset = deeplake().create(str(path), schema={name: kind for name, (kind, _) in columns.items()})
+    dataset.append({name: values for name, (_, values) in columns.items()})
+    dataset.commit()
+    return open_lake(path)
+
+
+def test_lakes_from_elsewhere(tmp_path: Path) -> None:
+    """Defect 26: column names were hard-coded."""
+    types = deeplake().types
+    images = [picture(i) for i in range(3)]
+    a = foreign(
+        tmp_path / "a", Images=(types.Image(sample_compression="jpeg"), images), TEXT=(types.Text(), ["a", "", "c"])
+    )
+    assert (a.image_column, a.caption_column) == ("Images", "TEXT")
+    assert a.columns == {"Images": "image", "TEXT": "text"}
+    assert a.read([2, 0]) == [Row(2, images[2], ("c",)), Row(0, images[0], ("a",))]
+    assert a.read([1])[0].captions == ()
+    assert a[1]["Images"] == images[1]
+    b = foreign(tmp_path / "b", jpg=(types.Bytes(), images), captions=(types.Text(), ['["x", "y"]', "plain", ""]))
+    assert [row.captions for row in b.read([0, 1, 2])] == [("x", "y"), ("plain",), ()]
+    c = foreign(
+        tmp_path / "c", photograph=(types.Image(sample_compression="jpeg"), images), titel=(types.Text(), ["t"] * 3)
+    )
+    assert c.image_column == "photograph"
+    assert open_lake(c.path, caption_column="titel").read([1])[0].captions == ("t",)
+    for wanted, words in (("nope", "does not exist"), ("photograph", "is of type image")):
+        with pytest.raises(LakeError, match=words):
+            _ = open_lake(c.path, caption_column=wanted).caption_column
+    with pytest.raises(LakeError, match="has no usable caption column") as caught:
+        c.read([0])
+    assert "photograph (image), titel (text)" in caught.value.found
+
+
+def test_addresses_are_not_images(tmp_path: Path) -> None:
+    """Defect 27: the earlier ingest stored addresses only."""
+    types = deeplake().types
+    lake = foreign(
+        tmp_path / "a", URL=(types.Text(), ["http://x/1.jpg"]), TEXT=(types.Text(), ["a"]), n=(types.Int64(), [1])
+    )
+    with pytest.raises(LakeError, match="no usable image column") as caught:
+        _ = lake.image_column
+    assert "URL holds addresses" in caught.value.next_step
+    assert "n (int64)" in caught.value.found
+
+
+def test_sequences_of_text_are_never_read(tmp_path: Path) -> None:
+    """They make Deep Lake 4.7 crash in half of all runs."""
+    types = deeplake().types
+    lake = foreign(tmp_path / "a", captions=(types.Sequence(types.Text()), [["a", "b"]]), image=(types.Bytes(), [b"x"]))
+    assert lake.columns["captions"] == "sequence[text]"
+    assert "captions" not in lake[0]
+    with pytest.raises(LakeError, match="cannot be read"):
+        lake.column("captions")
+    with pytest.raises(LakeError, match="no usable caption column"):
+        _ = lake.caption_column
+
+
+def test_an_unknown_column_is_answered_with_the_columns(path: Path) -> None:
+    with pytest.raises(LakeError, match="no column 'Label'") as caught:
+        open_lake(path).column("Label")
+    assert "label (text)" in caught.value.found
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("nowhere", "nothing is there"), ("file", "a file"), ("folder", "a folder with a.jpg"), ("v3", "Deep Lake 3")],
+)
+def test_what_is_no_lake_is_described(tmp_path: Path, name: str, found: str) -> None:
+    (tmp_path / "file").touch()
+    for made in ("folder/a.jpg", "v3/dataset_meta.json"):
+        (tmp_path / made).parent.mkdir()
+        (tmp_path / made).touch()
+    with pytest.raises(LakeError, match="there is no Deep Lake dataset") as caught:
+        open_lake(tmp_path / name)
+    assert found in caught.value.found
+    assert caught.value.next_step
+
+
+def test_branches_and_tags(path: Path) -> None:
+    assert len(open_lake(f"{path}@main")) == 30
+    with pytest.raises(LakeError, match="a branch or tag that the dataset does not have"):
+        open_lake(f"{path}@other")
+
+
+def test_addresses_of_unknown_kinds() -> None:
+    with pytest.raises(LakeError, match="cannot open ftp://x/y") as caught:
+        open_lake("ftp://x/y")
+    assert "s3://" in caught.value.allowed

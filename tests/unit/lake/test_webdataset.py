@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lakeclip.errors import SourceError
+from lakeclip.lake.sources.base import Rejected, Sample
+from lakeclip.lake.sources.webdataset import Shards, expand
+from tests.unit.lake.pairs import picture, write_tar
+
+JPG = picture()
+
+
+def read(path: Path) -> list[Sample | Rejected]:
+    return list(Shards(str(path), [str(path)]))
+
+
+def test_neighbouring_members_with_one_key_are_a_sample(tmp_path: Path) -> None:
+    path = write_tar(
+        tmp_path / "s.tar",
+        [
+            ("d.x/0.jpg", JPG),
+            ("d.x/0.txt", "a cat\na dog"),
+            ("d.x/0.json", {"label": "cat", "n": 3, "tags": ["a"], "none": None}),
+            ("1.TXT", "upper"),
+            ("1.JPEG", JPG),
+        ],
+    )
+    assert read(path) == [
+        Sample("d.x/0", JPG, ("a cat", "a dog"), {"label": "cat", "n": 3, "tags": ["a"], "none": None}),
+        Sample("1", JPG, ("upper",), {}),
+    ]
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+def test_reading_is_the_same_compressed(tmp_path: Path, suffix: str) -> None:
+    path = write_tar(
+        tmp_path / f"s.{suffix}", [(f"{i}.{e}", JPG if e == "jpg" else "x") for i in range(50) for e in ("jpg", "txt")]
+    )
+    source = Shards(str(path), [str(path)])
+    assert [item.key for item in source] == [str(i) for i in range(50)]
+    assert source.position == source.size == os.path.getsize(path)
+
+
+@pytest.mark.parametrize(
+    ("files", "captions", "metadata"),
+    [
+        ({"json": {"caption": "a cat", "x": 1}}, ("a cat",), {"x": 1}),
+        ({"json": {"text": "a cat"}}, ("a cat",), {}),
+        ({"json": {"captions": ["a", " ", "b"]}}, (), {"captions": ["a", " ", "b"]}),
+        ({"json": {"captions": ["a", "b"], "caption": "a"}}, ("a", "b"), {}),
+        ({"txt": "a cat", "json": {"caption": "a cat", "key": "0"}}, ("a cat",), {"key": "0"}),
+        ({"txt": "a cat", "json": {"caption": "another"}}, ("a cat",), {"caption": "another"}),
+        ({"txt": " ", "json": {"caption": "a cat"}}, ("a cat",), {}),
+        ({"json": {"label": "frog"}}, (), {"label": "frog"}),
+        ({"json": '["a", 1]'}, (), {"json": ["a", 1]}),
+        ({"cls": "7\n"}, (), {"cls": 7}),
+    ],
+)
+def test_captions_come_from_text_or_json(
+    tmp_path: Path, files: dict[str, str | dict[str, object]], captions: tuple[str, ...], metadata: dict[str, object]
+) -> None:
+    path = write_tar(tmp_path / "s.tar", [("0.jpg", JPG), *((f"0.{end}", content) for end, content in files.items())])
+    assert read(path) == [Sample("0", JPG, captions, metadata)]
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ([("0.txt", "x")], "no image: only .txt"),
+        ([("0.jpg", JPG)], "no caption"),
+        ([("0.jpg", JPG), ("0.txt", "\n")], "caption is empty"),
+        ([("0.jpg", JPG), ("0.json", "{")], "broken JSON"),
+    ],
+)
+def test_samples_that_cannot_be_rows_are_named(
+    tmp_path: Path, members: list[tuple[str, bytes | str]], reason: str
+) -> None:
+    (item,) = read(write_tar(tmp_path / "s.tar", [*members]))
+    assert isinstance(item, Rejected)
+    assert item.key == "s.tar: 0"
+    assert item.reason.startswith(reason)
+
+
+def test_odd_members(tmp_path: Path) -> None:
+    path = write_tar(
+        tmp_path / "s.tar",
+        [
+            ("__meta__.json", "{}"),
+            (".hidden.jpg", JPG),
+            ("noextension", "x"),
+            ("0.npy", "x"),
+            ("0.seg.png", picture(9, "PNG")),
+            ("0.png", picture(8, "PNG")),
+            ("0.jpg", JPG),
+            ("0.txt", "a"),
+            ("0.txt", "b"),
+        ],
+    )
+    source = Shards("s", [str(path)])
+    assert list(source) == [
+        Rejected("s.tar: 0.txt", "name is not unique: it is in the archive twice"),
+        Sample("0", JPG, ("a",), {}),
+    ]
+    assert source.ignored == {".npy": 1}
+
+
+def members(count: int) -> list[tuple[str, bytes | str | dict[str, object]]]:
+    return [(f"{i:04d}.{end}", JPG if end == "jpg" else "a cat") for i in range(count) for end in ("jpg", "txt")]
+
+
+@pytest.mark.parametrize("end", ["within a file", "within a header", "between members"])
+def test_a_tar_that_was_cut_short_is_reported(tmp_path: Path, end: str) -> None:
+    path = write_tar(tmp_path / "s.tar", members(20))
+    per_file = [512 + 512 * -(-len(JPG) // 512), 1024]
+    ten = 10 * sum(per_file)
+    os.truncate(path, ten + {"within a file": 600, "within a header": 200, "between members": 0}[end])
+    *good, last = read(path)
+    assert len([item for item in good if isinstance(item, Sample)]) == 10
+    assert isinstance(last, Rejected)
+    assert last.key == str(path)
+    assert last.reason.startswith("broken archive: ")
+
+
+def test_a_damaged_header_does_not_end_the_archive_silently(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "s.tar", members(20))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"0010.jpg")
+    data[at : at + 200] = b"\xff" * 200
+    path.write_bytes(data)
+    *good, last = read(path)
+    assert len(good) == 10
+    assert isinstance(last, Rejected)
+    assert "0009 is lost" in last.reason
+
+
+@pytest.mark.parametrize("content", [b"", b"not a tar at all" * 100, b"\x1f\x8b but not gzip"])
+def test_what_is_no_tar_is_reported(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "s.tar"
+    path.write_bytes(content)
+    (item,) = read(path)
+    assert isinstance(item, Rejected)
+    assert item.reason.startswith("broken archive")
+
+
+def test_the_next_shard_is_read_after_a_broken_one(tmp_path: Path) -> None:
+    paths = [write_tar(tmp_path / f"{i}.tar", members(3)) for i in range(3)]
+    os.truncate(paths[1], 700)
+    source = Shards("three", [str(path) for path in paths])
+    assert sum(isinstance(item, Sample) for item in source) == 6
+
+
+def test_patterns(tmp_path: Path) -> None:
+    for name in ("t-0008.tar", "t-0009.tar", "t-0010.tar", "v-1.tar"):
+        (tmp_path / name).touch()
+    base = str(tmp_path)
+    assert expand(f"{base}/t-{{0008..0010}}.tar") == [f"{base}/t-{n}.tar" for n in ("0008", "0009", "0010")]
+    assert expand(f"{base}/t-*.tar") == [f"{base}/t-{n}.tar" for n in ("0008", "0009", "0010")]
+    assert expand(f"{base}/{{v-1,t-0009}}.tar") == [f"{base}/v-1.tar", f"{base}/t-0009.tar"]
+    assert expand(f"{base}/x{{9..11}}") == [f"{base}/x9", f"{base}/x10", f"{base}/x11"]
+    assert expand(f"{base}/{{once}}") == [f"{base}/{{once}}"]
+    with pytest.raises(SourceError, match="no file matches"):
+        expand(f"{base}/w-*.tar")
+    with pytest.raises(SourceError, match="there is no tar file"):
+        Shards("x", [f"{base}/gone.tar"])

@@ -1,0 +1,211 @@
+"""CLIP itself: layout, input, output, start."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from lakeclip.config.schema import ModelConfig
+from lakeclip.errors import ModelError
+from lakeclip.models.clip import CLIP, IMAGE_MEAN, IMAGE_STD, normalize_images
+from lakeclip.models.zoo import available_models, model_config
+
+VIT = ModelConfig(
+    embed_dim=32,
+    image_resolution=32,
+    vision_layers=2,
+    vision_width=128,
+    vision_patch_size=8,
+    context_length=16,
+    vocab_size=99,
+    transformer_width=64,
+    transformer_heads=4,
+    transformer_layers=3,
+)
+RESNET = dataclasses.replace(VIT, vision_layers=(1, 1, 1, 1), vision_width=8, vision_patch_size=None)
+END = 98
+
+
+@pytest.fixture(params=["vit", "resnet"])
+def model(request: pytest.FixtureRequest) -> CLIP:
+    torch.manual_seed(0)
+    return CLIP({"vit": VIT, "resnet": RESNET}[request.param]).eval()
+
+
+def captions(lengths: list[int], context: int) -> torch.Tensor:
+    """Random token ids: a start, words, the end of text, and zeros."""
+    generator = torch.Generator().manual_seed(len(lengths))
+    ids = torch.zeros(len(lengths), context, dtype=torch.int64)
+    for row, length in zip(ids, lengths, strict=True):
+        row[: length - 1] = torch.randint(1, END, (length - 1,), generator=generator)
+        row[length - 1] = END
+    return ids
+
+
+def test_layout_is_openais() -> None:
+    vit, resnet = set(CLIP(VIT).state_dict()), set(CLIP(RESNET).state_dict())
+    text = {"logit_scale", "positional_embedding", "text_projection", "token_embedding.weight"}
+    text |= {f"ln_final.{part}" for part in ("weight", "bias")}
+    block = ["attn.in_proj_weight", "attn.in_proj_bias"]
+    block += [
+        f"{name}.{part}"
+        for name in ("ln_1", "attn.out_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
+        for part in ("weight", "bias")
+    ]
+    text |= {f"transformer.resblocks.{i}.{name}" for i in range(3) for name in block}
+    image = {f"visual.{name}" for name in ("class_embedding", "positional_embedding", "proj", "conv1.weight")}
+    image |= {f"visual.{name}.{part}" for name in ("ln_pre", "ln_post") for part in ("weight", "bias")}
+    image |= {f"visual.transformer.resblocks.{i}.{name}" for i in range(2) for name in block}
+    assert vit == text | image
+    assert {name for name in resnet if not name.startswith("visual.")} == text
+    assert {"visual.layer1.0.downsample.0.weight", "visual.layer4.0.bn3.running_var"} < resnet
+    assert {f"visual.attnpool.{name}_proj.bias" for name in "qkvc"} < resnet
+    assert "visual.attnpool.positional_embedding" in resnet
+
+
+def test_features_and_logits(model: CLIP) -> None:
+    images, ids = torch.randn(3, 3, 32, 32), captions([4, 9], 16)
+    image_features, text_features = model.encode_image(images), model.encode_text(ids)
+    assert image_features.shape == (3, 32)
+    assert text_features.shape == (2, 32)
+    per_image, per_text = model(images, ids)
+    cosine = F.cosine_similarity(image_features[:, None], text_features[None], dim=-1)
+    torch.testing.assert_close(per_image, cosine / 0.07)
+    torch.testing.assert_close(per_text, per_image.T)
+
+
+def test_uint8_pixels_are_normalised_inside(model: CLIP) -> None:
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGE_MEAN, IMAGE_STD))
+    torch.testing.assert_close(
+        model.encode_image(pixels), model.encode_image((pixels / 255 - mean) / std), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_normalised_pixels(dtype: torch.dtype) -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256)
+    mean, std = torch.tensor(IMAGE_MEAN), torch.tensor(IMAGE_STD)
+    normal = normalize_images(pixels, mean, std, dtype)
+    assert normal.dtype == dtype
+    exact = (pixels.double() / 255 - mean.double()[:, None, None]) / std.double()[:, None, None]
+    torch.testing.assert_close(normal.double(), exact, rtol=0, atol=1e-2 if dtype == torch.bfloat16 else 2e-6)
+
+
+@given(lengths=st.lists(st.integers(2, 16), min_size=1, max_size=5), extra=st.integers(0, 14))
+@settings(max_examples=30, deadline=None)
+def test_trimming_padding_changes_nothing(lengths: list[int], extra: int) -> None:
+    torch.manual_seed(0)
+    model = CLIP(VIT).double().eval()
+    ids = captions(lengths, 16)
+    trimmed = ids[:, : min(16, max(lengths) + extra)]
+    torch.testing.assert_close(model.encode_text(trimmed), model.encode_text(ids), rtol=1e-12, atol=1e-13)
+
+
+def test_gradients_are_those_of_untrimmed_captions() -> None:
+    torch.manual_seed(0)
+    model = CLIP(VIT).double()
+    ids = captions([5, 7], 16)
+    parameters = [p for name, p in model.named_parameters() if not name.startswith(("visual", "logit_scale"))]
+    whole = torch.autograd.grad(model.encode_text(ids).square().sum(), parameters)
+    trimmed = torch.autograd.grad(model.encode_text(ids[:, :7]).square().sum(), parameters)
+    torch.testing.assert_close(whole, trimmed, rtol=1e-10, atol=1e-12)
+
+
+def test_every_parameter_gets_a_gradient(model: CLIP) -> None:
+    """Defect 17: no dead parameters in either tower."""
+    per_image, _ = model(torch.randn(4, 3, 32, 32), captions([3, 4, 5, 16], 16))
+    F.cross_entropy(per_image, torch.arange(4)).backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_half_precision_needs_no_particular_layer() -> None:
+    """Defect 18: the model's number format was read off `visual.conv1`."""
+    torch.manual_seed(0)
+    model = CLIP(VIT).eval()
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    ids = captions([4, 9], 16)
+    image, text = model.encode_image(pixels), model.encode_text(ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed_image, mixed_text = model.encode_image(pixels), model.encode_text(ids)
+    assert mixed_image.dtype == mixed_text.dtype == torch.bfloat16
+    half = model.bfloat16()
+    for approximate, exact in (
+        (mixed_image, image),
+        (mixed_text, text),
+        (half.encode_image(pixels), image),
+        (half.encode_text(ids), text),
+    ):
+        assert F.cosine_similarity(approximate.float(), exact).min() > 0.999
+
+
+def test_a_new_model_is_float32_and_starts_at_the_papers_temperature() -> None:
+    model = CLIP(RESNET)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert math.exp(model.logit_scale.item()) == pytest.approx(1 / 0.07)
+
+
+def test_initial_spread_is_openais() -> None:
+    torch.manual_seed(0)
+    width, layers = 256, 3
+    model = CLIP(dataclasses.replace(VIT, transformer_width=width, vision_width=256, vocab_size=2000))
+    residual = width**-0.5 * (2 * layers) ** -0.5
+    expected = {
+        "token_embedding.weight": 0.02,
+        "positional_embedding": 0.01,
+        "text_projection": width**-0.5,
+        "transformer.resblocks.1.attn.in_proj_weight": width**-0.5,
+        "transformer.resblocks.1.attn.out_proj.weight": residual,
+        "transformer.resblocks.1.mlp.c_fc.weight": (2 * width) ** -0.5,
+        "transformer.resblocks.1.mlp.c_proj.weight": residual,
+        "visual.proj": 256**-0.5,
+        "visual.positional_embedding": 256**-0.5,
+        "visual.class_embedding": 256**-0.5,
+        # Xavier uniform over a (3 · 256, 256) matrix: what torch's own attention starts with.
+        "visual.transformer.resblocks.1.attn.in_proj_weight": (2 / (4 * 256)) ** 0.5,
+    }
+    for name, std in expected.items():
+        assert model.get_parameter(name).std().item() == pytest.approx(std, rel=0.15 if "class" in name else 0.05), name
+
+    pool = CLIP(dataclasses.replace(RESNET, vision_width=16)).visual.attnpool
+    for projection in (pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj):
+        assert projection.weight.std().item() == pytest.approx(512**-0.5, rel=0.05)
+    assert pool.positional_embedding.std().item() == pytest.approx(512**-0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("name", list(available_models()))
+def test_models_run_at_their_own_size(name: str) -> None:
+    """Defect 21: everything was cropped to 224 pixels, so the models for 288 to 448 could not run."""
+    config = model_config(name)
+    with torch.device("meta"), torch.no_grad():
+        model = CLIP(config)
+        side = config.image_resolution
+        assert model.encode_image(torch.zeros(2, 3, side, side)).shape == (2, config.embed_dim)
+        assert model.encode_text(torch.zeros(2, 77, dtype=torch.int64)).shape == (2, config.embed_dim)
+
+
+def test_a_thin_resnet_computes_at_448_pixels() -> None:
+    """Defect 21, with numbers in it."""
+    model = CLIP(dataclasses.replace(RESNET, image_resolution=448, vision_width=2)).eval()
+    features = model.encode_image(torch.randint(0, 256, (1, 3, 448, 448), dtype=torch.uint8))
+    assert features.isfinite().all()
+
+
+def test_input_of_the_wrong_size_is_explained(model: CLIP) -> None:
+    with pytest.raises(ModelError, match=r"images do not fit(.|\n)*\(2, 3, 64, 64\)(.|\n)*\(batch, 3, 32, 32\)"):
+        model.encode_image(torch.zeros(2, 3, 64, 64))
+    with pytest.raises(ModelError, match=r"token ids do not fit(.|\n)*\(2, 17\)(.|\n)*at most 16 tokens"):
+        model.encode_text(torch.zeros(2, 17, dtype=torch.int64))
+
+
+def test_impossible_sizes_are_all_named() -> None:
+    with pytest.raises(ModelError) as caught:
+        CLIP(dataclasses.replace(VIT, vision_width=100, image_resolution=30, transformer_heads=7))
+    for field in ("vision_width: 100", "image_resolution: 30", "transformer_heads: 7"):
+        assert field in str(caught.value)

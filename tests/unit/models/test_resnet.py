@@ -1,0 +1,64 @@
+"""The modified ResNet: its widths, its pooling, its zero start."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lakeclip.models.resnet import AttentionPool, ModifiedResNet
+from lakeclip.models.zoo import create_model, model_config
+
+
+@pytest.mark.parametrize(
+    ("name", "width"), [("RN50", 64), ("RN101", 64), ("RN50x4", 80), ("RN50x16", 96), ("RN50x64", 128)]
+)
+def test_widths_are_the_papers(name: str, width: int) -> None:
+    """Defect 1: the ResNets were four times too wide (256, 256, 320, 384, 512)."""
+    with torch.device("meta"):
+        visual = create_model(name).visual
+    assert isinstance(visual, ModifiedResNet)
+    assert model_config(name).vision_width == width
+    assert visual.conv3.out_channels == width
+    assert [stage[0].conv2.out_channels for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4)] == [
+        width,
+        2 * width,
+        4 * width,
+        8 * width,
+    ]
+
+
+def test_rn50_is_the_papers_size() -> None:
+    """Defect 1: RN50's image tower has 38 million parameters and 32 heads."""
+    with torch.device("meta"):
+        visual = create_model("RN50").visual
+    assert isinstance(visual, ModifiedResNet)
+    assert sum(parameter.numel() for parameter in visual.parameters()) == 38_316_896
+    assert visual.attnpool.heads == 32
+
+
+def test_attention_pool_queries_the_mean_only() -> None:
+    torch.manual_seed(0)
+    pool = AttentionPool(side=3, width=128, embed_dim=16)
+    seen: list[torch.Size] = []
+    pool.q_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    assert pool(torch.randn(5, 128, 3, 3)).shape == (5, 16)
+    assert seen == [(5, 1, 128)]
+
+
+def test_every_residual_branch_starts_at_zero() -> None:
+    torch.manual_seed(0)
+    visual = ModifiedResNet(resolution=32, layers=(2, 1, 1, 1), width=4, embed_dim=8).eval()
+    gains = {name: p for name, p in visual.named_parameters() if ".bn" in name and name.endswith("weight")}
+    assert all(not gain.any() for name, gain in gains.items() if "bn3" in name)
+    assert all((gain == 1).all() for name, gain in gains.items() if "bn3" not in name)
+    x = torch.rand(1, 16, 8, 8)
+    torch.testing.assert_close(visual.layer1[1](x), x)
+
+
+def test_gradients_lie_in_memory_as_their_weights_do() -> None:
+    visual = ModifiedResNet(resolution=64, layers=(1, 1, 1, 1), width=8, embed_dim=8)
+    visual(torch.randn(2, 3, 64, 64)).square().sum().backward()
+    assert visual.layer2[0].conv2.weight.is_contiguous(memory_format=torch.channels_last)
+    for name, parameter in visual.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.stride() == parameter.stride(), name

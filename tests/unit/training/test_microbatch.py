@@ -1,0 +1,115 @@
+"""Micro-batches: the gradients of the whole batch, in float64, however it is cut."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lakeclip.losses import contrastive_loss
+from lakeclip.models.clip import CLIP
+from lakeclip.training.microbatch import StepResult, backward_through_batch
+from tests.unit.training.test_optimizers import SMALL
+
+VIT = replace(SMALL, vision_layers=2, vision_width=64, vision_patch_size=16)
+
+
+class Towers(nn.Module):
+    """A CLIP in float64, and optionally dropout behind it."""
+
+    def __init__(self, config: Any, dropout: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.clip = CLIP(config).double()
+        self.dropout = nn.Dropout(dropout)
+
+    def embed(self, images: Tensor, texts: Any) -> tuple[Tensor, Tensor]:
+        ids = texts if isinstance(texts, Tensor) else texts["input_ids"]
+        image = F.normalize(self.dropout(self.clip.encode_image(images)), dim=-1)
+        return image, F.normalize(self.dropout(self.clip.encode_text(ids)), dim=-1)
+
+
+def batch_of(size: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(size, 3, 32, 32, dtype=torch.float64, generator=generator)
+    return images, torch.randint(1, 50, (size, 12), generator=generator)
+
+
+def step(towers: Towers, size: int, minibatch_size: int | None, *, mapping: bool = False) -> StepResult:
+    images, ids = batch_of(size)
+    towers.zero_grad()
+    torch.manual_seed(2)
+    return backward_through_batch(
+        images,
+        {"input_ids": ids} if mapping else ids,
+        model=towers,
+        embed=towers.embed,
+        loss=contrastive_loss,
+        logit_scale=towers.clip.logit_scale,
+        minibatch_size=minibatch_size,
+        backward=lambda scalar: scalar.backward(),
+        no_sync=nullcontext,
+    )
+
+
+def gradients(towers: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in towers.named_parameters() if p.grad is not None}
+
+
+def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-10, atol=1e-13, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize(("size", "minibatch_size"), [(10, 4), (7, 16), (1, 1), (6, 1), (4, 2)])
+def test_gradients_equal_the_whole_batchs(size: int, minibatch_size: int) -> None:
+    """Defects 4 and 5: sizes that do not divide, and the scale's gradient counted once."""
+    towers = Towers(VIT)
+    images, ids = batch_of(size)
+    loss = contrastive_loss(*towers.embed(images, ids), towers.clip.logit_scale)
+    loss.backward()
+    expected = gradients(towers)
+    result = step(towers, size, minibatch_size)
+    assert_equal(gradients(towers), expected)
+    torch.testing.assert_close(result.loss, loss.detach(), rtol=1e-12, atol=0)
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    towers = Towers(VIT)
+    step(towers, 4, 2)
+    assert set(gradients(towers)) == {name for name, _ in towers.named_parameters()}
+
+
+def test_dropout_masks_are_replayed() -> None:
+    """Defect 8: with dropout, the gradients are those of one graph that holds the same micro-batches."""
+    towers = Towers(VIT, dropout=0.5)
+    images, ids = batch_of(6)
+    torch.manual_seed(2)
+    parts = [towers.embed(images[i : i + 2], ids[i : i + 2]) for i in (0, 2, 4)]
+    image, text = (torch.cat(side) for side in zip(*parts, strict=True))
+    contrastive_loss(image, text, towers.clip.logit_scale).backward()
+    expected = gradients(towers)
+    step(towers, 6, 2)
+    assert_equal(gradients(towers), expected)
+
+
+def test_batch_statistics_move_once_per_micro_batch() -> None:
+    """Defect 8: the pass without a graph leaves the running statistics alone."""
+    towers = Towers(SMALL)
+    step(towers, 6, 2)
+    counts = {int(part.num_batches_tracked) for part in towers.modules() if isinstance(part, nn.BatchNorm2d)}
+    assert counts == {3}
+
+
+def test_mappings_are_cut_like_tensors() -> None:
+    towers = Towers(VIT)
+    step(towers, 5, 2)
+    expected = gradients(towers)
+    step(towers, 5, 2, mapping=True)
+    assert_equal(gradients(towers), expected)

@@ -1,0 +1,153 @@
+"""The LightningModule: the optimiser's steps, the true length of the schedule, validation, and any dataloader."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import yaml
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lakeclip.config.schema import OptimizerConfig
+from lakeclip.errors import ConfigError, ModelError
+from lakeclip.text.tokenizer import tokenize
+from lakeclip.training.module import CLIPWrapper
+from tests.conftest import TINY_MODELS
+
+CONFIGS = yaml.safe_load(TINY_MODELS)
+pytestmark = pytest.mark.filterwarnings("ignore:.*(many workers|logging interval|val_dataloader|LeafSpec)")
+
+
+def wrapper(name: str = "tiny-vit", minibatch_size: int | None = None, **optimizer: Any) -> CLIPWrapper:
+    torch.manual_seed(0)
+    return CLIPWrapper(name, CONFIGS[name], minibatch_size, optimizer=OptimizerConfig(**optimizer))
+
+
+def pairs(num: int, batch: int) -> DataLoader[Any]:
+    """What a user of the seed might bring: item 0 is the image batch, item 1 the text batch, in a plain list."""
+    images = torch.rand(num, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    ids = tokenize([f"photo number {index}" for index in range(num)])
+    return DataLoader(list(zip(images, ids, strict=True)), batch_size=batch)  # type: ignore[arg-type]
+
+
+def trainer(folder: Path, **settings: Any) -> L.Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return L.Trainer(accelerator="cpu", default_root_dir=folder, **quiet, **settings)
+
+
+class Rates(L.Callback):
+    """The learning rate of every step."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("name", ["tiny-vit", "tiny-resnet"])
+@pytest.mark.parametrize("minibatch_size", [None, 3])
+def test_any_dataloader_trains(name: str, minibatch_size: int | None, tmp_path: Path) -> None:
+    model = wrapper(name, minibatch_size, lr=1e-3)
+    before = {key: value.clone() for key, value in model.model.named_parameters()}
+    trainer(tmp_path, max_epochs=4, enable_checkpointing=False).fit(model, pairs(16, 8))
+    unmoved = [key for key, value in model.model.named_parameters() if torch.equal(value, before[key])]
+    # The gain that opens a residual branch starts at zero and so does what lies behind it, for one step.
+    assert not unmoved
+
+
+def test_the_loss_falls(tmp_path: Path) -> None:
+    colours = torch.eye(3)[:, :, None, None].expand(3, 3, 32, 32)
+    ids = tokenize(["a red page", "green", "the colour blue"])
+    fit = trainer(tmp_path, max_epochs=30, enable_checkpointing=False)
+    fit.fit(wrapper(lr=1e-3), DataLoader(list(zip(colours, ids, strict=True)), batch_size=3))  # type: ignore[arg-type]
+    assert float(fit.callback_metrics["train/loss"]) < 0.1 * math.log(3)
+
+
+def test_the_schedule_has_the_true_number_of_steps(tmp_path: Path) -> None:
+    """Defects 11 and 12: warm-up and cosine over epochs × batches, ending at zero, without restarts."""
+    rates = Rates()
+    model = wrapper(lr=1.0, warmup_steps=2)
+    fit = trainer(tmp_path, max_epochs=5, enable_checkpointing=False, callbacks=[rates])
+    fit.fit(model, pairs(12, 4))
+    assert len(rates.rates) == 15
+    assert rates.rates[:3] == pytest.approx([0.5, 1.0, 1.0])
+    assert rates.rates[2:] == sorted(rates.rates[2:], reverse=True)
+    assert rates.rates[-1] < 0.02
+
+
+def test_max_steps_ends_the_schedule_too(tmp_path: Path) -> None:
+    rates = Rates()
+    fit = trainer(tmp_path, max_epochs=100, max_steps=4, enable_checkpointing=False, callbacks=[rates])
+    fit.fit(wrapper(lr=1.0, warmup_steps=0), pairs(12, 4))
+    assert rates.rates == pytest.approx([1.0, 0.854, 0.5, 0.146], abs=1e-3)
+
+
+def test_a_run_without_an_end_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="length of the run"):
+        trainer(tmp_path, max_epochs=-1, enable_checkpointing=False).fit(wrapper(), pairs(4, 2))
+
+
+def test_validation_runs(tmp_path: Path) -> None:
+    """Defect 10: loss and retrieval both ways, over the whole split whatever its batches."""
+    fit = trainer(tmp_path, max_epochs=1, enable_checkpointing=False)
+    fit.fit(wrapper(), pairs(8, 4), pairs(7, 3))
+    metrics = fit.callback_metrics
+    assert 0 < float(metrics["val/loss"]) < 10
+    for direction in ("image_to_text", "text_to_image"):
+        assert 0 <= float(metrics[f"val/{direction}_R@1"]) <= float(metrics[f"val/{direction}_R@5"]) <= 1
+        assert float(metrics[f"val/{direction}_R@10"]) == 1.0
+
+
+def test_the_logged_loss_is_the_loss(tmp_path: Path) -> None:
+    """Defect 9: it was divided by the number of processes."""
+    model = wrapper(lr=1e-9)
+    loader = pairs(4, 4)
+    images, ids = next(iter(loader))
+    with torch.no_grad():
+        image, text = model(images, ids)
+        logits = model.model.logit_scale.exp() * image @ text.T
+        own = torch.arange(4)
+        cross_entropy = torch.nn.functional.cross_entropy
+        expected = (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
+    fit = trainer(tmp_path, max_steps=1, enable_checkpointing=False)
+    fit.fit(model, loader)
+    assert float(fit.callback_metrics["train/loss"]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_the_scale_is_capped_at_100_and_may_fall(tmp_path: Path) -> None:
+    """Defect 3: the logarithm was clamped on both sides."""
+    for start, settled in ((9.0, 100.0), (-9.0, math.exp(-9.0))):
+        model = wrapper(lr=1e-9)
+        with torch.no_grad():
+            model.model.logit_scale.fill_(start)
+        trainer(tmp_path, max_steps=1, enable_checkpointing=False).fit(model, pairs(4, 4))
+        assert float(model.model.logit_scale.detach().exp()) == pytest.approx(settled, rel=1e-3)
+
+
+def test_checkpoints_load_without_running_code(tmp_path: Path) -> None:
+    fit = trainer(tmp_path, max_steps=2)
+    fit.fit(wrapper(), pairs(8, 4))
+    (file,) = tmp_path.rglob("*.ckpt")
+    content = torch.load(file, weights_only=True)
+    assert content["lakeclip"]["model"]["name"] == "tiny-vit"
+    assert content["lakeclip"]["progress"] == {"step": 2, "epoch": 0, "samples_seen": 8}
+    restored = CLIPWrapper.load_from_checkpoint(file, weights_only=True)
+    for key, value in restored.model.state_dict().items():
+        assert isinstance(value, Tensor)
+        torch.testing.assert_close(value, content["state_dict"][f"model.{key}"])
+
+
+def test_an_unknown_name_offers_near_ones() -> None:
+    with pytest.raises(ModelError, match="ViT-B/32"):
+        CLIPWrapper("ViT-B32")
+
+
+def test_a_negative_minibatch_is_refused() -> None:
+    with pytest.raises(ConfigError, match="minibatch_size"):
+        wrapper(minibatch_size=-1)
