@@ -13,7 +13,7 @@ import lightning as L
 
 from lakeclip.data.order import Order, hold_out
 from lakeclip.data.progress import Mark
-from lakeclip.data.stream import EvalSpans, PairLoader, PairStream, TrainSpans
+from lakeclip.data.stream import EvalSpans, PairLoader, PairStream, Span, TrainSpans
 from lakeclip.data.transforms import EvalTransform, TrainTransform
 from lakeclip.errors import ConfigError, DataError
 from lakeclip.lake.dataset import open_lake
@@ -144,9 +144,9 @@ class PairDataModule(L.LightningDataModule):
             DataError: the source has no images or no captions that can be used.
             ConfigError: the global batch is larger than the data, or some device would have nothing to validate on.
         """
-        for pairs in (self.source, self.val_source):
-            if pairs is not None:
-                pairs.read([0])
+        for stream in (self.train_stream, self.val_stream):
+            if len(stream):
+                stream[Span(0, 0, 1)]
         if stage in ("fit", None):
             self._mark = Mark()
             self._require_full_batch()

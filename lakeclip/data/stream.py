@@ -100,16 +100,23 @@ class PairStream(Dataset[Batch]):
         return Batch(images, texts, torch.tensor(used, dtype=torch.int64))
 
     def _usable(self, row: Row, key: np.uint64, draw: _Draw) -> tuple[Tensor, str, int]:
+        failed: list[tuple[Row, ImageError]] = []
         for attempt in range(_MOST_REPLACEMENTS):
             try:
-                return self._image(row, draw), self._caption(row, draw), row.row
+                pair = self._image(row, draw), self._caption(row, draw), row.row
             except ImageError as error:
-                self._report(row, error)
+                failed.append((row, error))
+            else:
+                for bad, error in failed:
+                    self._report(bad, error)
+                return pair
             place = keys(np.array([key]), _DRAWS + attempt) % np.uint64(len(self.rows))
             (row,) = self.source.read(self.rows[place.astype(np.int64)].tolist())
         raise DataError(
             f"{self.source.path} has hardly a usable row",
-            found=f"{_MOST_REPLACEMENTS} rows chosen at random, none with an image that decodes and a caption",
+            found=f"{_MOST_REPLACEMENTS} rows chosen at random, all without use; the last, row {failed[-1][0].row}: "
+            f"{_reason(failed[-1][1])}",
+            allowed="rows with an image that decodes and a caption",
         )
 
     def _image(self, row: Row, draw: _Draw) -> Tensor:
@@ -127,8 +134,13 @@ class PairStream(Dataset[Batch]):
     def _report(self, row: Row, error: ImageError) -> None:
         if row.row not in self._reported:
             self._reported.add(row.row)
-            reason = f"{error.what} ({error.found})" if error.found else error.what
-            _log.warning("row %d of %s cannot be used, another takes its place: %s", row.row, self.source.path, reason)
+            _log.warning(
+                "row %d of %s cannot be used, another takes its place: %s", row.row, self.source.path, _reason(error)
+            )
+
+
+def _reason(error: ImageError) -> str:
+    return f"{error.what} ({error.found})" if error.found else error.what
 
 
 class TrainSpans(DistributedSampler[Span]):

@@ -138,6 +138,23 @@ class LastCheckpoint(Callback):
         trainer.save_checkpoint(self._checkpoint)
 
 
+class ValidateAtEnd(Callback):
+    """Validates after the last step, wherever in an epoch that is, so that what a run ends with has a score."""
+
+    def __init__(self) -> None:
+        self._last_step = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._last_step = int(trainer.estimated_stepping_batches)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._last_step:
+            # It is about to stop anyway, but only to those that were asked to does Lightning grant a validation.
+            trainer.should_stop = True
+
+
 class GracefulStop(Callback):
     """On the first Ctrl-C (or SIGTERM) finishes the step, writes a checkpoint and ends; on the second ends at once."""
 

@@ -13,7 +13,7 @@ from lakeclip.training.optimizers import parameter_groups
 
 
 class CustomCLIPWrapper(ContrastiveModule):
-    """Any image module and any Hugging Face text model, trained to agree.
+    """Any image module and any Hugging Face text model, trained to agree; both are put into training mode.
 
     Args:
         image_encoder: images → (batch, dim).
@@ -50,6 +50,8 @@ class CustomCLIPWrapper(ContrastiveModule):
             minibatch_size=minibatch_size,
             optimizer=OptimizerConfig(lr=learning_rate, weight_decay=0.0),
         )
+        # `from_pretrained` hands out models that are ready to evaluate, and Lightning leaves them so.
+        self.train()
         if kl_coeff:
             rank_zero_warn(
                 "self-distillation is not in this version: kl_coeff is unused, the loss is contrastive alone"

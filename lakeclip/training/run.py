@@ -24,7 +24,7 @@ from lakeclip.config.command import command
 from lakeclip.config.load import write_config
 from lakeclip.config.schema import DataConfig, FinetuneConfig, ModelConfig, TrainConfig, TrainerConfig
 from lakeclip.data.datamodule import PairDataModule
-from lakeclip.errors import ConfigError, DeviceError, OutputError
+from lakeclip.errors import ConfigError, DeviceError, ModelError, OutputError
 from lakeclip.lake.dataset import open_lake
 from lakeclip.lake.rows import RowSource
 from lakeclip.lake.sources.folder import open_folder
@@ -32,7 +32,7 @@ from lakeclip.models.pretrained import load_image_encoder, load_text_encoder
 from lakeclip.models.zoo import model_config
 from lakeclip.text.huggingface import HuggingFaceTokenizer
 from lakeclip.text.tokenizer import Tokenizer
-from lakeclip.training.callbacks import GracefulStop, LastCheckpoint, RunProgress, Stopped, Throughput
+from lakeclip.training.callbacks import GracefulStop, LastCheckpoint, RunProgress, Stopped, Throughput, ValidateAtEnd
 from lakeclip.training.finetune import CustomCLIPWrapper
 from lakeclip.training.module import CLIPWrapper, ContrastiveModule
 from lakeclip.types import Tokenize
@@ -73,6 +73,12 @@ def train(config: TrainConfig, *, resume: Path | None = None, token: str | None 
         LakeclipError: of the kind that says what is wrong: configuration, model, data, device, checkpoint or output.
     """
     sizes = sized_model(config)
+    if sizes.vocab_size < Tokenizer.vocab_size:
+        raise ModelError(
+            f"the vocabulary of {config.model} is too small for the tokenizer",
+            found=f"vocab_size {sizes.vocab_size}",
+            allowed=f"{Tokenizer.vocab_size} or more: CLIP's tokenizer has as many ids",
+        )
     check_devices(config)
     checkpoint = None
     if resume is not None:
@@ -225,7 +231,7 @@ def make_trainer(wanted: TrainerConfig, folder: Path, *, has_validation: bool) -
     )
     callbacks: list[Callback] = [throughput, RunProgress(throughput), best]
     callbacks += [LastCheckpoint(folder / LAST, within_epochs=wanted.val_every_steps is not None)]
-    callbacks += [GracefulStop(folder / LAST)]
+    callbacks += [GracefulStop(folder / LAST)] + ([ValidateAtEnd()] if has_validation else [])
     loggers: list[Logger] = [_curves(folder), TensorBoardLogger(folder, name="", version="tensorboard")]
     # On a CPU one process uses every core, so "all there are" is one.
     on_cpu = wanted.accelerator == "cpu" or (wanted.accelerator == "auto" and not torch.cuda.is_available())

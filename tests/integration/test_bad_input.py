@@ -65,6 +65,12 @@ def test_an_unknown_model_offers_near_names(refusal, pairs_lake: Path) -> None:
     assert "ViT-B/32" in refusal("train", "--lake", pairs_lake, "--model", "ViT-B32")
 
 
+def test_a_vocabulary_too_small_for_the_tokenizer(refusal, pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models.yaml"
+    models.write_text(tiny_models.read_text().replace("vocab_size: 49408", "vocab_size: 1000"))
+    assert "49408" in refusal(*train(pairs_lake, models, tmp_path / "runs"))
+
+
 def test_a_lake_without_images_lists_its_columns(refusal, tmp_path: Path) -> None:
     import deeplake
 
