@@ -107,8 +107,8 @@ class PairStream(Dataset[Batch]):
             except ImageError as error:
                 failed.append((row, error))
             else:
-                for bad, error in failed:
-                    self._report(bad, error)
+                for bad, why in failed:
+                    self._report(bad, why)
                 return pair
             place = keys(np.array([key]), _DRAWS + attempt) % np.uint64(len(self.rows))
             (row,) = self.source.read(self.rows[place.astype(np.int64)].tolist())
