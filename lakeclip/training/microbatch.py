@@ -10,7 +10,7 @@ case: its graph is kept, and nothing is computed twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -50,7 +50,7 @@ def backward_through_batch(
         model: holds the batch-norm layers whose statistics must move once per micro-batch.
         minibatch_size: pairs embedded at a time; the whole batch when None. It need not divide the batch.
         backward: back-propagates a scalar (Lightning's `manual_backward`, which also scales it under float16).
-        no_sync: context in which gradients are not averaged between processes; used until the last micro-batch.
+        no_sync: context in which gradients are not averaged between processes; used until the last backward.
     """
     size = min(minibatch_size or len(images), len(images))
     chunks = [slice(start, start + size) for start in range(0, len(images), size)]
@@ -75,12 +75,18 @@ def backward_through_batch(
         """A scalar whose gradient with respect to the features is the loss's."""
         return (features[0] * image_gradient[chunk]).sum() + (features[1] * text_gradient[chunk]).sum()
 
-    # The last micro-batch's graph exists, so it would be natural to go first; but the processes average gradients
-    # during the last backward, and the graph that is kept must therefore wait. Its random state is not disturbed.
-    for chunk, state in zip(chunks[:-1], states, strict=True):
-        with no_sync(), _replayed(state, images.device):
-            backward(pull(embed(images[chunk], _take(texts, chunk)), chunk))
-    backward(pull(last, chunks[-1]) + logit_scale * scale_gradient)
+    # The last micro-batch's graph exists already and goes first, so that it and another are never held at once. The
+    # processes average gradients in the last backward of all, which therefore has `logit_scale`'s.
+    *earlier, kept = chunks
+    scale_pull = logit_scale * scale_gradient
+    with no_sync() if earlier else nullcontext():
+        backward(pull(last, kept) if earlier else pull(last, kept) + scale_pull)
+    del last, parts
+    for chunk, state in zip(earlier, states, strict=True):
+        is_final = chunk is earlier[-1]
+        with nullcontext() if is_final else no_sync(), _replayed(state, images.device):
+            scalar = pull(embed(images[chunk], _take(texts, chunk)), chunk)
+            backward(scalar + scale_pull if is_final else scalar)
     return StepResult(value.detach(), image_features.detach(), text_features.detach())
 
 

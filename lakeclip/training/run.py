@@ -136,7 +136,13 @@ def _fit(
     interrupted = False
     started = time.perf_counter()
     with _quiet_lightning():
-        trainer = make_trainer(config, folder, has_validation=datamodule.has_validation)
+        # A point in the curves for every step of a short run; reading the loss off a GPU at each of many costs time.
+        trainer = make_trainer(
+            config,
+            folder,
+            has_validation=datamodule.has_validation,
+            log_every=1 if datamodule.steps_per_epoch < 200 else 10,
+        )
         try:
             trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
         except Stopped:
@@ -218,7 +224,7 @@ def make_datamodule(
     )
 
 
-def make_trainer(wanted: TrainerConfig, folder: Path, *, has_validation: bool) -> L.Trainer:
+def make_trainer(wanted: TrainerConfig, folder: Path, *, has_validation: bool, log_every: int) -> L.Trainer:
     """Lightning's trainer with the checkpoints, logs and bars of a run."""
     throughput = Throughput()
     best = ModelCheckpoint(
@@ -247,7 +253,7 @@ def make_trainer(wanted: TrainerConfig, folder: Path, *, has_validation: bool) -
         check_val_every_n_epoch=None if wanted.val_every_steps else 1,
         num_sanity_val_steps=0,
         limit_val_batches=None if has_validation else 0,
-        log_every_n_steps=10,
+        log_every_n_steps=log_every,
         callbacks=callbacks,
         logger=loggers,
         use_distributed_sampler=False,
@@ -289,6 +295,7 @@ def _quiet_lightning() -> Iterator[None]:
                 "(Experiment logs|Checkpoint) directory",
                 ".*does not have many workers",
                 ".*isinstance.treespec",
+                "The number of training batches .* is smaller than the logging interval",
             ):
                 warnings.filterwarnings("ignore", message=message)
             yield

@@ -120,9 +120,10 @@ def test_what_a_run_ends_with_has_a_score(pairs_lake: Path, tiny_models: Path, t
 
 
 def test_two_processes_equal_one(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
-    """Defects 6 and 19: the same global batches, so the same weights."""
+    """Defects 6 and 19: the same global batches, so the same weights; in micro-batches too."""
     main(words(pairs_lake, tiny_models, tmp_path, "one", "--max-steps", "4"))
     two = words(pairs_lake, tiny_models, tmp_path, "two", "--max-steps", "4", "--devices", "2", "--strategy", "ddp")
+    two += ["--minibatch-size", "3"]
     two[two.index("--batch-size") + 1] = "4"
     with start(two) as process:
         output, errors = process.communicate(timeout=240)
