@@ -24,7 +24,7 @@ class TrainFlags:
     """
 
     recipe: str | None = None
-    """A YAML recipe, or the name of a shipped one: small, flickr, cc3m, cc12m, laion400m, demo."""
+    """A YAML recipe, or the name of a shipped one (small, flickr, cc3m, cc12m, laion400m)."""
     resume: str | None = None
     """Folder of an earlier run: its configuration, and on from its last checkpoint."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
