@@ -7,9 +7,24 @@ from pathlib import Path
 
 import pytest
 
+from lakeclip.config.schema import ModelConfig
 from lakeclip.lake.ingest import fill_lake
 from lakeclip.lake.sources.base import Sample, Samples
 from lakeclip.lake.sources.scenes import scenes
+
+#: The smallest model that reads CLIP's token ids: made in milliseconds, and good for nothing else.
+TINY = ModelConfig(
+    embed_dim=16,
+    image_resolution=32,
+    vision_layers=1,
+    vision_width=64,
+    vision_patch_size=16,
+    context_length=24,
+    vocab_size=49408,
+    transformer_width=8,
+    transformer_heads=1,
+    transformer_layers=1,
+)
 
 TINY_MODELS = """
 tiny-vit:

@@ -15,19 +15,8 @@ from lakeclip.errors import CheckpointError
 from lakeclip.lake.sources.scenes import scenes
 from lakeclip.models.clip import CLIP
 from lakeclip.text.tokenizer import Tokenizer
+from tests.conftest import TINY
 
-TINY = ModelConfig(
-    embed_dim=16,
-    image_resolution=32,
-    vision_layers=1,
-    vision_width=64,
-    vision_patch_size=16,
-    context_length=24,
-    vocab_size=49408,
-    transformer_width=8,
-    transformer_heads=1,
-    transformer_layers=1,
-)
 TINY_RESNET = dataclasses.replace(TINY, vision_layers=(1, 1, 1, 1), vision_width=16, vision_patch_size=None)
 
 

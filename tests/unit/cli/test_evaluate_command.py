@@ -11,7 +11,7 @@ import torch
 from lakeclip.checkpoints.native import lineage
 from lakeclip.cli.evaluate import run
 from lakeclip.cli.report import Effort, ZeroShotTest, make_report
-from lakeclip.config.schema import DataConfig, ModelConfig, TrainConfig
+from lakeclip.config.schema import DataConfig, TrainConfig
 from lakeclip.errors import CheckpointError, ConfigError, DataError, DeviceError, LakeError, OutputError
 from lakeclip.lake import engine
 from lakeclip.lake.ingest import fill_lake
@@ -19,19 +19,7 @@ from lakeclip.lake.sources.base import Samples
 from lakeclip.lake.sources.scenes import scenes
 from lakeclip.models.clip import CLIP
 from lakeclip.text.tokenizer import Tokenizer
-
-TINY = ModelConfig(
-    embed_dim=16,
-    image_resolution=32,
-    vision_layers=1,
-    vision_width=64,
-    vision_patch_size=16,
-    context_length=24,
-    vocab_size=49408,
-    transformer_width=8,
-    transformer_heads=1,
-    transformer_layers=1,
-)
+from tests.conftest import TINY
 
 
 @pytest.fixture(scope="module")

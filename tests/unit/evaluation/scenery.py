@@ -6,24 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from lakeclip.config.schema import ModelConfig
 from lakeclip.lake.rows import Row
 from lakeclip.lake.sources.base import Sample
 from lakeclip.lake.sources.scenes import Split, scenes
 from lakeclip.models.clip import CLIP
-
-TINY = ModelConfig(
-    embed_dim=16,
-    image_resolution=32,
-    vision_layers=1,
-    vision_width=64,
-    vision_patch_size=16,
-    context_length=24,
-    vocab_size=49408,
-    transformer_width=8,
-    transformer_heads=1,
-    transformer_layers=1,
-)
+from tests.conftest import TINY
 
 
 def tiny_clip() -> CLIP:
