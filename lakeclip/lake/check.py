@@ -16,6 +16,10 @@ _CHUNK = 32
 _CHUNK_BYTES = 16 * 2**20
 _MAX_THREADS = 8
 
+#: Why a row that has only an address cannot be used.
+NOT_DOWNLOADED = "not downloaded"
+_NO_IMAGE = ImageInfo("", 0, 0)
+
 
 class Checked(NamedTuple):
     """A sample with what is known of its image, or what was rejected.
@@ -23,7 +27,7 @@ class Checked(NamedTuple):
     Attributes:
         part: the part of the source it is from.
         item: the sample, or why it is none.
-        info: what its image is; None for what was rejected.
+        info: what its image is, nothing but zeros where there is only its address; None for what was rejected.
     """
 
     part: str
@@ -64,8 +68,12 @@ def _check_chunk(chunk: list[Checked]) -> list[Checked]:
 def _check_one(entry: Checked) -> Checked:
     if isinstance(entry.item, Rejected):
         return entry
+    if not entry.item.image and entry.item.url:
+        return entry._replace(item=entry.item._replace(unusable=entry.item.unusable or NOT_DOWNLOADED), info=_NO_IMAGE)
     info = check_image(entry.item.image)
     if isinstance(info, ImageInfo):
         return entry._replace(info=info)
+    if entry.item.url:  # what the address gave is no picture: the row stays, so that it can be tried again
+        return entry._replace(item=entry.item._replace(image=b"", unusable=info), info=_NO_IMAGE)
     name = f"{entry.part}: {entry.item.key}" if entry.part else entry.item.key
     return entry._replace(item=Rejected(name, info))

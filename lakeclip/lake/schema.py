@@ -28,6 +28,11 @@ COLUMNS: dict[str, str] = {
     "text": "text",
     "captions": "text",
 }
+#: Which part of what was ingested a row is from: a tar's name, a folder's. With `key` it names a row for good.
+SOURCE = "source"
+#: Why a row cannot be trained on ('' where it can): its image was not downloaded, or did not decode. Only lakes with such
+#: rows have the column, and reading for training leaves those rows out.
+UNUSABLE = "unusable"
 
 #: More metadata columns than this means that names are values.
 MAX_METADATA_COLUMNS = 256
@@ -104,7 +109,7 @@ def metadata_column(name: str) -> str:
     stem = name
     while stem.endswith("_meta"):
         stem = stem.removesuffix("_meta")
-    return f"{name}_meta" if stem in COLUMNS else name or "_meta"
+    return f"{name}_meta" if stem in (*COLUMNS, SOURCE, UNUSABLE) else name or "_meta"
 
 
 def dump_captions(captions: Iterable[str]) -> str:

@@ -15,6 +15,8 @@ from lakeclip.lake.schema import (
     COLUMNS,
     MAX_METADATA_COLUMNS,
     MISSING_INT,
+    SOURCE,
+    UNUSABLE,
     Kind,
     clean_text,
     convert,
@@ -41,6 +43,7 @@ class _Row(NamedTuple):
     sample: Sample
     info: ImageInfo
     metadata: dict[str, object]
+    part: str
 
 
 class LakeWriter:
@@ -83,7 +86,7 @@ class LakeWriter:
     @property
     def columns(self) -> dict[str, str]:
         """Column names and their types."""
-        return {**COLUMNS, **{name: kind.type_name for name, kind in self._kinds.items()}}
+        return {**COLUMNS, SOURCE: "text", **{name: kind.type_name for name, kind in self._kinds.items()}}
 
     def append(self, sample: Sample, info: ImageInfo, part: str = "") -> None:
         """Add one row.
@@ -99,7 +102,9 @@ class LakeWriter:
         if part and part not in self._parts:
             self._parts.append(part)
         metadata = {metadata_column(clean_text(str(name))): value for name, value in sample.metadata.items()}
-        self._buffer.append(_Row(sample, info, metadata))
+        if sample.unusable:
+            metadata[UNUSABLE] = sample.unusable
+        self._buffer.append(_Row(sample, info, metadata, part))
         self._buffer_bytes += len(sample.image)
         if len(self._buffer) >= ROWS_PER_APPEND or self._buffer_bytes >= BYTES_PER_APPEND:
             self._flush()
@@ -170,7 +175,7 @@ class LakeWriter:
                 raise
         types = deeplake.types
         makers = {"text": types.Text, "bytes": types.Bytes, "int64": types.Int64, "int32": types.Int32}
-        schema = {name: makers[kind]() for name, kind in COLUMNS.items()}
+        schema = {name: makers[kind]() for name, kind in {**COLUMNS, SOURCE: "text"}.items()}
         try:
             return deeplake.create(self.path, schema=schema, token=engine.keep_token(None))
         except deeplake.LogExistsError:
@@ -198,6 +203,7 @@ class LakeWriter:
             "height": [row.info.height for row in rows],
             "text": [clean_text(row.sample.captions[0]) if row.sample.captions else "" for row in rows],
             "captions": [dump_captions(row.sample.captions) for row in rows],
+            SOURCE: [clean_text(row.part) for row in rows],
         }
         for name, kind in self._kinds.items():
             data[name] = [convert(row.metadata.get(name), kind) for row in rows]

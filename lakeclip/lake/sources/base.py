@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 
 class Sample(NamedTuple):
-    """One picture with its captions, as found.
+    """One picture with its captions, as found; or, with no bytes but an address, where the picture can be had.
 
     Attributes:
         key: its name within the source.
@@ -16,12 +16,16 @@ class Sample(NamedTuple):
         captions: its captions, best first; empty if it has none (a labelled test set, say).
         metadata: further values by name; they become columns of the lake. None is a missing value, and what is neither
             text nor a number (a list, say) is stored as JSON.
+        url: the picture's address, if there is one. (Where it comes from a column, that is among the metadata too.)
+        unusable: why there is an address but no picture: "not downloaded", "HTTP 404".
     """
 
     key: str
     image: bytes
     captions: tuple[str, ...]
     metadata: Mapping[str, object]
+    url: str = ""
+    unusable: str = ""
 
 
 class Rejected(NamedTuple):
