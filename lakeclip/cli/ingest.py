@@ -81,7 +81,7 @@ def _show(report: IngestReport, file: str | None) -> None:
         table.add_row(
             "  without caption", f"{report.without_caption:,}", "for evaluation with labels; not for training"
         )
-    table.add_row("left out", f"{len(report.rejected):,}", "")
+    table.add_row("left out", f"{report.reasons.total():,}", "")
     examples: defaultdict[str, list[str]] = defaultdict(list)
     for item in report.rejected:
         kind, _, detail = item.reason.partition(": ")

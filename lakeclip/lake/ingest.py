@@ -16,12 +16,17 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from lakeclip.errors import SourceError
 from lakeclip.lake import engine
 from lakeclip.lake.check import check_all
+from lakeclip.lake.download import DownloadOptions, Downloads
+from lakeclip.lake.ledger import Fresh, Ledger, short_names, whole_parts
 from lakeclip.lake.sources.base import Collision, Rejected, Source
 from lakeclip.lake.sources.folder import FolderPairs
 from lakeclip.lake.sources.images import image_suffixes, suffix_of
 from lakeclip.lake.sources.webdataset import Shards, expand, is_tar
 from lakeclip.lake.target import check_target, remove_lake
 from lakeclip.lake.write import LakeWriter
+
+#: What is left out is listed by name up to here, and counted beyond: a source may have no end of it.
+MAX_LISTED = 100_000
 
 
 @dataclass
@@ -31,23 +36,33 @@ class IngestReport:
     Attributes:
         lake: path of the lake.
         sources: what was read.
-        rows: rows in the lake.
-        without_caption: how many of them have none.
-        rejected: everything that could not become a row, and why.
+        rows: rows that were added.
+        rows_before: rows that the lake held already, where it was gone on with.
+        known: what the sources hold that is among those.
+        without_caption: rows that were added and have none.
+        unusable: why rows that were added cannot be trained on, and how many each.
+        reasons: how many could not become a row, by kind of reason.
+        rejected: the first `MAX_LISTED` of them, and why.
         collisions: files that claim the same name, and what was done about it.
         ignored: suffixes of files that are neither images, captions nor metadata, and how many have them.
         columns: the lake's columns and their types.
+        mapping: what was taken from which column, for sources that have columns.
         seconds: time it took.
     """
 
     lake: str
     sources: list[str]
     rows: int = 0
+    rows_before: int = 0
+    known: int = 0
     without_caption: int = 0
+    unusable: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
     rejected: list[Rejected] = field(default_factory=list)
     collisions: list[Collision] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
     columns: dict[str, str] = field(default_factory=dict)
+    mapping: dict[str, dict[str, str]] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
@@ -55,10 +70,11 @@ class IngestReport:
         """Rows written per second, all in all."""
         return self.rows / self.seconds if self.seconds else 0.0
 
-    @property
-    def reasons(self) -> Counter[str]:
-        """How many were rejected for each kind of reason."""
-        return Counter(item.reason.partition(":")[0] for item in self.rejected)
+    def reject(self, item: Rejected) -> None:
+        """Put something that could not become a row into the account."""
+        self.reasons[item.reason.partition(":")[0]] += 1
+        if len(self.rejected) < MAX_LISTED:
+            self.rejected.append(item)
 
     def to_dict(self) -> dict[str, object]:
         """As plain values, for JSON."""
@@ -66,35 +82,61 @@ class IngestReport:
             "lake": self.lake,
             "sources": self.sources,
             "rows": self.rows,
+            "rows_before": self.rows_before,
+            "known": self.known,
             "without_caption": self.without_caption,
+            "unusable": dict(self.unusable),
             "rejected": [item._asdict() for item in self.rejected],
             "reasons": dict(self.reasons),
             "collisions": [item._asdict() for item in self.collisions],
             "ignored": dict(self.ignored),
             "columns": self.columns,
+            "mapping": self.mapping,
             "seconds": round(self.seconds, 3),
             "rows_per_second": round(self.rows_per_second, 1),
         }
 
 
-def ingest(sources: Sequence[str], lake: str, *, overwrite: bool = False) -> IngestReport:
-    """Read folders of pairs and WebDataset tars into a new lake.
+def ingest(
+    sources: Sequence[str],
+    lake: str,
+    *,
+    overwrite: bool = False,
+    append: bool = False,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    query: str | None = None,
+    download: DownloadOptions | None = None,
+) -> IngestReport:
+    """Read folders, tars, tables and lakes into a lake.
 
     Args:
-        sources: folders, tar files, and patterns of tar files (`train-{0000..0003}.tar`, `train-*.tar`).
-        lake: where the lake will be.
+        sources: see `open_sources`.
+        lake: where the lake is or will be.
         overwrite: replace the lake that is there. Anything else that is there is never touched.
+        append: add to the lake that is there what it does not hold yet.
+        image_column: column of tables and lakes with the images, or with their addresses or paths; found by default.
+        caption_column: column of tables and lakes with the captions; found by default.
+        query: which rows of lakes to read.
+        download: fetch the images of rows that have only an address.
 
     Raises:
         SourceError: a source is missing, or nothing in any of them can become a row; what was there is then left alone.
         LakeError: there is a lake already, or something that is not a lake.
         OutputError: the lake cannot be written, or its disk is full.
     """
-    check_target(lake, sources, overwrite=overwrite)
-    return fill_lake(open_sources(sources), lake, overwrite=overwrite)
+    check_target(lake, sources, overwrite=overwrite, append=append)
+    opened = open_sources(sources, image_column=image_column, caption_column=caption_column, query=query)
+    return fill_lake(opened, lake, overwrite=overwrite, append=append, download=download)
 
 
-def open_sources(names: Sequence[str]) -> list[Source]:
+def open_sources(
+    names: Sequence[str],
+    *,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    query: str | None = None,
+) -> list[Source]:
     """Find out what kind of source each name is.
 
     Raises:
@@ -139,13 +181,24 @@ def _open_folder(folder: str) -> Source:
     return Shards(folder, sorted(tars)) if tars else FolderPairs(folder)
 
 
-def fill_lake(sources: Sequence[Source], lake: str, *, overwrite: bool = False) -> IngestReport:
-    """Write opened sources into a new lake.
+def fill_lake(
+    sources: Sequence[Source],
+    lake: str,
+    *,
+    overwrite: bool = False,
+    append: bool = False,
+    download: DownloadOptions | None = None,
+) -> IngestReport:
+    """Write opened sources into a lake: a new one, or the one that an ingest of them was filling when it was cut short.
+
+    Every sample becomes one row, however often that happens: what the lake holds is passed over.
 
     Args:
         sources: where the samples come from.
-        lake: where the lake will be; see `check_target`.
+        lake: where the lake is or will be; see `check_target`.
         overwrite: replace the lake that is there, once the first good row has been found.
+        append: add to the lake that is there what it does not hold yet.
+        download: fetch the images of samples that have only an address.
 
     Raises:
         SourceError: there is no good row at all; no lake is made then.
@@ -153,46 +206,80 @@ def fill_lake(sources: Sequence[Source], lake: str, *, overwrite: bool = False) 
         OutputError: the lake cannot be written. What has been committed of it stays, and the message says how much.
         KeyboardInterrupt: the same, on Ctrl-C.
     """
-    check_target(lake, overwrite=overwrite)
     path = engine.normal_path(lake)
+    goes_on = check_target(lake, overwrite=overwrite, append=append, names=short_names(sources))
     report = IngestReport(path, [source.name for source in sources])
     started = time.perf_counter()
     writer: LakeWriter | None = None
+    fresh: list[Fresh] = []
+    read: Sequence[Source] = sources
+    if goes_on:
+        writer = LakeWriter(path, existing=True)
+        writer.note(sources, complete=False)
+        dataset = engine.open_dataset(path)
+        report.rows_before = len(dataset)
+        ledger, whole = Ledger(dataset), whole_parts(dataset)
+        for source in sources:
+            source.skip_parts(whole)
+        read = fresh = [Fresh(source, ledger) for source in sources]
+    if download is not None:
+        read = [Downloads(source, download) for source in read]
     try:
         # What Pillow thinks of odd files is in the account, where it matters.
         with warnings.catch_warnings(), _Bar(sources) as bar:
             warnings.simplefilter("ignore")
-            for part, item, info in check_all(sources):
+            here = ""
+            for part, item, info in check_all(read):
                 if isinstance(item, Rejected):
-                    report.rejected.append(item)
+                    report.reject(item)
                     continue
                 if writer is None:
                     if overwrite:
                         remove_lake(path)
                     writer = LakeWriter(path)
+                    writer.note(sources, complete=False)
+                if part != here:
+                    _end_parts(writer, sources, here)
+                    here = part
                 assert info is not None, "only what is rejected has none"
                 writer.append(item, info, part)
                 report.rows += 1
                 report.without_caption += not item.captions
+                if item.unusable:
+                    report.unusable[item.unusable.partition(":")[0]] += 1
                 bar.show(report.rows)
         if writer is not None:
+            _end_parts(writer, sources, here)
+            writer.commit()
+            writer.note(sources, complete=True)
             writer.close()
     except BaseException as error:
         if writer is not None:
             writer.abandon()
-        if writer is not None and not writer.rows:
+        if writer is not None and not writer.rows and not goes_on:
             remove_lake(path)
         elif writer is not None and isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(f"{path} holds the first {writer.rows:,} rows") from None
+            raise KeyboardInterrupt(f"{path} holds {writer.rows:,} rows; the same command goes on from there") from None
         raise
     for source in sources:
         report.collisions += source.collisions
         report.ignored += source.ignored
+        if source.mapping:
+            report.mapping[source.name] = source.mapping
+    report.known = sum(source.known for source in fresh)
     report.seconds = time.perf_counter() - started
     if writer is None:
         raise _nothing_good(report)
     report.columns = writer.columns
     return report
+
+
+def _end_parts(writer: LakeWriter, sources: Sequence[Source], part: str) -> None:
+    """Note that a part's last sample has been written, if its source has come to its end."""
+    for source in sources:
+        for ended in source.ended:
+            if ended[0] == part:
+                writer.end_part(*ended)
 
 
 class _Bar:

@@ -30,8 +30,8 @@ COLUMNS: dict[str, str] = {
 }
 #: Which part of what was ingested a row is from: a tar's name, a folder's. With `key` it names a row for good.
 SOURCE = "source"
-#: Why a row cannot be trained on ('' where it can): its image was not downloaded, or did not decode. Only lakes with such
-#: rows have the column, and reading for training leaves those rows out.
+#: Why a row cannot be trained on ('' where it can): its image was not downloaded, or did not decode. Only lakes with
+#: such rows have the column, and reading for training leaves those rows out.
 UNUSABLE = "unusable"
 
 #: More metadata columns than this means that names are values.

@@ -1,16 +1,24 @@
-"""Writing a lake: large appends, few commits, columns that grow with the metadata, and a disk that may fill up."""
+"""Writing a lake: large appends, few commits, columns that grow with the metadata, and a disk that may fill up.
+
+Rows that were appended, and the columns they brought, become visible together with their commit, or never: a process
+that is killed leaves the lake as its last commit left it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import zlib
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
 
 from lakeclip.errors import LakeclipError, LakeError, OutputError, SourceError
 from lakeclip.lake import engine
+from lakeclip.lake.columns import list_columns, type_names
+from lakeclip.lake.ledger import commit_message, write_state
 from lakeclip.lake.schema import (
     COLUMNS,
     MAX_METADATA_COLUMNS,
@@ -24,15 +32,16 @@ from lakeclip.lake.schema import (
     kind_of,
     metadata_column,
 )
-from lakeclip.lake.sources.base import Sample
+from lakeclip.lake.sources.base import Sample, Source
 from lakeclip.lake.sources.images import ImageInfo
+from lakeclip.lake.target import LOCK
 
 #: Small appends and commits each cost files: 600 tiny commits are 2,405 of them.
 ROWS_PER_APPEND = 1_000
 BYTES_PER_APPEND = 32 * 2**20
 ROWS_PER_COMMIT = 10_000
 #: Rows wait in memory for their commit.
-BYTES_PER_COMMIT = 256 * 2**20
+BYTES_PER_COMMIT = 96 * 2**20
 #: Room that an append must leave on the disk, for Deep Lake's log and everyone else.
 SPARE_BYTES = 4 * 2**20
 
@@ -47,30 +56,34 @@ class _Row(NamedTuple):
 
 
 class LakeWriter:
-    """Appends samples to a new lake. Use it as a context manager, or call `close`.
+    """Appends samples to a lake. Use it as a context manager, or call `close`.
 
     Whatever has been committed stays when something fails; `rows` says how many that is.
 
     Args:
         path: where the lake will be: a folder that does not exist or is empty, or an address.
+        existing: go on with the lake that is there, one that lakeclip made.
 
     Raises:
-        LakeError: there is a lake already.
+        LakeError: there is a lake already, or, with `existing`, none that lakeclip made, or one being written just now.
         OutputError: nothing can be written there.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, existing: bool = False) -> None:
         self.path = engine.normal_path(path)
         self.rows = 0
         """Rows that have been committed."""
         self._kinds: dict[str, Kind] = {}
+        self._lock: int | None = None
+        self._whole: list[tuple[str, int]] = []
         self._buffer: list[_Row] = []
         self._buffer_bytes = 0
         self._pending_rows = 0
         self._pending_bytes = 0
+        self._replaced = 0
         self._parts: list[str] = []
         self._checked: set[str] = set()
-        self._dataset = self._create()
+        self._dataset = self._open() if existing else self._create()
 
     def __enter__(self) -> LakeWriter:
         return self
@@ -111,6 +124,37 @@ class LakeWriter:
             if self._pending_rows >= ROWS_PER_COMMIT or self._pending_bytes >= BYTES_PER_COMMIT:
                 self.commit()
 
+    def note(self, sources: Sequence[Source], *, complete: bool) -> None:
+        """Leave word in the lake of what is being read into it, or that it all has been."""
+        try:
+            write_state(self._dataset, sources, complete=complete)
+        except Exception as error:
+            raise self._failure(engine.one_line(error)) from None
+
+    def end_part(self, part: str, stamp: int) -> None:
+        """Note in the next commit that a part of the source, as it is by its `stamp`, has been read to its end."""
+        self._whole.append((part, stamp))
+
+    def replace(self, row: int, image: bytes, info: ImageInfo, unusable: str) -> None:
+        """Give a row that had no image one, or another reason for having none.
+
+        Raises:
+            OutputError: the disk is full.
+        """
+        values: dict[str, object] = {UNUSABLE: unusable}
+        if image:
+            values |= {"image": image, "crc32": zlib.crc32(image), **info._asdict()}
+        try:
+            for name, value in values.items():
+                self._dataset[name][row] = value
+        except Exception as error:
+            raise self._failure(engine.one_line(error)) from None
+        self._replaced += 1
+        self._pending_bytes += len(image)
+        if self._replaced >= ROWS_PER_COMMIT or self._pending_bytes >= BYTES_PER_COMMIT:
+            self._require_room(self._pending_bytes)
+            self.commit()
+
     def commit(self) -> None:
         """Make every row so far permanent.
 
@@ -118,19 +162,21 @@ class LakeWriter:
             OutputError: the disk is full.
         """
         self._flush()
-        if not self._pending_rows:
+        if not self._pending_rows and not self._replaced:
             return
-        parts = self._parts if len(self._parts) <= 4 else [*self._parts[:2], "…", self._parts[-1]]
-        before = self.rows
-        after = before + self._pending_rows
+        after = self.rows + self._pending_rows
+        if self._pending_rows:
+            message = commit_message(self.rows, after, self._parts, self._whole)
+        else:
+            message = f"{self._replaced} rows replaced"
         try:
-            self._dataset.commit(f"rows {before}-{after - 1}" + (f" from {', '.join(parts)}" if parts else ""))
+            self._dataset.commit(message)
         except Exception as error:
             raise self._failure(engine.one_line(error)) from None
         self._check_written()
         self.rows = after
-        self._pending_rows = self._pending_bytes = 0
-        self._parts = []
+        self._pending_rows = self._pending_bytes = self._replaced = 0
+        self._parts, self._whole = [], []
 
     def close(self) -> None:
         """Commit what is left, and see that the lake opens and holds every row.
@@ -145,6 +191,7 @@ class LakeWriter:
             raise self._failure(engine.one_line(error)) from None
         if found != self.rows:
             raise self._failure(f"{found:,} of {self.rows:,} rows can be read")
+        self._unlock()
 
     def abandon(self) -> None:
         """Give up the rows that have not been committed. Without this, Deep Lake commits them when the handle goes."""
@@ -153,6 +200,48 @@ class LakeWriter:
             self._dataset.rollback()
             # Ctrl-C may have come between a commit and its being counted.
             self.rows = len(self._dataset)
+        self._unlock()
+
+    def _open(self) -> Any:
+        self._take_lock()
+        try:
+            dataset = engine.deeplake().open(self.path, token=engine.keep_token(None))
+        except Exception as error:
+            raise engine.explain(error, self.path) from None
+        columns = type_names(dataset)
+        if not {**COLUMNS, SOURCE: "text"}.items() <= columns.items():
+            raise LakeError(
+                f"the lake at {self.path} was not made by lakeclip, so nothing is added to it",
+                found=list_columns(columns),
+                next_step=f"lakeclip ingest {self.path} NEW_LAKE makes one that can grow",
+            )
+        kinds = {kind.type_name: kind for kind in Kind}
+        for name, kind in columns.items():
+            if name not in COLUMNS and name != SOURCE and kind in kinds:
+                self._kinds[name] = kinds[kind]
+        self.rows = len(dataset)
+        return dataset
+
+    def _take_lock(self) -> None:
+        """Two processes that fill the same local lake would each add every row. A crash lets go of the lock."""
+        if engine.is_remote(self.path):
+            return
+        self._lock = os.open(os.path.join(self.path, LOCK), os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            self._lock = None
+            raise LakeError(
+                f"another process is writing to the lake at {self.path}", next_step="wait until it has ended"
+            ) from None
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(self.path, LOCK))
+            os.close(self._lock)
+            self._lock = None
 
     def _create(self) -> Any:
         deeplake = engine.deeplake()
@@ -173,6 +262,7 @@ class LakeWriter:
                 with contextlib.suppress(OSError):  # it holds something: not ours
                     os.rmdir(self.path)
                 raise
+            self._take_lock()
         types = deeplake.types
         makers = {"text": types.Text, "bytes": types.Bytes, "int64": types.Int64, "int32": types.Int32}
         schema = {name: makers[kind]() for name, kind in {**COLUMNS, SOURCE: "text"}.items()}
@@ -283,9 +373,10 @@ class LakeWriter:
             raise self._failure(problem, kept=f"{self.path} is damaged and cannot be read", full=True)
 
     def _failure(self, found: str, *, kept: str = "", full: bool = False) -> OutputError:
-        kept = kept or (f"{self.path} holds the first {self.rows:,} rows" if self.rows else "no row has been kept")
+        how = " with --overwrite" if kept else ": it goes on from there"
+        kept = kept or (f"{self.path} holds {self.rows:,} rows" if self.rows else "no row has been kept")
         return OutputError(
             f"cannot write on to the lake at {self.path}" + (": the disk is full" if full else ""),
             found=f"{found}; {kept}",
-            next_step=("free some space, and run" if full else "run") + " the command again with --overwrite",
+            next_step=("free some space, and run" if full else "run") + " the command again" + how,
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
 
@@ -54,6 +56,12 @@ class Collision(NamedTuple):
     outcome: str
 
 
+def stamp(path: str) -> int:
+    """A number that is another one once a file has changed, as far as its size and its time tell."""
+    status = os.stat(path)
+    return zlib.crc32(f"{status.st_size} {status.st_mtime_ns}".encode())
+
+
 @runtime_checkable
 class Source(Protocol):
     """A folder or an archive on its way into a lake. Iterating reads it once, in bounded memory.
@@ -65,17 +73,33 @@ class Source(Protocol):
         position: how much of that is done.
         collisions: files that claim the same name; complete when iteration ends.
         ignored: suffixes of files that are none of ours, and how many have them.
+        mapping: what is taken from which column, for those that have columns.
+        ended: parts that have been read to their end, each with its `stamp`; for a second run to pass over.
     """
 
-    name: str
-    part: str
-    size: int
-    position: int
-    collisions: list[Collision]
-    ignored: Counter[str]
+    # Read-only here, so that a source that wraps another may hand them through.
+    @property
+    def name(self) -> str: ...
+    @property
+    def part(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def collisions(self) -> list[Collision]: ...
+    @property
+    def ignored(self) -> Counter[str]: ...
+    @property
+    def mapping(self) -> dict[str, str]: ...
+    @property
+    def ended(self) -> list[tuple[str, int]]: ...
 
     def __iter__(self) -> Iterator[Sample | Rejected]:
         """Every sample, and everything that should have been one."""
+
+    def skip_parts(self, done: Collection[tuple[str, int]]) -> None:
+        """Do not read these parts (name, stamp): they are in the lake, whole."""
 
 
 class Samples:
@@ -94,7 +118,12 @@ class Samples:
         self.position = 0
         self.collisions: list[Collision] = []
         self.ignored: Counter[str] = Counter()
+        self.mapping: dict[str, str] = {}
+        self.ended: list[tuple[str, int]] = []
         self._samples = samples
+
+    def skip_parts(self, done: Collection[tuple[str, int]]) -> None:
+        """There are none."""
 
     def __iter__(self) -> Iterator[Sample | Rejected]:
         for sample in self._samples:

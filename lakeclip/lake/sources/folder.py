@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,12 +41,17 @@ class FolderPairs:
 
     def __init__(self, folder: str) -> None:
         self.name = folder
-        self.part = ""
+        self.part = os.path.basename(os.path.abspath(folder))
         self._listing = list_pairs(folder)
         self.size = len(self._listing.pairs)
         self.position = 0
         self.collisions = self._listing.collisions
         self.ignored = self._listing.ignored
+        self.mapping: dict[str, str] = {}
+        self.ended: list[tuple[str, int]] = []
+
+    def skip_parts(self, done: Collection[tuple[str, int]]) -> None:
+        """There are none: files may have been added."""
 
     def __iter__(self) -> Iterator[Sample | Rejected]:
         yield from self._listing.rejected

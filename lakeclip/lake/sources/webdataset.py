@@ -12,11 +12,11 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import BinaryIO
 
 from lakeclip.errors import SourceError
-from lakeclip.lake.sources.base import Collision, Rejected, Sample
+from lakeclip.lake.sources.base import Collision, Rejected, Sample, stamp
 from lakeclip.lake.sources.captions import decode_text, parse_captions
 from lakeclip.lake.sources.images import MAX_FILE_BYTES, image_suffixes
 
@@ -87,6 +87,9 @@ class Shards:
         self.position = 0
         self.collisions: list[Collision] = []
         self.ignored: Counter[str] = Counter()
+        self.mapping: dict[str, str] = {}
+        self.ended: list[tuple[str, int]] = []
+        self._skipped: frozenset[tuple[str, int]] = frozenset()
         self._paths = list(paths)
         for path in self._paths:
             if not os.path.isfile(path):
@@ -95,10 +98,19 @@ class Shards:
                 )
         self.size = sum(map(os.path.getsize, self._paths))
 
+    def skip_parts(self, done: Collection[tuple[str, int]]) -> None:
+        """Do not read these tars (name, stamp) again."""
+        self._skipped = frozenset(done)
+
     def __iter__(self) -> Iterator[Sample | Rejected]:
         done = 0
         for path in self._paths:
             self.part = os.path.basename(path)
+            size, tar = os.path.getsize(path), (self.part, stamp(path))
+            if tar in self._skipped:
+                done += size
+                self.position = done
+                continue
             with open(path, "rb", buffering=2**18) as file:
                 for key, files in self._samples(path, file):
                     self.position = done + file.tell()
@@ -106,8 +118,9 @@ class Shards:
                         yield Rejected(key, files)
                     else:
                         yield self._sample(f"{self.part}: {key}", key, files)
-            done += os.path.getsize(path)
+            done += size
             self.position = done
+            self.ended.append(tar)
 
     def _samples(self, path: str, file: BinaryIO) -> Iterator[tuple[str, dict[str, bytes] | str]]:
         """Key and files by extension of each sample; or a name and what is wrong with it."""

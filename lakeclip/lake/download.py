@@ -1,0 +1,10 @@
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DownloadOptions:
+    pass
+
+
+class Downloads:
+    pass
