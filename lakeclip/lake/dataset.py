@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from lakeclip.errors import LakeError
 from lakeclip.lake import engine
 from lakeclip.lake.columns import find_caption_column, find_image_column, is_readable, list_columns, type_names
-from lakeclip.lake.query import select_rows
+from lakeclip.lake.query import safe_clause, select_rows
 from lakeclip.lake.rows import Row
-from lakeclip.lake.schema import COLUMNS, MISSING_INT, load_captions
+from lakeclip.lake.schema import COLUMNS, MISSING_INT, UNUSABLE, load_captions
+from lakeclip.lake.selection import Selection
+from lakeclip.lake.template import CaptionTemplate
 
 
 def open_lake(
@@ -27,16 +29,24 @@ def open_lake(
     token: str | None = None,
     image_column: str | None = None,
     caption_column: str | None = None,
+    caption_template: str | None = None,
+    filter_nsfw: bool = False,
+    include_unusable: bool = False,
 ) -> Lake:
     """Open a Deep Lake dataset for reading.
 
     Args:
         path: a folder, or an address (s3://…, hub://…); `@branch` or `@tag` may follow.
-        query: keep the rows for which this WHERE clause holds, such as `NSFW == 'UNLIKELY'`.
+        query: keep the rows for which this WHERE clause holds, such as `NSFW == 'UNLIKELY'`; or a whole SELECT of
+            columns and rows of this lake.
         token: Activeloop token. It goes into the environment variable ACTIVELOOP_TOKEN, where worker processes find it,
             and nowhere else; without it, the variable's value is used.
         image_column: column with the encoded images, if not the one that its name and type suggest.
-        caption_column: column with the captions, likewise.
+        caption_column: column with the captions, likewise; several, with commas between them, are joined.
+        caption_template: captions made of columns, `a photo of {label}, {text}`: see `CaptionTemplate`.
+        filter_nsfw: keep the rows that LAION's classifier held to be safe, and nothing more: see `safe_clause`.
+        include_unusable: keep rows without an image too, whose addresses are still to be downloaded, and those that
+            were marked as unusable.
 
     Raises:
         LakeError: there is no lake, it cannot be reached, is damaged, or the query is wrong.
@@ -44,8 +54,20 @@ def open_lake(
     engine.keep_token(token)
     normal = engine.normal_path(path)
     dataset = engine.open_dataset(normal)
-    rows = select_rows(dataset, query, normal) if query is not None else None
-    return Lake(normal, dataset, query, rows, image_column, caption_column)
+    conditions = [safe_clause(dataset, normal)] if filter_nsfw else []
+    types = type_names(dataset)
+    if not include_unusable and types.get(UNUSABLE) == "text":
+        conditions.append(f"{UNUSABLE} == ''")
+    chosen = select_rows(dataset, query, normal, conditions=conditions) if query is not None or conditions else None
+    rows = Selection(chosen.rows, len(dataset)) if chosen is not None else None
+    names = (chosen.columns if chosen is not None else None) or {name: name for name in types}
+    lake = Lake(normal, dataset, query, rows, names, image_column, caption_column)
+    if caption_template is not None:
+        lake.template = CaptionTemplate(caption_template, lake.columns, normal)
+    elif caption_column is not None and caption_column not in lake.columns and "," in caption_column:
+        joined = " ".join(f"{{{name.strip()}}}" for name in caption_column.split(","))
+        lake.template = CaptionTemplate(joined, lake.columns, normal)
+    return lake
 
 
 class Lake:
@@ -56,10 +78,11 @@ class Lake:
 
     Attributes:
         path: the dataset's path.
-        query: the WHERE clause that chose the rows, or None.
+        query: the WHERE clause or SELECT that chose the rows, or None.
         version: "ID@VERSION" of the dataset.
-        columns: name → type of every column.
+        columns: name → type of every column, or of those that a SELECT named.
         total_rows: rows in the lake, before the query.
+        template: makes the captions, where they are not simply a column.
     """
 
     def __init__(
@@ -67,14 +90,18 @@ class Lake:
         path: str,
         dataset: Any,
         query: str | None,
-        rows: NDArray[np.int64] | None,
+        rows: Selection | None,
+        names: dict[str, str],
         image_column: str | None,
         caption_column: str | None,
     ) -> None:
         self.path = path
         self.query = query
         self.version = f"{dataset.id}@{dataset.version}"
-        self.columns = type_names(dataset)
+        self.template: CaptionTemplate | None = None
+        self._stored = type_names(dataset)
+        self._names = names
+        self.columns = {name: self._stored[stored] for name, stored in names.items()}
         self.total_rows = len(dataset)
         self._rows = rows
         self._wanted = (image_column, caption_column)
@@ -165,7 +192,10 @@ class Lake:
                 found=f"type {self.columns[name]}, which makes Deep Lake crash",
                 next_step="store several texts as one JSON text",
             )
-        values = self._fetch(name, self.base_rows(indices))
+        return self._plain(name, self.base_rows(indices))
+
+    def _plain(self, name: str, rows: NDArray[np.int64]) -> list[object]:
+        values = self._fetch(self._names[name], rows)
         if self.columns[name] == "int64":
             return [None if value == MISSING_INT else value for value in values]
         return [value or "" for value in values] if self.columns[name] == "text" else values
@@ -193,11 +223,13 @@ class Lake:
     @property
     def _has_checksums(self) -> bool:
         """Whether this is a lake of ours, or one with the same columns, read as such."""
-        known = all(self.columns.get(name) == kind for name, kind in COLUMNS.items())
-        return known and self.image_column == "image"
+        known = all(self._stored.get(name) == kind for name, kind in COLUMNS.items())
+        return known and self._names[self.image_column] == "image"
 
     def _images(self, rows: NDArray[np.int64]) -> list[bytes]:
-        images = [data or b"" for data in self._fetch(self.image_column, rows)]  # Deep Lake gives None for no bytes
+        images = [
+            data or b"" for data in self._fetch(self._names[self.image_column], rows)
+        ]  # Deep Lake gives None for no bytes
         if self._has_checksums:
             for row, data, expected in zip(rows.tolist(), images, self._fetch("crc32", rows), strict=True):
                 if zlib.crc32(data) != expected:
@@ -209,8 +241,11 @@ class Lake:
         return images
 
     def _captions(self, rows: NDArray[np.int64]) -> list[tuple[str, ...]]:
-        stored = self._fetch(self.caption_column, rows)
-        if self.caption_column.lower() == "captions":
+        if self.template is not None:
+            return self.template.captions([self._plain(name, rows) for name in self.template.names])
+        column = self._names[self.caption_column]
+        stored = self._fetch(column, rows)
+        if column.lower() == "captions":
             return [load_captions(text) for text in stored]
         return [(text,) if text else () for text in stored]
 
@@ -219,7 +254,7 @@ class Lake:
         if not len(rows):
             return []
         column = self.dataset[name]
-        encoded = self.columns[name] in ("image", "link[image]")
+        encoded = self._stored[name] in ("image", "link[image]")
         first, last = int(rows.min()), int(rows.max()) + 1
         dense = last - first <= 2 * len(rows)
         wanted = np.arange(first, last) if dense else np.unique(rows)

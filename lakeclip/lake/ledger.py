@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lakeclip.lake.query import count_values, quote
 from lakeclip.lake.schema import COLUMNS, SOURCE, clean_text
 from lakeclip.lake.sources.base import Collision, Rejected, Sample, Source
 
@@ -87,11 +88,7 @@ class Ledger:
         self.rows = len(dataset)
         self._counts: Counter[str] = Counter()
         if self.rows and SOURCE in self._columns:
-            groups = dataset.query(
-                f"select {SOURCE}, count(*) as n from deeplake group by {SOURCE}",  # noqa: S608 both are constants
-                dialect="postgres",
-            )
-            self._counts.update(dict(zip(groups[SOURCE][:], np.asarray(groups["n"][:]).tolist(), strict=True)))
+            self._counts.update(count_values(dataset, SOURCE))
         self._part: str | None = None
         self._names = np.empty(0, np.uint64)
         self._crc32 = np.empty(0, np.uint32)
@@ -134,10 +131,7 @@ class Ledger:
         self._taken = np.zeros(len(rows), np.bool_)
 
     def _rows_of(self, part: str) -> NDArray[np.int64]:
-        quoted = part.replace("'", "''")
-        view = self._dataset.query(
-            f"select row from (select row_number() as row, *) where {SOURCE} == '{quoted}'"  # noqa: S608 it is quoted
-        )
+        view = self._dataset.query(f"select row from (select row_number() as row, *) where {SOURCE} == {quote(part)}")
         return np.asarray(view["row"][:], np.int64).reshape(-1)
 
 

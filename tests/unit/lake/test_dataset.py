@@ -92,6 +92,11 @@ def test_what_goes_in_comes_out(
         ("n > 27 order by n desc", [29, 28]),
         ("n == 3 -- three", [3]),
         ("n > 100", []),
+        ("WHERE n > 27", [28, 29]),
+        ("select * where n > 27", [28, 29]),
+        ("SELECT * FROM lake WHERE label == 'from' or n in (3, 5) ORDER BY n DESC", [5, 3]),
+        ("select *\nlimit 2 offset 4", [4, 5]),
+        ("select *;", list(range(30))),
     ],
 )
 def test_a_query_keeps_rows_of_the_lake_itself(path: Path, clause: str, rows: list[int]) -> None:
@@ -103,15 +108,102 @@ def test_a_query_keeps_rows_of_the_lake_itself(path: Path, clause: str, rows: li
     assert lake.column("n") == rows
 
 
+def test_a_select_names_the_columns_that_are_seen(path: Path) -> None:
+    lake = open_lake(path, 'select image, label as caption, n AS "number" where n < 3')
+    assert lake.columns == {"image": "bytes", "caption": "text", "number": "int64"}
+    assert lake.caption_column == "caption"
+    assert lake.read([1]) == [Row(1, picture(1), ("dog",))]
+    assert lake.column("number") == [0, 1, 2]
+    assert set(lake[2]) == {"image", "caption", "number"}
+    with pytest.raises(LakeError, match="has no column 'key'"):
+        lake.column("key")
+    assert pickle.loads(pickle.dumps(lake)).read([1]) == lake.read([1])
+
+
+def test_rows_that_cannot_be_used_are_left_out(tmp_path: Path) -> None:
+    with LakeWriter(str(tmp_path / "lake")) as writer:
+        for i in range(6):
+            writer.append(Sample(f"k{i}", picture(i), ("a",), {"n": i}, unusable="HTTP 404" if i % 2 else ""), INFO)
+    assert open_lake(tmp_path / "lake").column("n") == [0, 2, 4]
+    assert open_lake(tmp_path / "lake", "n > 1 limit 2").column("n") == [2, 4]
+    assert open_lake(tmp_path / "lake", include_unusable=True).column("n") == list(range(6))
+    assert open_lake(tmp_path / "lake", "n < 2", include_unusable=True).column("unusable") == ["", "HTTP 404"]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "kept"),
+    [
+        ("NSFW", ["UNLIKELY", "NSFW", "UNSURE", ""], [0]),
+        ("nsfw", ["unlikely", "UNLIKELY", "likely", "o'"], [0, 1]),
+        ("NSFW", [False, True, False, True], [0, 2]),
+        ("NSFW", [0.1, 0.2, 0.3, 0.4], "cannot be told"),
+        ("NSFW", ["safe", "unsafe", "", ""], "no row .* is safe"),
+        ("punsafe", ["UNLIKELY", "", "", ""], "no column NSFW"),
+    ],
+)
+def test_the_nsfw_filter_is_what_it_says_and_nothing_more(
+    tmp_path: Path, name: str, values: list[object], kept: list[int] | str
+) -> None:
+    """Defect 26: it filtered the width too, and knew one spelling."""
+    with LakeWriter(str(tmp_path / "lake")) as writer:
+        for i, value in enumerate(values):
+            writer.append(Sample(f"{i}", picture(i), ("a",), {name: value, "WIDTH": 1, "n": i}), INFO)
+    if isinstance(kept, str):
+        with pytest.raises(LakeError, match=kept):
+            open_lake(tmp_path / "lake", filter_nsfw=True)
+        return
+    assert open_lake(tmp_path / "lake", filter_nsfw=True).column("n") == kept
+    assert open_lake(tmp_path / "lake", "n > 0", filter_nsfw=True).column("n") == [n for n in kept if n > 0]
+
+
+@pytest.mark.parametrize(
+    ("template", "column", "expected"),
+    [
+        ("a photo of {label}, {text}", None, ("a photo of cat, caption 3",)),
+        ("{captions} ({n:03d})", None, ("caption 3 (003)", "x (003)")),
+        ("{{{n}}}", None, ("{3}",)),
+        ("{n} {price:.2f}!", None, ("3 !",)),
+        (None, "label, text", ("cat caption 3",)),
+        (None, "label", ("cat",)),
+    ],
+)
+def test_captions_from_columns(
+    tmp_path: Path, template: str | None, column: str | None, expected: tuple[str, ...]
+) -> None:
+    with LakeWriter(str(tmp_path / "lake")) as writer:
+        for i in range(5):
+            price = {} if i == 3 else {"price": 5}
+            metadata = {"label": LABELS[i % 3], "n": i, **price}
+            writer.append(Sample(f"k{i}", picture(i), (f"caption {i}", "x"), metadata), INFO)
+    lake = open_lake(tmp_path / "lake", caption_column=column, caption_template=template)
+    assert lake.captions([3]) == [expected]
+    assert pickle.loads(pickle.dumps(lake)).read([3])[0].captions == expected
+
+
+@pytest.mark.parametrize("template", ["{lable}", "no column", "{", "{0}", "{}", "{label.__class__}", "{n:xyz}"])
+def test_a_wrong_template_is_explained(path: Path, template: str) -> None:
+    with pytest.raises(LakeError, match="caption template") as caught:
+        open_lake(path, caption_template=template)
+    assert "label (text)" in caught.value.allowed
+
+
 @pytest.mark.parametrize(
     ("clause", "found"),
     [
         ("nsfw == 'x'", "nsfw"),
+        ("Lable == 'x'", "did you mean label"),
         ("n = = 3", "syntax error"),
         ("n == 'x'", "Can't compare"),
         ('label == "cat"', "single quotes"),
-        ("select *", "begins with"),
-        ("WHERE n > 1", "begins with"),
+        ("where", "empty"),
+        ("select n + 1 where n > 1", "no column"),
+        ("select nothing", "does not exist"),
+        ('select * from "another/lake" where n > 1', "only it is read"),
+        ("select n, count(*) group by n", "group"),
+        ("n > 1 group by n", "group"),
+        ("select distinct n", "distinct"),
+        ("select * union select *", "union"),
+        ("select * where n > 1 limit x", "left side"),
         ("", "empty"),
         ("random() < 0.5", "random choice"),
         ("n > 1 order by RANDOM()", "random choice"),
