@@ -131,7 +131,8 @@ class Ledger:
         self._taken = np.zeros(len(rows), np.bool_)
 
     def _rows_of(self, part: str) -> NDArray[np.int64]:
-        view = self._dataset.query(f"select row from (select row_number() as row, *) where {SOURCE} == {quote(part)}")
+        clause = f"{SOURCE} == {quote(part)}"
+        view = self._dataset.query(f"select row from (select row_number() as row, *) where {clause}")  # noqa: S608
         return np.asarray(view["row"][:], np.int64).reshape(-1)
 
 

@@ -51,7 +51,7 @@ def texts(lake: Path) -> Counter[object]:
 
 @pytest.mark.slow
 def test_twenty_kills_and_every_row_is_there_once(tmp_path: Path) -> None:
-    """Five lakes, each killed four times between the start of the work and its usual end, then left to finish."""
+    """Lakes that are killed up to four times between the start of the work and its end, then left to finish."""
     sources = shards(tmp_path / "in", 4, 100)
     whole = Counter(f"{tar} {row}" for tar in range(4) for row in range(100))
 
@@ -67,12 +67,13 @@ def test_twenty_kills_and_every_row_is_there_once(tmp_path: Path) -> None:
     seconds = time.monotonic() - began
     assert texts(tmp_path / "unhurt") == whole
     moments = random.Random(7)
-    cut = 0
-    for number in range(5):
-        lake = tmp_path / f"lake{number}"
+    cut = lakes = 0
+    while cut < 20 and lakes < 15:
+        lake = tmp_path / f"lake{lakes}"
+        lakes += 1
         for _ in range(4):
             process = start(lake)
-            time.sleep(seconds * moments.random())
+            time.sleep(seconds * 0.6 * moments.random())
             process.send_signal(signal.SIGKILL)
             process.communicate()
             cut += process.returncode == -signal.SIGKILL
@@ -81,7 +82,7 @@ def test_twenty_kills_and_every_row_is_there_once(tmp_path: Path) -> None:
         assert not complaint or "there is a lake already" in complaint, complaint
         assert texts(lake) == whole
         assert open_lake(lake).columns["n"] == "float64"
-    assert cut >= 10
+    assert cut >= 20
 
 
 def test_a_second_run_is_refused_or_adds_what_is_new(tmp_path: Path) -> None:
