@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lakeclip.checkpoints.native import load as load
-    from lakeclip.data.datamodule import DeepLakeDataModule as DeepLakeDataModule
     from lakeclip.data.datamodule import PairDataModule as PairDataModule
-    from lakeclip.data.datamodule import TextImageDataModule as TextImageDataModule
+    from lakeclip.data.seed import DeepLakeDataModule as DeepLakeDataModule
+    from lakeclip.data.seed import TextImageDataModule as TextImageDataModule
     from lakeclip.errors import LakeclipError as LakeclipError
     from lakeclip.lake.dataset import open_lake as open_lake
     from lakeclip.models.zoo import available_models as available_models
@@ -35,8 +35,8 @@ _HOME = {
     "CLIPWrapper": "lakeclip.training.module",
     "CustomCLIPWrapper": "lakeclip.training.finetune",
     "PairDataModule": "lakeclip.data.datamodule",
-    "TextImageDataModule": "lakeclip.data.datamodule",
-    "DeepLakeDataModule": "lakeclip.data.datamodule",
+    "TextImageDataModule": "lakeclip.data.seed",
+    "DeepLakeDataModule": "lakeclip.data.seed",
     "LakeclipError": "lakeclip.errors",
 }
 __all__ = sorted(_HOME)

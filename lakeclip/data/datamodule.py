@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning as L
 
-from lakeclip.data.order import Order, hold_out
+from lakeclip.data.order import Order
+from lakeclip.data.plan import Pass, make_plans, parts_of
 from lakeclip.data.progress import Mark
 from lakeclip.data.stream import EvalSpans, PairLoader, PairStream, Span, TrainSpans
 from lakeclip.data.transforms import EvalTransform, TrainTransform
 from lakeclip.errors import ConfigError, DataError
-from lakeclip.lake.dataset import open_lake
+from lakeclip.lake.dataset import Lake
 from lakeclip.lake.rows import RowSource
-from lakeclip.lake.sources.folder import open_folder
-from lakeclip.text.huggingface import HuggingFaceTokenizer
+from lakeclip.lake.schema import UNUSABLE
 from lakeclip.text.tokenizer import Tokenizer
 from lakeclip.types import Tokenize
 
@@ -70,31 +70,26 @@ class PairDataModule(L.LightningDataModule):
         _require("image_size", image_size, image_size >= 1, "1 or more")
         _require("resize_ratio", resize_ratio, 0 < resize_ratio <= 1, "above 0, up to 1")
         _require("num_workers", num_workers, num_workers >= 0, "0 or more")
+        _require("val_fraction", val_fraction, 0 <= val_fraction < 1, "0 (none) up to, not with, 1")
         _require("max_val_rows", max_val_rows, max_val_rows is None or max_val_rows >= 1, "1 or more, or none for all")
         for pairs in (source, val_source):
-            if pairs is not None and len(pairs) == 0:
-                query = getattr(pairs, "query", None)
-                found = f"0 rows for which {query}" if query else "0 rows"
-                raise DataError(f"there are no pairs in {pairs.path}", found=found)
+            for part in parts_of(pairs) if pairs is not None else []:
+                if len(part) == 0:
+                    raise _no_pairs(part)
         self.source = source
         self.val_source = val_source
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.tokenize = tokenize or Tokenizer()
 
-        train_rows, val_rows = hold_out(len(source), 0.0 if val_source else val_fraction)
+        train_plan, held_out = make_plans(source, 0.0 if val_source else val_fraction, seed=seed, shuffle=shuffle)
+        self.train_stream = PairStream(source, train_plan, TrainTransform(image_size, resize_ratio), self.tokenize)
         if val_source is not None:
-            val_rows, _ = hold_out(len(val_source), 0.0)
-        order = Order(len(train_rows), seed, shuffle)
-        self.train_stream = PairStream(
-            source, train_rows, order, TrainTransform(image_size, resize_ratio), self.tokenize
-        )
+            _, held_out = make_plans(val_source, 1.0, seed=seed, shuffle=shuffle)
         # Shuffled once, so that a batch is as mixed and a part as representative as the whole.
-        val_order = Order(len(val_rows), seed=0)
-        self.val_stream = PairStream(
-            val_source or source, val_rows, val_order, EvalTransform(image_size), self.tokenize
-        )
-        self.num_val_rows = min(len(val_rows), max_val_rows or len(val_rows))
+        val_plan = Pass(held_out, Order(len(held_out), seed=0))
+        self.val_stream = PairStream(val_source or source, val_plan, EvalTransform(image_size), self.tokenize)
+        self.num_val_rows = min(len(held_out), max_val_rows or len(held_out))
         if not self.has_validation:
             # Lightning takes a loader of ours for a promise of data, and complains of one that is empty.
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
@@ -157,6 +152,10 @@ class PairDataModule(L.LightningDataModule):
                 next_step="hold out more rows, or none",
             )
 
+    def list_unusable(self, file: Path) -> None:
+        """Have rows that cannot be used listed in a file (see `Quarantine`), from now on."""
+        self.train_stream.quarantine.file = self.val_stream.quarantine.file = file
+
     def _require_full_batch(self) -> None:
         world, rows = self._world_size, self.num_train_rows
         if self._global_batch <= rows:
@@ -197,8 +196,7 @@ class PairDataModule(L.LightningDataModule):
             "position": now.position,
             "samples_seen": now.samples_seen,
             "num_rows": self.num_train_rows,
-            "seed": self.train_stream.order.seed,
-            "shuffle": self.train_stream.order.shuffle,
+            "plan": self.train_stream.plan.fingerprint,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -208,19 +206,13 @@ class PairDataModule(L.LightningDataModule):
         says so.
         """
         mark = Mark(**{name: state_dict[name] for name in ("step", "epoch", "position", "samples_seen")})
-        order = self.train_stream.order
-        is_same = (state_dict["num_rows"], state_dict["seed"], state_dict["shuffle"]) == (
-            order.num_rows,
-            order.seed,
-            order.shuffle,
-        )
-        if not is_same and mark.position:
+        if state_dict.get("plan") != self.train_stream.plan.fingerprint and mark.position:
             _log.warning(
-                "the checkpoint stopped %d of %d rows into an epoch; the data (%d rows), the seed or the shuffling is "
-                "another now, so a new epoch begins",
+                "the checkpoint stopped %d of %d rows into an epoch; the data (%d rows), its weights, the seed or the "
+                "shuffling is another now, so a new epoch begins",
                 mark.position,
                 state_dict["num_rows"],
-                order.num_rows,
+                self.num_train_rows,
             )
             mark = Mark(mark.step, mark.epoch + 1, 0, mark.samples_seen)
         self._mark = mark
@@ -247,132 +239,6 @@ class PairDataModule(L.LightningDataModule):
         )
 
 
-class DeepLakeDataModule(PairDataModule):
-    """Pairs from a Deep Lake dataset, under the name and arguments that it has always had.
-
-    Shuffled unless told otherwise: in the order in which they were crawled, neighbours are alike and batches too easy.
-
-    Args:
-        path: the dataset: a folder, `s3://…`, `hub://…`.
-        token: for `hub://`; better in the environment as ACTIVELOOP_TOKEN. It is not kept.
-        batch_size: pairs per device and step.
-        filter_NSFW: keep the rows whose NSFW column is exactly 'UNLIKELY', and nothing else besides.
-        query: keep the rows for which this WHERE clause of a Deep Lake query holds.
-        custom_tokenizer: a Hugging Face tokenizer, or any function from captions to ids; CLIP's by default.
-        num_workers: processes that read and decode, per device.
-        image_size: side of the square that the model takes, in pixels.
-        resize_ratio: smallest share of the largest square's area that the random crop may keep.
-        shuffle: visit the rows in a new order each epoch.
-        seed: of the order, the crops and the captions.
-        val_fraction: share of the rows to hold out for validation.
-        image_column: column with the encoded images; found by default.
-        caption_column: column with the captions; found by default.
-
-    Raises:
-        LakeError: the dataset cannot be opened, the query is wrong, or a column is missing.
-        ConfigError: a value that cannot work, alone or with this data.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        token: str | None = None,
-        batch_size: int = 64,
-        filter_NSFW: bool = False,  # noqa: N803 - the seed's name
-        query: str | None = None,
-        custom_tokenizer: Any = None,
-        num_workers: int = 0,
-        image_size: int = 224,
-        resize_ratio: float = 0.75,
-        shuffle: bool = True,
-        seed: int = 0,
-        val_fraction: float = 0.0,
-        image_column: str | None = None,
-        caption_column: str | None = None,
-    ) -> None:
-        if filter_NSFW:
-            query = f"{_SAFE} AND ({query}\n)" if query else _SAFE
-        super().__init__(
-            open_lake(path, query, token=token, image_column=image_column, caption_column=caption_column),
-            batch_size=batch_size,
-            image_size=image_size,
-            resize_ratio=resize_ratio,
-            shuffle=shuffle,
-            num_workers=num_workers,
-            seed=seed,
-            val_fraction=val_fraction,
-            tokenize=_as_tokenize(custom_tokenizer),
-        )
-
-    @classmethod
-    def from_argparse_args(cls, args: object, **kwargs: object) -> NoReturn:
-        """Gone from Lightning 2.
-
-        Raises:
-            ConfigError: always, with the call to write instead.
-        """
-        raise _no_argparse(cls.__name__, "path=args.path")
-
-
-class TextImageDataModule(PairDataModule):
-    """Pairs from a folder: images and .txt captions (one a line) that share a stem, anywhere below it.
-
-    Shuffled unless told otherwise: in a folder's order, neighbours are alike and batches too easy.
-
-    Args:
-        folder: the folder.
-        batch_size: pairs per device and step.
-        num_workers: processes that read and decode, per device.
-        image_size: side of the square that the model takes, in pixels.
-        resize_ratio: smallest share of the largest square's area that the random crop may keep.
-        shuffle: visit the pairs in a new order each epoch.
-        custom_tokenizer: a Hugging Face tokenizer, or any function from captions to ids; CLIP's by default.
-        seed: of the order, the crops and the captions.
-        val_fraction: share of the pairs to hold out for validation.
-
-    Raises:
-        SourceError: there is no pair in the folder.
-        ConfigError: a value that cannot work, alone or with this data.
-    """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        batch_size: int = 64,
-        num_workers: int = 0,
-        image_size: int = 224,
-        resize_ratio: float = 0.75,
-        shuffle: bool = True,
-        custom_tokenizer: Any = None,
-        seed: int = 0,
-        val_fraction: float = 0.0,
-    ) -> None:
-        super().__init__(
-            open_folder(folder),
-            batch_size=batch_size,
-            image_size=image_size,
-            resize_ratio=resize_ratio,
-            shuffle=shuffle,
-            num_workers=num_workers,
-            seed=seed,
-            val_fraction=val_fraction,
-            tokenize=_as_tokenize(custom_tokenizer),
-        )
-
-    @classmethod
-    def from_argparse_args(cls, args: object, **kwargs: object) -> NoReturn:
-        """Gone from Lightning 2.
-
-        Raises:
-            ConfigError: always, with the call to write instead.
-        """
-        raise _no_argparse(cls.__name__, "folder=args.folder")
-
-
-#: A row without the column's value, or with any other, is not known to be safe.
-_SAFE = "NSFW == 'UNLIKELY'"
-
-
 class _ResumableLoader(PairLoader):
     """Training batches whose place Lightning keeps in its checkpoints, whatever the data module's class is called."""
 
@@ -382,30 +248,19 @@ class _ResumableLoader(PairLoader):
         self.load_state_dict = module.load_state_dict
 
 
-def _as_tokenize(tokenizer: Any) -> Tokenize | None:
-    if tokenizer is None:
-        return None
-    from transformers import PreTrainedTokenizerBase
-
-    if isinstance(tokenizer, PreTrainedTokenizerBase):
-        return HuggingFaceTokenizer(tokenizer)
-    if not callable(tokenizer):
-        raise ConfigError(
-            "the custom tokenizer cannot be used",
-            found=type(tokenizer).__name__,
-            allowed="a Hugging Face tokenizer, or a function from a list of captions to a tensor of ids",
-        )
-    tokenize: Tokenize = tokenizer
-    return tokenize
-
-
 def _require(name: str, value: object, is_allowed: bool, allowed: str) -> None:
     if not is_allowed:
         raise ConfigError(f"{name} cannot be {value}", allowed=allowed)
 
 
-def _no_argparse(name: str, first: str) -> ConfigError:
-    return ConfigError(
-        f"{name}.from_argparse_args is gone: Lightning 2 does not have it",
-        next_step=f"{name}({first}, batch_size=args.batch_size, num_workers=args.num_workers)",
+def _no_pairs(source: RowSource) -> DataError:
+    left_out = source.total_rows if isinstance(source, Lake) else 0
+    if not left_out:
+        return DataError(f"there are no pairs in {source.path}", found="0 rows")
+    query = f" for which {source.query}" if isinstance(source, Lake) and source.query else " that can be used"
+    addresses = ""
+    if isinstance(source, Lake) and UNUSABLE in source.columns and not source.query:
+        addresses = f"lakeclip ingest --download {source.path} fetches the images of rows that have only an address"
+    return DataError(
+        f"there are no pairs in {source.path}", found=f"0 of {left_out:,} rows{query}", next_step=addresses
     )

@@ -63,12 +63,12 @@ class Order:
         window = ((slot_of(positions) + 1) * num_windows - 1) // num_blocks
         start = first_position(window * num_blocks // num_windows)
         size = first_position((window + 1) * num_blocks // num_windows) - start
-        place = start + _permute(positions - start, size, keys(self.seed, epoch, _WINDOW, window))
+        place = start + permute(positions - start, size, keys(self.seed, epoch, _WINDOW, window))
 
         slot = slot_of(place)
         others = slot - (slot > short_slot)
         num_others = np.full_like(slot, max(1, num_blocks - 1))
-        block = _permute(np.minimum(others, num_others - 1), num_others, keys(self.seed, epoch, _BLOCKS))
+        block = permute(np.minimum(others, num_others - 1), num_others, keys(self.seed, epoch, _BLOCKS))
         block = np.where(slot == short_slot, num_blocks - 1, block)
         rows: Positions = block * BLOCK_ROWS + place - first_position(slot)
         return rows
@@ -147,7 +147,7 @@ def hold_out(num_rows: int, fraction: float) -> tuple[Rows, Rows]:
     return Rows(num_rows, rare, is_held=swapped), Rows(num_rows, rare, is_held=not swapped)
 
 
-def _permute(index: Positions, size: Positions, key: Keys) -> Positions:
+def permute(index: Positions, size: Positions, key: Keys) -> Positions:
     """Permute 0 … size - 1, each element by its own size and key: equal sizes and keys make one bijection."""
     width = np.ceil(np.sqrt(size)).astype(np.uint64)
     height = -(-size.astype(np.int64) // width.astype(np.int64))

@@ -6,7 +6,6 @@ the same pairs meet in the same batch whatever the number of ranks and workers, 
 
 from __future__ import annotations
 
-import logging
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -18,14 +17,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from lakeclip.data.keys import keys, uniforms
-from lakeclip.data.order import Order, Rows
+from lakeclip.data.plan import Plan
+from lakeclip.data.quarantine import Quarantine
 from lakeclip.data.transforms import EvalTransform, TrainTransform
 from lakeclip.errors import DataError, ImageError, LakeclipError
 from lakeclip.lake.rows import Row, RowSource
 from lakeclip.text.tokenizer import Tokenizer, trim
 from lakeclip.types import Batch, Tokenize
-
-_log = logging.getLogger(__name__)
 
 # Random numbers of each sample: three for its crop, one for its caption. Its replacements take the next ones.
 _DRAWS = 4
@@ -50,30 +48,30 @@ class PairStream(Dataset[Batch]):
 
     Args:
         source: where rows are read.
-        rows: which of its rows these pairs are.
-        order: the order of those in each epoch.
+        plan: which of its rows stands at each position.
         transform: `TrainTransform` for random crops and one caption of several at random; `EvalTransform` for the
             middle of the image and its first caption.
         tokenize: captions to ids.
+
+    Attributes:
+        quarantine: where rows that cannot be used are noted.
     """
 
     def __init__(
         self,
         source: RowSource,
-        rows: Rows,
-        order: Order,
+        plan: Plan,
         transform: TrainTransform | EvalTransform,
         tokenize: Tokenize,
     ) -> None:
         self.source = source
-        self.rows = rows
-        self.order = order
+        self.plan = plan
         self.transform = transform
         self.tokenize = tokenize
-        self._reported: set[int] = set()
+        self.quarantine = Quarantine()
 
     def __len__(self) -> int:
-        return self.order.num_rows
+        return self.plan.num_rows
 
     def __getitem__(self, span: Span) -> Batch:
         """The batch at a span of positions.
@@ -82,15 +80,15 @@ class PairStream(Dataset[Batch]):
             DataError: a hundred rows in a row cannot be used, or the source cannot be read.
         """
         positions = np.arange(span.start, span.stop)
-        rows = self.rows[self.order.rows(span.epoch, positions)]
+        rows = self.plan.rows(span.epoch, positions)
         size = self.transform.image_size
         images = torch.empty((len(rows), 3, size, size), dtype=torch.uint8)
         captions: list[str] = []
         used: list[int] = []
-        sample_keys = keys(self.order.seed, span.epoch, positions)
+        sample_keys = keys(self.plan.seed, span.epoch, positions)
         draws = uniforms(sample_keys, _DRAWS)
         for image, row, key, draw in zip(images, self.source.read(rows.tolist()), sample_keys, draws, strict=True):
-            pixels, caption, number = self._usable(row, key, draw)
+            pixels, caption, number = self._usable(row, span.epoch, key, draw)
             image.copy_(pixels)
             captions.append(caption)
             used.append(number)
@@ -99,7 +97,7 @@ class PairStream(Dataset[Batch]):
             texts = trim(texts)
         return Batch(images, texts, torch.tensor(used, dtype=torch.int64))
 
-    def _usable(self, row: Row, key: np.uint64, draw: _Draw) -> tuple[Tensor, str, int]:
+    def _usable(self, row: Row, epoch: int, key: np.uint64, draw: _Draw) -> tuple[Tensor, str, int]:
         failed: list[tuple[Row, ImageError]] = []
         for attempt in range(_MOST_REPLACEMENTS):
             try:
@@ -108,10 +106,10 @@ class PairStream(Dataset[Batch]):
                 failed.append((row, error))
             else:
                 for bad, why in failed:
-                    self._report(bad, why)
+                    self.quarantine.add(self.source, bad.row, _reason(why))
                 return pair
-            place = keys(np.array([key]), _DRAWS + attempt) % np.uint64(len(self.rows))
-            (row,) = self.source.read(self.rows[place.astype(np.int64)].tolist())
+            place = keys(np.array([key]), _DRAWS + attempt) % np.uint64(len(self))
+            (row,) = self.source.read(self.plan.rows(epoch, place.astype(np.int64)).tolist())
         raise DataError(
             f"{self.source.path} has hardly a usable row",
             found=f"{_MOST_REPLACEMENTS} rows chosen at random, all without use; the last, row {failed[-1][0].row}: "
@@ -120,6 +118,8 @@ class PairStream(Dataset[Batch]):
         )
 
     def _image(self, row: Row, draw: _Draw) -> Tensor:
+        if row.damage:
+            raise ImageError("the image is damaged", found=row.damage)
         if isinstance(self.transform, TrainTransform):
             return self.transform(row.image, draw[:3])
         return self.transform(row.image)
@@ -130,13 +130,6 @@ class PairStream(Dataset[Batch]):
         if not isinstance(self.transform, TrainTransform):
             return row.captions[0]
         return row.captions[int(draw[3] * len(row.captions))]
-
-    def _report(self, row: Row, error: ImageError) -> None:
-        if row.row not in self._reported:
-            self._reported.add(row.row)
-            _log.warning(
-                "row %d of %s cannot be used, another takes its place: %s", row.row, self.source.path, _reason(error)
-            )
 
 
 def _reason(error: ImageError) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lakeclip.errors import LakeError
 from lakeclip.lake import engine
 from lakeclip.lake.columns import find_caption_column, find_image_column, is_readable, list_columns, type_names
-from lakeclip.lake.query import safe_clause, select_rows
+from lakeclip.lake.query import row_weights, safe_clause, select_rows
 from lakeclip.lake.rows import Row
 from lakeclip.lake.schema import COLUMNS, MISSING_INT, UNUSABLE, load_captions
 from lakeclip.lake.selection import Selection
@@ -31,6 +31,7 @@ def open_lake(
     caption_column: str | None = None,
     caption_template: str | None = None,
     filter_nsfw: bool = False,
+    weights: str | None = None,
     include_unusable: bool = False,
 ) -> Lake:
     """Open a Deep Lake dataset for reading.
@@ -45,6 +46,7 @@ def open_lake(
         caption_column: column with the captions, likewise; several, with commas between them, are joined.
         caption_template: captions made of columns, `a photo of {label}, {text}`: see `CaptionTemplate`.
         filter_nsfw: keep the rows that LAION's classifier held to be safe, and nothing more: see `safe_clause`.
+        weights: a column, or an expression over columns, that says how often to draw each row in training.
         include_unusable: keep rows without an image too, whose addresses are still to be downloaded, and those that
             were marked as unusable.
 
@@ -62,6 +64,9 @@ def open_lake(
     rows = Selection(chosen.rows, len(dataset)) if chosen is not None else None
     names = (chosen.columns if chosen is not None else None) or {name: name for name in types}
     lake = Lake(normal, dataset, query, rows, names, image_column, caption_column)
+    if weights is not None:
+        every = row_weights(dataset, weights, normal)
+        lake.weights = every[rows[np.arange(len(rows))]] if rows is not None else every
     if caption_template is not None:
         lake.template = CaptionTemplate(caption_template, lake.columns, normal)
     elif caption_column is not None and caption_column not in lake.columns and "," in caption_column:
@@ -83,6 +88,7 @@ class Lake:
         columns: name → type of every column, or of those that a SELECT named.
         total_rows: rows in the lake, before the query.
         template: makes the captions, where they are not simply a column.
+        weights: (rows,) how often to draw each row, where that differs.
     """
 
     def __init__(
@@ -105,6 +111,7 @@ class Lake:
         self.total_rows = len(dataset)
         self._rows = rows
         self._wanted = (image_column, caption_column)
+        self.weights: NDArray[np.float32] | None = None
         self._handle: Any = dataset
         self._process = os.getpid()
 
@@ -116,7 +123,8 @@ class Lake:
         return f"Lake({self.path!r}, rows={len(self):,} of {self.total_rows:,}{chosen})"
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_handle": None}
+        # What is drawn how often is planned where the run begins; who reads rows need not know.
+        return {**self.__dict__, "_handle": None, "weights": None}
 
     def __enter__(self) -> Lake:
         return self
@@ -151,17 +159,20 @@ class Lake:
     def read(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> list[Row]:
         """The rows at these indices (0 … len-1), in this order; images as encoded, never decoded.
 
+        A row whose image is not what was ingested says so (`Row.damage`).
+
         Raises:
-            LakeError: the image's bytes are not those that were ingested, or the row cannot be read.
+            LakeError: the rows cannot be read.
             IndexError: there is no such row.
         """
         rows = self.base_rows(indices)
         captions = self._captions(rows)
-        return [Row(*pair) for pair in zip(rows.tolist(), self._images(rows), captions, strict=True)]
+        images, damage = self._images(rows)
+        return [Row(*parts) for parts in zip(rows.tolist(), images, captions, damage, strict=True)]
 
     def images(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> list[bytes]:
-        """The encoded images at these indices, without their captions: see `read`."""
-        return self._images(self.base_rows(indices))
+        """The encoded images at these indices, without their captions, damaged or not."""
+        return self._images(self.base_rows(indices))[0]
 
     def captions(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> list[tuple[str, ...]]:
         """The captions at these indices, without their images."""
@@ -226,19 +237,16 @@ class Lake:
         known = all(self._stored.get(name) == kind for name, kind in COLUMNS.items())
         return known and self._names[self.image_column] == "image"
 
-    def _images(self, rows: NDArray[np.int64]) -> list[bytes]:
-        images = [
-            data or b"" for data in self._fetch(self._names[self.image_column], rows)
-        ]  # Deep Lake gives None for no bytes
+    def _images(self, rows: NDArray[np.int64]) -> tuple[list[bytes], list[str]]:
+        """The images, and how each differs from what was ingested. Deep Lake keeps no checksums; lakes of ours do."""
+        # Deep Lake gives None for no bytes.
+        images = [data or b"" for data in self._fetch(self._names[self.image_column], rows)]
+        damage = [""] * len(images)
         if self._has_checksums:
-            for row, data, expected in zip(rows.tolist(), images, self._fetch("crc32", rows), strict=True):
-                if zlib.crc32(data) != expected:
-                    raise LakeError(
-                        f"row {row} of the lake at {self.path} is damaged",
-                        found=f"its {self.image_column} has checksum {zlib.crc32(data):#x}, not {expected:#x}",
-                        next_step="the storage has changed the data: ingest it again, or leave the row out by a query",
-                    )
-        return images
+            for place, expected in enumerate(self._fetch("crc32", rows)):
+                if (found := zlib.crc32(images[place])) != expected:
+                    damage[place] = f"checksum {found:#x}, not {expected:#x}: the storage has changed its bytes"
+        return images, damage
 
     def _captions(self, rows: NDArray[np.int64]) -> list[tuple[str, ...]]:
         if self.template is not None:

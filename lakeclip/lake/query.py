@@ -139,7 +139,9 @@ def safe_clause(dataset: Any, path: str) -> str:
             next_step=f'--query "{name} < 0.1", say',
         )
     values = list(count_values(dataset, name))
-    safe = [value for value in values if value.strip().upper() == _SAFE_VALUE]
+    # Other spellings only where they are all there is: beside this one they may mean something else.
+    spelled = [value for value in values if value.strip().upper() == _SAFE_VALUE]
+    safe = [_SAFE_VALUE] if _SAFE_VALUE in values else spelled
     if not safe:
         raise LakeError(
             f"no row of the lake at {path} is safe by its column {name}",

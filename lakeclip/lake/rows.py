@@ -16,11 +16,13 @@ class Row(NamedTuple):
         row: its row in the whole lake, the same with any query.
         image: the encoded image, byte for byte as it was ingested.
         captions: its captions, best first; empty where the lake has none for it.
+        damage: how the stored image differs from what was ingested; '' where it does not, or where that is not known.
     """
 
     row: int
     image: bytes
     captions: tuple[str, ...]
+    damage: str = ""
 
 
 @runtime_checkable

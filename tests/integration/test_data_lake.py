@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lakeclip.data.datamodule import DeepLakeDataModule, TextImageDataModule
+from lakeclip.data.seed import DeepLakeDataModule, TextImageDataModule
 from lakeclip.errors import ConfigError, DataError, LakeError
 from lakeclip.lake.ingest import fill_lake
 from lakeclip.lake.sources.base import Sample, Samples
@@ -69,7 +69,7 @@ def test_a_query_that_keeps_too_few_rows(lake):
 def test_a_query_that_keeps_nothing(lake):
     with pytest.raises(DataError, match="no pairs") as error:
         DeepLakeDataModule(str(lake), batch_size=1, query="WIDTH == 7")
-    assert error.value.found == "0 rows for which WIDTH == 7"
+    assert error.value.found == "0 of 36 rows for which WIDTH == 7"
 
 
 def test_the_token_is_not_kept(lake, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lakeclip.data.order import Order, hold_out
+from lakeclip.data.plan import Pass
 from lakeclip.data.stream import PairLoader, PairStream, TrainSpans
 from lakeclip.data.transforms import TrainTransform
 from lakeclip.errors import DataError
@@ -24,7 +25,7 @@ GLOBAL_BATCH = 12
 
 def make_stream(source, tokenize=None) -> PairStream:
     rows, _ = hold_out(len(source), 0)
-    return PairStream(source, rows, Order(len(rows), 5), TrainTransform(8), tokenize or Tokenizer())
+    return PairStream(source, Pass(rows, Order(len(rows), 5)), TrainTransform(8), tokenize or Tokenizer())
 
 
 def loader(stream: PairStream, *, rank: int = 0, world_size: int = 1, num_workers: int, first: int = 0) -> PairLoader:

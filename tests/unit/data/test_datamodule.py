@@ -14,8 +14,9 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DistributedSampler
 from transformers import BatchEncoding
 
-from lakeclip.data.datamodule import DeepLakeDataModule, PairDataModule, TextImageDataModule
+from lakeclip.data.datamodule import PairDataModule
 from lakeclip.data.order import hold_out
+from lakeclip.data.seed import DeepLakeDataModule, TextImageDataModule
 from lakeclip.data.stream import Span
 from lakeclip.errors import ConfigError, DataError, LakeclipError
 from lakeclip.text.tokenizer import Tokenizer

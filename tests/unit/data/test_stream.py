@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lakeclip.data.order import Order, hold_out
+from lakeclip.data.plan import Pass
 from lakeclip.data.stream import EvalSpans, PairLoader, PairStream, Span, TrainSpans
 from lakeclip.data.transforms import EvalTransform, TrainTransform
 from lakeclip.errors import DataError
@@ -22,12 +23,12 @@ from tests.unit.data.sources import MemorySource, row_of
 
 def train_stream(source: MemorySource, *, seed: int = 0, fraction: float = 0.0, ratio: float = 0.75) -> PairStream:
     rows, _ = hold_out(len(source), fraction)
-    return PairStream(source, rows, Order(len(rows), seed), TrainTransform(8, ratio), Tokenizer())
+    return PairStream(source, Pass(rows, Order(len(rows), seed)), TrainTransform(8, ratio), Tokenizer())
 
 
 def eval_stream(source: MemorySource) -> PairStream:
     rows, _ = hold_out(len(source), 0)
-    return PairStream(source, rows, Order(len(rows), shuffle=False), EvalTransform(8), Tokenizer())
+    return PairStream(source, Pass(rows, Order(len(rows), shuffle=False)), EvalTransform(8), Tokenizer())
 
 
 def captions_of(batch) -> list[str]:
@@ -107,7 +108,7 @@ def test_nothing_usable_is_an_error_not_a_hang():
 def test_a_custom_tokenizers_output_is_passed_on_untouched():
     source = MemorySource(10)
     rows, _ = hold_out(10, 0)
-    stream = PairStream(source, rows, Order(10), TrainTransform(8), lambda texts: torch.zeros(len(texts), 50))
+    stream = PairStream(source, Pass(rows, Order(10)), TrainTransform(8), lambda texts: torch.zeros(len(texts), 50))
     assert stream[Span(0, 0, 4)].texts.shape == (4, 50)
 
 
