@@ -42,14 +42,14 @@ class Order:
     seed: int = 0
     shuffle: bool = True
 
-    def rows(self, epoch: int, positions: Positions) -> Positions:
-        """Rows at positions (each in 0 … num_rows - 1) of an epoch."""
+    def rows(self, epoch: int | Positions, positions: Positions) -> Positions:
+        """Rows at positions (each in 0 … num_rows - 1) of an epoch, or each of an epoch of its own."""
         if not self.shuffle:
             return positions
         num_blocks = -(-self.num_rows // BLOCK_ROWS)
         missing = num_blocks * BLOCK_ROWS - self.num_rows  # rows that the last block lacks
         # The short block stands at a random slot, the full ones in random order around it.
-        short_slot = int(keys(self.seed, epoch, _SHORT_BLOCK)[0] % np.uint64(num_blocks))
+        short_slot = (keys(self.seed, epoch, _SHORT_BLOCK) % np.uint64(num_blocks)).astype(np.int64)
         short_end = (short_slot + 1) * BLOCK_ROWS - missing
 
         def first_position(slot: Positions) -> Positions:

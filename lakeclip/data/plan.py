@@ -83,10 +83,9 @@ class Weights:
         self._count = len(weights)
         self.fingerprint = zlib.crc32(padded.tobytes())
 
-    def __getitem__(self, place: tuple[int, int, Positions]) -> Positions:
-        """Rows for (seed, epoch, places)."""
-        seed, epoch, places = place
-        offset = uniforms(keys(seed, epoch, _OFFSET), 1)[0, 0]
+    def rows(self, seed: int, epoch: int | Positions, places: Positions) -> Positions:
+        """Rows that stand at places of an epoch, or each of an epoch of its own."""
+        offset = uniforms(keys(seed, epoch, _OFFSET), 1)[..., 0]
         mark = (places + offset) * (self._total / self._count)
         group = np.searchsorted(self._before, mark, "right") - 1
         sums = np.cumsum(self._weights[group], axis=1, dtype=np.float64)
@@ -124,10 +123,10 @@ class Pass:
         weights = self.weights.fingerprint if self.weights else 0
         return zlib.crc32(f"{self.num_rows} {self.seed} {self.order.shuffle} {weights}".encode())
 
-    def rows(self, epoch: int, positions: Positions) -> Positions:
+    def rows(self, epoch: int | Positions, positions: Positions) -> Positions:
         places = self.order.rows(epoch, positions)
         if self.weights is not None:
-            places = self.weights[self.seed, epoch, places]
+            places = self.weights.rows(self.seed, epoch, places)
         rows: Positions = self.places[places] + self.offset
         return rows
 
@@ -174,10 +173,7 @@ class Mixture:
         rows = np.empty_like(positions)
         for index, one in enumerate(self.passes):
             own = np.flatnonzero(which == index)
-            own_epoch, position = np.divmod(count[own], one.num_rows)
-            for number in np.unique(own_epoch).tolist():
-                now = own_epoch == number
-                rows[own[now]] = one.rows(number, position[now])
+            rows[own] = one.rows(*np.divmod(count[own], one.num_rows))
         return rows
 
 
