@@ -23,6 +23,8 @@ from lakeclip.lake.tally import Bin, percent
 #: More of a caption or a value than this is not shown.
 _LONGEST = 2_000
 _LONGEST_VALUE = 500
+#: Of what is cut off, the beginning says enough.
+_LONGEST_CUT = 200
 #: Further captions of a row are folded away.
 _OPEN_CAPTIONS = 5
 
@@ -169,11 +171,11 @@ def _card(sample: LakeSample, tokens: TokenCount | None) -> Card:
 def _cut(text: str, tokens: TokenCount | None) -> CutText:
     """Where a caption ends for a model that reads so many tokens: the longest beginning that it reads whole."""
     shown = text[:_LONGEST]
-    hidden = len(text) - len(shown)
     if tokens is None or tokens.count(text) <= tokens.limit:
-        return CutText(shown, "", hidden)
+        return CutText(shown, "", len(text) - len(shown))
     place = bisect.bisect_right(range(len(shown) + 1), tokens.limit, key=lambda end: tokens.count(shown[:end])) - 1
-    return CutText(shown[:place], shown[place:], hidden)
+    cut = shown[place : place + _LONGEST_CUT]
+    return CutText(shown[:place], cut, len(text) - place - len(cut))
 
 
 def _shorten(text: str) -> str:

@@ -105,7 +105,7 @@ class CaptionCensus:
             lengths = [self._read.count(text) for text in texts]
             self.tokens.update(lengths)
             cut = [text for text, length in zip(texts, lengths, strict=True) if length > self._read.limit]
-            self.truncated = [*self.truncated, *cut][:SHOWN]
+            self.truncated = list(dict.fromkeys([*self.truncated, *cut]))[:SHOWN]
         self._first += evenly(first)
         if len(self._first) > 1000:
             self._first = self._first[::2]

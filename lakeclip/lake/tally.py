@@ -54,13 +54,13 @@ def histogram(counts: Mapping[int, int], last: int | None = None) -> list[Bin]:
 
     Args:
         counts: number → how often.
-        last: the bins of equal width end with this number. Default: where 99% of the numbers do.
+        last: the bins of equal width end with this number. Default: where 95% of the numbers do.
     """
     if not counts:
         return []
     numbers = sorted(counts)
     ends = np.cumsum([counts[number] for number in numbers])
-    end = last if last is not None else numbers[int(np.searchsorted(ends, math.ceil(0.99 * int(ends[-1]))))]
+    end = last if last is not None else numbers[int(np.searchsorted(ends, math.ceil(0.95 * int(ends[-1]))))]
     first = min(numbers[0], end)
     step = next(step for step in _STEPS if end // step - first // step < _MOST_BINS)
     if last is None:
