@@ -222,7 +222,7 @@ def _show_captions(table: Table, summary: Summary) -> None:
             "  repeated", f"{percent(same.share)} of {same.rows:,} first captions occur more than once{about}"
         )
         for text, count in same.common:
-            table.add_row("", escape(f"{count:,} × {text[:160]}"))
+            table.add_row("", escape(f"{'at least ' if same.is_estimate else ''}{count:,} × {text[:160]}"))
 
 
 def _show_images(table: Table, summary: Summary) -> None:

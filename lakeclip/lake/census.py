@@ -46,7 +46,7 @@ class Duplicates:
         rows: how many were compared.
         share: of those, how many are not the only one of their kind.
         is_estimate: whether that is from a part of them, there being too many for memory.
-        common: the most common ones and their counts.
+        common: the most common ones and their counts; of an estimate, counts are lower bounds.
     """
 
     rows: int
@@ -88,7 +88,8 @@ class CaptionCensus:
         self.tokens: Counter[int] = Counter()
         self.truncated: list[str] = []
         self._read = tokens
-        self._repeats, self._common = Repeats(), MostCommon[str]()
+        # Both exact up to the same number of distinct captions.
+        self._repeats, self._common = Repeats(200_000), MostCommon[str](100_000)
         self._first: list[str] = []
 
     def add(self, captions: Sequence[tuple[str, ...]]) -> None:

@@ -69,19 +69,20 @@ def _check(lake: Lake, indices: Sequence[int] | NDArray[np.integer[Any]], *, has
     sums = lake.values("crc32", indices) if has_checksums(lake) else unknown
     noted = lake.values(UNUSABLE, indices) if lake.columns.get(UNUSABLE) == "text" else unknown
     captions = lake.captions(indices) if has_captions else unknown
-    with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="check") as pool:
-        problems = list(pool.map(_problem, images, sums, noted))
+    problems = [str(note or "") or ("" if image else NO_IMAGE) for image, note in zip(images, noted, strict=True)]
+    unclear = [place for place, problem in enumerate(problems) if not problem]
+    if unclear:
+        with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="check") as pool:
+            found = pool.map(_problem, [images[place] for place in unclear], [sums[place] for place in unclear])
+            for place, problem in zip(unclear, found, strict=True):
+                problems[place] = problem
     return [
         Finding(int(index), image, texts or (), problem or (NO_CAPTION if texts == () else ""))
         for index, image, texts, problem in zip(indices, images, captions, problems, strict=True)
     ]
 
 
-def _problem(image: bytes, checksum: object, noted: object) -> str:
-    if noted:
-        return str(noted)
-    if not image:
-        return NO_IMAGE
+def _problem(image: bytes, checksum: object) -> str:
     if checksum is not None and zlib.crc32(image) != checksum:
         return DAMAGED
     found = check_image(image)

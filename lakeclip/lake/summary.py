@@ -180,11 +180,9 @@ class _Rows:
     def __init__(self, lake: Lake, summary: Summary, tokens: TokenCount | None) -> None:
         self.lake, self.summary = lake, summary
         self.has_sums = summary.image_column is not None and has_checksums(lake)
-        self.readers = {
-            name: ContentReader()
-            for name, kind in lake.columns.items()
-            if is_plain(kind) and name != summary.caption_column  # which has figures of its own
-        }
+        self.readers = {name: ContentReader() for name, kind in lake.columns.items() if is_plain(kind)}
+        # The captions have figures of their own, and checksums say nothing.
+        self.hidden = (summary.caption_column, "crc32" if self.has_sums else None)
         self.captions = CaptionCensus(tokens)
         self.sizes = SizeCensus()
         self.images = DuplicateCounter()
@@ -194,7 +192,8 @@ class _Rows:
         values: dict[str, list[object]] = {}
         for name, reader in self.readers.items():
             values[name] = self.lake.values(name, block)
-            reader.add(values[name])
+            if name not in self.hidden:
+                reader.add(values[name])
         if self.lake.columns.get(UNUSABLE) == "text":
             self.unusable.update(_kind(str(reason)) for reason in values[UNUSABLE] if reason)
         if self.summary.caption_column is not None:
@@ -212,8 +211,7 @@ class _Rows:
         summary = self.summary
         if self.has_sums:
             summary.duplicate_images = self.images.result()
-            del self.readers["crc32"]  # numbers that say nothing
-        summary.contents = {name: reader.content() for name, reader in self.readers.items()}
+        summary.contents = {name: found.content() for name, found in self.readers.items() if name not in self.hidden}
         summary.unusable = dict(self.unusable.most_common())
         if summary.caption_column is None:
             return

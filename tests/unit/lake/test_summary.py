@@ -230,6 +230,14 @@ def test_a_foreign_lake_is_looked_at_without_what_cannot_be_read(tmp_path: Path)
     assert row.metadata == {"title": "t", "class": "0", "score": "1.0", "when": "2"}
 
 
+def test_any_text_column_can_be_named_as_the_captions(tmp_path: Path) -> None:
+    write(tmp_path / "lake", [(Sample("0", picture(), ("x",), {}), ImageInfo("jpeg", 24, 16))])
+    found = summarize(open_lake(tmp_path / "lake", caption_column="format"))
+    assert (found.caption_column, found.examples, found.formats) == ("format", ["jpeg"], {"jpeg": 1})
+    assert "text" in found.contents
+    assert "format" not in found.contents
+
+
 def test_the_figures_are_json(tmp_path: Path) -> None:
     metadata = {"score": float("nan"), "label": "cat"}
     lake = write(tmp_path / "lake", [(Sample("0", picture(), ("x",), metadata), ImageInfo("jpeg", 24, 16))])
