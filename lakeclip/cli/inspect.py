@@ -100,7 +100,7 @@ def run(argv: list[str]) -> None:
         _write_page(Path(arguments.html), lake, summary, tokens, arguments.samples)
     _show(summary)
     if arguments.html is not None:
-        Console(highlight=False).print(f"page: {escape(arguments.html)}", soft_wrap=True)
+        Console(highlight=False).print(f"page: {_plain(arguments.html)}", soft_wrap=True)
 
 
 def _tokens() -> TokenCount:
@@ -166,7 +166,7 @@ def _show(summary: Summary) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("lake", escape(f"{summary.path} ({summary.version})"))
+    table.add_row("lake", _plain(f"{summary.path} ({summary.version})"))
     chosen = f" of {summary.total_rows:,} by the query" if summary.query is not None else ""
     table.add_row("rows", f"{summary.num_rows:,}{chosen}")
     _show_columns(table, summary)
@@ -174,7 +174,7 @@ def _show(summary: Summary) -> None:
     _show_images(table, summary)
     _show_problems(table, summary)
     for place, example in enumerate(summary.examples):
-        table.add_row("" if place else "examples", escape(example))
+        table.add_row("" if place else "examples", _plain(example))
     console.print(table)
     if summary.words_histogram:
         _show_histograms(console, summary)
@@ -189,7 +189,7 @@ def _show_columns(table: Table, summary: Summary) -> None:
         role = {summary.image_column: " ← images", summary.caption_column: " ← captions"}.get(name, "")
         role = role or (" ← labels" if name in summary.label_columns else "")
         words = summary.contents[name].words if name in summary.contents else ""
-        table.add_row("" if place else "columns", escape(f"{name} ({kind}){role}" + (f": {words}" if words else "")))
+        table.add_row("" if place else "columns", _plain(f"{name} ({kind}){role}" + (f": {words}" if words else "")))
     if summary.image_column is None:
         table.add_row("images", "no usable column; name one with --image-column")
     if summary.caption_column is None:
@@ -214,7 +214,7 @@ def _show_captions(table: Table, summary: Summary) -> None:
             "and are cut",
         )
     for text in summary.truncated_examples[:2]:
-        table.add_row("", escape(f"{text[:160]}…"))
+        table.add_row("", _plain(f"{text[:160]}…"))
     same = summary.duplicate_captions
     if same is not None:
         about = " by estimate" if same.is_estimate else ""
@@ -222,12 +222,12 @@ def _show_captions(table: Table, summary: Summary) -> None:
             "  repeated", f"{percent(same.share)} of {same.rows:,} first captions occur more than once{about}"
         )
         for text, count in same.common:
-            table.add_row("", escape(f"{'at least ' if same.is_estimate else ''}{count:,} × {text[:160]}"))
+            table.add_row("", _plain(f"{'at least ' if same.is_estimate else ''}{count:,} × {text[:160]}"))
 
 
 def _show_images(table: Table, summary: Summary) -> None:
     if summary.formats:
-        table.add_row("formats", ", ".join(f"{count:,} {kind}" for kind, count in summary.formats.items()))
+        table.add_row("formats", _plain(", ".join(f"{count:,} {kind}" for kind, count in summary.formats.items())))
     _add(table, "width (pixels)", summary.width)
     _add(table, "height (pixels)", summary.height)
     images = sum(summary.shapes.values())
@@ -248,14 +248,14 @@ def _show_images(table: Table, summary: Summary) -> None:
 def _show_problems(table: Table, summary: Summary) -> None:
     for place, (reason, count) in enumerate(summary.unusable.items()):
         label = "" if place else "no image, by notes"
-        table.add_row(label, escape(f"{_share(count, summary.rows_looked_at)} rows: {reason}"))
+        table.add_row(label, _plain(f"{_share(count, summary.rows_looked_at)} rows: {reason}"))
     if not summary.rows_checked:
         return
     table.add_row("checked", f"{_share(summary.bad, summary.rows_checked)} rows cannot be trained on")
     for problem in summary.problems:
         examples = ", ".join(f"{row:,}" for row in problem.examples)
         more = ", …" if problem.rows > len(problem.examples) else ""
-        table.add_row("", escape(f"{problem.rows:,} {problem.reason} (rows {examples}{more})"))
+        table.add_row("", _plain(f"{problem.rows:,} {problem.reason} (rows {examples}{more})"))
 
 
 def _show_histograms(console: Console, summary: Summary) -> None:
@@ -295,6 +295,11 @@ def _add(table: Table, label: str, spread: Spread | None) -> None:
 
 def _counts(pairs: Iterable[tuple[str, int]], total: int) -> str:
     return ", ".join(f"{name} {percent(count / total)}" for name, count in pairs)
+
+
+def _plain(text: str) -> str:
+    """Text from data as it may be printed: no markup, no line breaks, nothing that a terminal would obey."""
+    return escape("".join(letter if letter.isprintable() else " " for letter in text))
 
 
 def _share(count: int, total: int) -> str:

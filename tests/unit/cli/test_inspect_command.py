@@ -83,6 +83,20 @@ def test_a_lake_without_usable_columns_is_shown_as_it_is(tmp_path: Path, capsys:
     assert "<article" in (tmp_path / "page.html").read_text()
 
 
+def test_nothing_in_a_lake_reaches_the_terminal_as_a_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "\x1b]0;title\x07\x1b[31m[red]a cat\r\n[/red]"
+    with LakeWriter(str(tmp_path / "lake")) as writer:
+        for i in range(2):
+            sample = Sample(f"{i}", picture(i), (evil * 30,), {"note": evil, evil: 1})
+            writer.append(sample._replace(unusable=evil), ImageInfo("jpeg", 24, 16))
+    run([str(tmp_path / "lake")])
+    said = capsys.readouterr().out
+    assert "[red]a cat" in said
+    assert not {"\x1b", "\x07", "\r"} & set(said)
+
+
 def test_an_empty_lake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     types = deeplake().types
     deeplake().create(str(tmp_path / "lake"), schema={"image": types.Bytes(), "text": types.Text()}).commit()
