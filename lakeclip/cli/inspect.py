@@ -6,24 +6,39 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lakeclip.errors import OutputError
+from lakeclip.errors import ConfigError, OutputError
+from lakeclip.lake.tally import percent
 
 if TYPE_CHECKING:
-    from lakeclip.lake.summary import Spread, Summary
+    from collections.abc import Iterable
+
+    from lakeclip.lake.census import TokenCount
+    from lakeclip.lake.dataset import Lake
+    from lakeclip.lake.summary import Summary
+    from lakeclip.lake.tally import Bin, Spread
+
+_BAR = 24
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+#: Rows with a problem that the page shows apart.
+_MOST_FAULTY = 12
 
 
 @dataclass(frozen=True)
 class InspectArguments:
-    """Show a lake: its rows, columns, captions and image sizes.
+    """Show a lake: its rows, columns, captions and images, and how much of it cannot be trained on.
 
-    Works on any Deep Lake dataset. The token of one that asks for it is read from the environment: ACTIVELOOP_TOKEN.
+    Figures are taken from all rows of a small lake and from an even sample of a large one; a few hundred images are
+    read and decoded. Works on any Deep Lake dataset. The token of one that asks for it is read from the environment:
+    ACTIVELOOP_TOKEN.
     """
 
     lake: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="LAKE")]
@@ -34,18 +49,27 @@ class InspectArguments:
     """Column with the encoded images. Default: found by its name and type."""
     caption_column: str | None = None
     """Column with the captions. Default: found by its name and type."""
+    full: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Look at every row and decode every image, however long that takes."""
+    html: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write a page with the figures, histograms and rows to look at. It is whole in itself."""
+    samples: Annotated[int, tyro.conf.arg(metavar="N")] = 48
+    """Rows on that page."""
     json_file: Annotated[str | None, tyro.conf.arg(name="json", metavar="FILE")] = None
     """Write the same figures to this file as well."""
 
 
 def run(argv: list[str]) -> None:
-    """Print the figures; with --json also write them (`num_rows`, `columns`, …).
+    """Print the figures; with --json also write them (`num_rows`, `columns`, …), with --html a page.
 
     Raises:
+        ConfigError: a negative number of samples.
         LakeError: the lake cannot be opened, or the query or a named column is wrong.
-        OutputError: the JSON file cannot be written.
+        OutputError: a file cannot be written.
     """
     arguments = tyro.cli(InspectArguments, args=argv, prog="lakeclip inspect")
+    if arguments.samples < 0:
+        raise ConfigError(f"--samples {arguments.samples} cannot be shown", allowed="0 or more")
     from lakeclip.lake.dataset import open_lake
     from lakeclip.lake.summary import summarize
 
@@ -59,14 +83,81 @@ def run(argv: list[str]) -> None:
         _ = lake.image_column
     if arguments.caption_column is not None:
         _ = lake.caption_column
-    summary = summarize(lake)
+    for file in (arguments.json_file, arguments.html):
+        # Found out now, not after the work.
+        if file is not None and not Path(file).absolute().parent.is_dir():
+            raise OutputError(f"cannot write {file}", found="there is no such folder")
+    tokens = _tokens()
+    with _Bar() as bar:
+        summary = summarize(lake, tokens=tokens, every_row=arguments.full, on_progress=bar.show)
     if arguments.json_file is not None:
         path = Path(arguments.json_file)
         try:
             path.write_text(json.dumps(summary.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         except OSError as error:
             raise OutputError(f"cannot write {path}", found=error.strerror or str(error)) from None
+    if arguments.html is not None:
+        _write_page(Path(arguments.html), lake, summary, tokens, arguments.samples)
     _show(summary)
+    if arguments.html is not None:
+        Console(highlight=False).print(f"page: {_plain(arguments.html)}", soft_wrap=True)
+
+
+def _tokens() -> TokenCount:
+    from lakeclip.lake.census import TokenCount
+    from lakeclip.text.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer()
+    return TokenCount(lambda text: len(tokenizer.encode(text)) + 2, tokenizer.context_length)
+
+
+def _write_page(path: Path, lake: Lake, summary: Summary, tokens: TokenCount, num_samples: int) -> None:
+    import numpy as np
+
+    from lakeclip.evaluation.lake_page import write_lake_page
+    from lakeclip.lake.samples import read_samples
+
+    shown = np.linspace(0, len(lake) - 1, min(num_samples, len(lake))).astype(int).tolist()
+    # One of each kind of problem, then the second of each, …
+    examples = [problem.examples for problem in summary.problems]
+    by_turns = [
+        kind[place] for place in range(max(map(len, examples), default=0)) for kind in examples if place < len(kind)
+    ]
+    faulty = sorted(by_turns[:_MOST_FAULTY]) if num_samples else []
+    write_lake_page(path, summary, read_samples(lake, shown), read_samples(lake, faulty), tokens=tokens)
+
+
+class _Bar:
+    """Progress in rows, with rows per second; nothing where stderr is not a terminal."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,} of {task.total:,} rows, {task.fields[rate]:,.0f} rows/s"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def show(self, what: str, done: int, total: int) -> None:
+        if what not in self._tasks:
+            self._tasks[what] = self._progress.add_task(what, total=total, rate=0.0)
+        task = self._tasks[what]
+        elapsed = self._progress.tasks[list(self._tasks).index(what)].elapsed or 0.0
+        self._progress.update(task, completed=done, rate=done / elapsed if elapsed else 0.0)
 
 
 def _show(summary: Summary) -> None:
@@ -75,37 +166,141 @@ def _show(summary: Summary) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("lake", escape(f"{summary.path} ({summary.version})"))
+    table.add_row("lake", _plain(f"{summary.path} ({summary.version})"))
     chosen = f" of {summary.total_rows:,} by the query" if summary.query is not None else ""
     table.add_row("rows", f"{summary.num_rows:,}{chosen}")
-    for name, kind in summary.columns.items():
+    _show_columns(table, summary)
+    _show_captions(table, summary)
+    _show_images(table, summary)
+    _show_problems(table, summary)
+    for place, example in enumerate(summary.examples):
+        table.add_row("" if place else "examples", _plain(example))
+    console.print(table)
+    if summary.words_histogram:
+        _show_histograms(console, summary)
+    if summary.rows_looked_at < summary.num_rows:
+        console.print(f"Figures are from {summary.rows_looked_at:,} rows, spread evenly; --full looks at all.")
+    elif 0 < summary.rows_checked < summary.num_rows:
+        console.print(f"Images: {summary.rows_checked:,} rows, spread evenly, were checked; --full checks all.")
+
+
+def _show_columns(table: Table, summary: Summary) -> None:
+    for place, (name, kind) in enumerate(summary.columns.items()):
         role = {summary.image_column: " ← images", summary.caption_column: " ← captions"}.get(name, "")
-        table.add_row("" if name != next(iter(summary.columns)) else "columns", escape(f"{name} ({kind}){role}"))
+        role = role or (" ← labels" if name in summary.label_columns else "")
+        words = summary.contents[name].words if name in summary.contents else ""
+        table.add_row("" if place else "columns", _plain(f"{name} ({kind}){role}" + (f": {words}" if words else "")))
     if summary.image_column is None:
         table.add_row("images", "no usable column; name one with --image-column")
     if summary.caption_column is None:
         table.add_row("captions", "no usable column; name one with --caption-column")
-    if summary.with_captions is not None:
-        table.add_row("with captions", f"{summary.with_captions:,} of {summary.rows_looked_at:,} rows")
+
+
+def _show_captions(table: Table, summary: Summary) -> None:
+    if summary.with_captions is None:
+        return
+    table.add_row("with captions", f"{summary.with_captions:,} of {summary.rows_looked_at:,} rows")
     for label, spread in (
         ("  captions a row", summary.captions_per_row),
         ("  words", summary.caption_words),
         ("  characters", summary.caption_characters),
+        ("  tokens", summary.caption_tokens),
     ):
         _add(table, label, spread)
+    if summary.token_limit is not None and summary.num_captions:
+        table.add_row(
+            "  too long",
+            f"{_share(summary.truncated, summary.num_captions)} captions have more than {summary.token_limit} tokens "
+            "and are cut",
+        )
+    for text in summary.truncated_examples[:2]:
+        table.add_row("", _plain(f"{text[:160]}…"))
+    same = summary.duplicate_captions
+    if same is not None:
+        about = " by estimate" if same.is_estimate else ""
+        table.add_row(
+            "  repeated", f"{percent(same.share)} of {same.rows:,} first captions occur more than once{about}"
+        )
+        for text, count in same.common:
+            table.add_row("", _plain(f"{'at least ' if same.is_estimate else ''}{count:,} × {text[:160]}"))
+
+
+def _show_images(table: Table, summary: Summary) -> None:
     if summary.formats:
-        table.add_row("formats", ", ".join(f"{count:,} {kind}" for kind, count in summary.formats.items()))
+        table.add_row("formats", _plain(", ".join(f"{count:,} {kind}" for kind, count in summary.formats.items())))
     _add(table, "width (pixels)", summary.width)
     _add(table, "height (pixels)", summary.height)
-    for place, example in enumerate(summary.examples):
-        table.add_row("" if place else "examples", escape(example))
+    images = sum(summary.shapes.values())
+    if summary.common_sizes:
+        table.add_row("  common sizes", _counts(summary.common_sizes, images))
+        table.add_row(
+            "  proportions", _counts([(name, count) for name, count in summary.shapes.items() if count], images)
+        )
+    small = [f"{_share(count, images)} below {side}" for side, count in summary.shorter_side_below.items()]
+    if small:
+        table.add_row("  shorter side", "; ".join(small))
+    same = summary.duplicate_images
+    if same is not None and same.rows:
+        about = " by estimate" if same.is_estimate else ""
+        table.add_row("  repeated", f"{percent(same.share)} of {same.rows:,} images occur more than once{about}")
+
+
+def _show_problems(table: Table, summary: Summary) -> None:
+    for place, (reason, count) in enumerate(summary.unusable.items()):
+        label = "" if place else "no image, by notes"
+        table.add_row(label, _plain(f"{_share(count, summary.rows_looked_at)} rows: {reason}"))
+    if not summary.rows_checked:
+        return
+    table.add_row("checked", f"{_share(summary.bad, summary.rows_checked)} rows cannot be trained on")
+    for problem in summary.problems:
+        examples = ", ".join(f"{row:,}" for row in problem.examples)
+        more = ", …" if problem.rows > len(problem.examples) else ""
+        table.add_row("", _plain(f"{problem.rows:,} {problem.reason} (rows {examples}{more})"))
+
+
+def _show_histograms(console: Console, summary: Summary) -> None:
+    """The histograms side by side, without what follows the longest caption."""
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    drawn = [("words", summary.words_histogram)]
+    if summary.tokens_histogram:
+        drawn.append(("tokens", summary.tokens_histogram))
+    for title, _ in drawn:
+        table.add_column(title, justify="right", no_wrap=True)
+        table.add_column(min_width=_BAR, no_wrap=True)
+        table.add_column(justify="right", no_wrap=True)
+    cells = [_bars(bins) for _, bins in drawn]
+    for column in cells:
+        while column[-1][1] == "":
+            column.pop()
+    for line in range(max(len(column) for column in cells)):
+        table.add_row(*(cell for column in cells for cell in (column[line] if line < len(column) else ("", "", ""))))
     console.print(table)
-    if summary.with_captions is not None and summary.rows_looked_at < summary.num_rows:
-        console.print(f"Captions: from {summary.rows_looked_at:,} rows, spread evenly.")
-    if 0 < summary.sizes_looked_at < summary.num_rows:
-        console.print(f"Formats and sizes: from {summary.sizes_looked_at:,} rows, spread evenly.")
+
+
+def _bars(bins: list[Bin]) -> list[tuple[str, str, str]]:
+    total, most = sum(one.count for one in bins), max(one.count for one in bins)
+    lines = []
+    for one in bins:
+        span = f"{one.low}+" if one.high is None else f"{one.low}" if one.high == one.low else f"{one.low}–{one.high}"
+        whole, rest = divmod(round(8 * _BAR * one.count / (most or 1)), 8)
+        bar = "█" * whole + _EIGHTHS[rest].strip()
+        lines.append((span, bar or ("▏" if one.count else ""), percent(one.count / total)))
+    return lines
 
 
 def _add(table: Table, label: str, spread: Spread | None) -> None:
     if spread is not None:
         table.add_row(label, f"{spread.min:,} to {spread.max:,}, median {spread.median:,.0f}, mean {spread.mean:,.1f}")
+
+
+def _counts(pairs: Iterable[tuple[str, int]], total: int) -> str:
+    return ", ".join(f"{name} {percent(count / total)}" for name, count in pairs)
+
+
+def _plain(text: str) -> str:
+    """Text from data as it may be printed: no markup, no line breaks, nothing that a terminal would obey."""
+    return escape("".join(letter if letter.isprintable() else " " for letter in text))
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count:,} of {total:,} ({percent(count / (total or 1))})"

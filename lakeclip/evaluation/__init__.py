@@ -9,4 +9,5 @@ gallery     examples of retrieval, to look at
 history     what a run recorded while it trained
 charts      curves and large confusion matrices as SVG
 report      report.html
+lake_page   what is in a lake, for `lakeclip inspect --html`
 """
