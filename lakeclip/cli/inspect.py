@@ -78,6 +78,7 @@ def run(argv: list[str]) -> None:
         arguments.query,
         image_column=arguments.image_column,
         caption_column=arguments.caption_column,
+        include_unusable=True,
     )
     if arguments.image_column is not None:
         _ = lake.image_column

@@ -144,7 +144,7 @@ def test_rows_that_cannot_be_trained_on_are_counted_by_reason(tmp_path: Path) ->
         }
     )
     dataset.commit()
-    found = summarize(open_lake(tmp_path / "lake"))
+    found = summarize(open_lake(tmp_path / "lake", include_unusable=True))
     assert (found.rows_checked, found.bad) == (8, 6)
     assert {problem.reason: (problem.rows, problem.examples) for problem in found.problems} == {
         "truncated image": (1, [1]),
@@ -156,7 +156,7 @@ def test_rows_that_cannot_be_trained_on_are_counted_by_reason(tmp_path: Path) ->
     }
     assert found.unusable == {"not downloaded": 1, "HTTP 404": 1}
     assert (found.formats, found.sizes_looked_at) == ({"jpeg": 6}, 8)
-    queried = summarize(open_lake(tmp_path / "lake", "unusable == ''"))
+    queried = summarize(open_lake(tmp_path / "lake", "unusable == ''", include_unusable=True))
     assert (queried.rows_checked, queried.bad, queried.unusable) == (6, 4, {})
 
 
@@ -218,7 +218,7 @@ def test_a_foreign_lake_is_looked_at_without_what_cannot_be_read(tmp_path: Path)
         }
     )
     dataset.commit()
-    lake = open_lake(tmp_path / "lake")
+    lake = open_lake(tmp_path / "lake", include_unusable=True)
     found = summarize(lake, tokens=TokenCount(words, 77))
     assert (found.image_column, found.caption_column, found.label_columns) == ("img", "caption", ["class"])
     assert (found.with_captions, found.formats) == (5, {"jpeg": 6})
