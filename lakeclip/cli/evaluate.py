@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lakeclip.cli.report import Effort, ZeroShotTest, load_model, make_report, open_source, retrieve, score
+from lakeclip.cli.report import Effort, ZeroShotTest, load_model, make_report, retrieve, score
+from lakeclip.config.schema import DataConfig
 from lakeclip.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
@@ -131,18 +132,18 @@ def evaluate_zeroshot(flags: ZeroShot) -> None:
 
 def evaluate_retrieval(flags: Retrieval) -> None:
     """`lakeclip evaluate retrieval`."""
-    if (flags.lake is None) == (flags.folder is None):
-        raise ConfigError(
-            "retrieval needs data" if flags.lake is None else "both a lake and a folder are named",
-            allowed="--lake PATH (made with `lakeclip ingest`) or --folder DIR",
-        )
-    if flags.folder is not None and (flags.query or flags.image_column or flags.caption_column):
-        raise ConfigError(
-            "a folder of pairs has no columns and cannot be queried",
-            next_step=f"lakeclip ingest {flags.folder} LAKE, and evaluate with --lake LAKE",
-        )
+    from lakeclip.lake.pairs import open_pairs
+
     json_file = _writable(flags.json_file)
-    source = open_source(flags.lake, flags.folder, flags.query, flags.image_column, flags.caption_column)
+    source = open_pairs(
+        DataConfig(
+            lake=flags.lake,
+            folder=flags.folder,
+            query=flags.query,
+            image_column=flags.image_column,
+            caption_column=flags.caption_column,
+        )
+    )
     model = load_model(flags.checkpoint, flags.effort)
     images, result = retrieve(model, source, flags.effort)
     where = flags.lake or flags.folder

@@ -7,12 +7,13 @@ import sys
 
 import tyro
 
+from lakeclip.cli.train import mixed
 from lakeclip.config.schema import FinetuneConfig
 
 
 def run(argv: list[str]) -> None:
     """Parse the flags and train."""
-    config = tyro.cli(FinetuneConfig, args=argv, prog="lakeclip finetune", config=(tyro.conf.OmitArgPrefixes,))
+    config = tyro.cli(FinetuneConfig, args=mixed(argv), prog="lakeclip finetune", config=(tyro.conf.OmitArgPrefixes,))
     finetune(config)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lakeclip.config.schema import DataConfig
 from lakeclip.errors import ConfigError, DataError, DeviceError, LakeclipError
 
 if TYPE_CHECKING:
@@ -101,46 +102,32 @@ def _validation_rows(lineage: dict[str, Any]) -> tuple[RowSource, list[int], str
     """The rows that a run validated on, or, where it held out none, those that it trained on; and which."""
     import numpy as np
 
-    from lakeclip.data.order import Order, hold_out
+    from lakeclip.data.order import Order
+    from lakeclip.data.plan import make_plans
+    from lakeclip.lake.pairs import open_pairs
 
-    data, path = lineage["config"]["data"], lineage["data"]["path"]
-    if data["val_lake"]:
-        source = open_source(data["val_lake"], None)
-        rows, _ = hold_out(len(source), 0.0)
+    # A checkpoint may be older than a setting, or know one that is no more.
+    known = {name.name for name in fields(DataConfig)}
+    data = DataConfig(**{name: value for name, value in lineage["config"]["data"].items() if name in known})
+    path = lineage["data"]["path"]
+    if data.val_lake:
+        source = open_pairs(DataConfig(lake=data.val_lake))
+        _, rows = make_plans(source, 1.0, seed=0, shuffle=False)
         about = f"From the validation data, {source.path}."
     elif path:
-        lake, folder = (None, path) if data["folder"] else (path, None)
-        source = open_source(lake, folder, lineage["data"]["query"], data["image_column"], data["caption_column"])
-        train, held_out = hold_out(len(source), data["val_fraction"])
-        rows = held_out if len(held_out) else train
-        which = (
-            "Rows that training never saw, held out from"
-            if len(held_out)
-            else "Rows that the model was trained on, from"
-        )
+        lake, folder = (None, path) if data.folder else (path, None)
+        source = open_pairs(replace(data, lake=lake, folder=folder, weights=None))
+        _, rows = make_plans(source, data.val_fraction, seed=0, shuffle=False)
+        which = "Rows that training never saw, held out from"
+        if not len(rows):
+            _, rows = make_plans(source, 1.0, seed=0, shuffle=False)
+            which = "Rows that the model was trained on, from"
         about = f"{which} {source.path}."
     else:
         raise DataError("the run was trained from a dataloader of the user's own, which the checkpoint does not hold")
     # As the data module draws them, where there are more than it validates on.
-    places = Order(len(rows), seed=0).rows(0, np.arange(min(len(rows), data["max_val_rows"])))
+    places = Order(len(rows), seed=0).rows(0, np.arange(min(len(rows), data.max_val_rows)))
     return source, sorted(rows[places].tolist()), about
-
-
-def open_source(
-    lake: str | None,
-    folder: str | None,
-    query: str | None = None,
-    image_column: str | None = None,
-    caption_column: str | None = None,
-) -> RowSource:
-    """The lake, or else the folder of pairs."""
-    from lakeclip.lake.dataset import open_lake
-    from lakeclip.lake.sources.folder import open_folder
-
-    if lake is None:
-        assert folder is not None
-        return open_folder(folder)
-    return open_lake(lake, query, image_column=image_column, caption_column=caption_column)
 
 
 def score(
@@ -151,10 +138,11 @@ def score(
     from lakeclip.evaluation.prompts import find_templates
     from lakeclip.evaluation.report import ZeroShotSection
     from lakeclip.evaluation.zeroshot import zero_shot
+    from lakeclip.lake.dataset import open_lake
 
     templates = find_templates(test.templates)
     classes = parse_classes(test.classes) if test.classes is not None else None
-    source = open_source(test.lake, None, test.query, image_column)
+    source = open_lake(test.lake, test.query, image_column=image_column)
     labels = read_labels(source, test.label_column, classes)
     result = zero_shot(*model, source, labels, templates, batch_size=effort.batch_size, num_workers=effort.num_workers)
     return ZeroShotSection(test.title, result, test.about)

@@ -117,7 +117,7 @@ def _data(flags: argparse.Namespace) -> DataConfig:
     return DataConfig(
         lake=flags.path,
         folder=flags.folder,
-        query="NSFW == 'UNLIKELY'" if flags.filter_NSFW else None,
+        filter_nsfw=flags.filter_NSFW,
         batch_size=flags.batch_size,
         image_size=flags.image_size,
         resize_ratio=flags.resize_ratio,

@@ -32,6 +32,7 @@ class TrainFlags:
 
 def run(argv: list[str]) -> None:
     """Parse the flags, train, and say where the result is."""
+    argv = mixed(argv)
     recipe, resume = _value(argv, "--recipe"), _value(argv, "--resume")
     if recipe and resume:
         raise ConfigError(
@@ -75,6 +76,19 @@ def train(config: TrainConfig, *, resume: Path | None = None, report: bool = Tru
                 say(f"report: {make_report(finished.folder)[0]}\n")
     if finished.interrupted:
         sys.exit(130)
+
+
+def mixed(argv: list[str]) -> list[str]:
+    """Several `--lake` flags as one that names the mixture."""
+    lakes, others, words = [], [], iter(argv)
+    for word in words:
+        if word == "--lake":
+            lakes.append(next(words, ""))
+        elif word.startswith("--lake="):
+            lakes.append(word.partition("=")[2])
+        else:
+            others.append(word)
+    return [*others, "--lake", " + ".join(lakes)] if len(lakes) > 1 else argv
 
 
 def _value(argv: list[str], flag: str) -> str | None:

@@ -47,7 +47,8 @@ class DataConfig:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     lake: str | None = None
-    """Deep Lake dataset with the training pairs (a path, s3://…, hub://…)."""
+    """Deep Lake dataset with the training pairs (a path, s3://…, hub://…). Several with their shares of every batch,
+    --lake a.lake:0.7 --lake b.lake:0.3, are mixed; in a recipe, `a.lake:0.7 + b.lake:0.3`."""
     folder: str | None = None
     """Folder of pairs instead of a lake: images and .txt captions that share a stem."""
     val_lake: str | None = None
@@ -57,11 +58,19 @@ class DataConfig:
     max_val_rows: int = 5000
     """Score at most this many validation rows: every row is compared with every other."""
     query: str | None = None
-    """Which rows to train on: the WHERE clause of a Deep Lake query, e.g. "NSFW == 'UNLIKELY'"."""
+    """Which rows to train on: the WHERE clause of a Deep Lake query, e.g. "width > 200", or a SELECT of rows."""
+    filter_nsfw: bool = False
+    """Only rows that are safe by their NSFW column: NSFW == 'UNLIKELY', or what that is in the column's own spelling."""
+    weights: str | None = None
+    """How often to draw each row: a column, or an expression over columns. Default: each once an epoch."""
     image_column: str | None = None
     """Column with the encoded images. Default: found by its name and type."""
     caption_column: str | None = None
-    """Column with the captions. Default: found by its name and type."""
+    """Column with the captions; several, with commas between them, are joined. Default: found by its name and type."""
+    caption_template: str | None = None
+    """Captions made from columns, e.g. "a photo of {label}, {text}"."""
+    mark_unusable: bool = False
+    """After the run, mark the rows that could not be used in the lake (column `unusable`): later runs leave them out."""
     batch_size: int = 256
     """Pairs per device and step."""
     image_size: int | None = None

@@ -14,6 +14,9 @@ from lakeclip.errors import ConfigError
 from lakeclip.lake.dataset import Lake
 from lakeclip.lake.rows import Row
 
+#: Between the lakes of a mixture, where one text names them all.
+SEPARATOR = " + "
+
 
 class Lakes:
     """Lakes one after another (a `RowSource`), each with its share of what is trained on.
@@ -34,12 +37,12 @@ class Lakes:
     @property
     def path(self) -> str:
         """The lakes' paths and shares."""
-        return ", ".join(f"{part.path}:{share:g}" for part, share in zip(self.parts, self.shares, strict=True))
+        return SEPARATOR.join(f"{part.path}:{share:g}" for part, share in zip(self.parts, self.shares, strict=True))
 
     @property
     def version(self) -> str:
         """The lakes' versions."""
-        return ", ".join(part.version for part in self.parts)
+        return SEPARATOR.join(part.version for part in self.parts)
 
     @property
     def query(self) -> str | None:

@@ -8,6 +8,7 @@ from lakeclip.checkpoints.native import lineage
 from lakeclip.config.schema import OptimizerConfig, TrainConfig
 from lakeclip.data.datamodule import PairDataModule
 from lakeclip.lake.dataset import Lake
+from lakeclip.lake.several import Lakes
 from lakeclip.models.clip import CLIP
 from lakeclip.text.tokenizer import Tokenizer
 
@@ -32,7 +33,7 @@ def of(module: ContrastiveModule) -> dict[str, Any] | None:
         tokenizer=tokenizer,
         data_path=ours.source.path if ours else "",
         data_version=ours.source.version if ours else "",
-        query=ours.source.query if ours and isinstance(ours.source, Lake) else None,
+        query=ours.source.query if ours and isinstance(ours.source, (Lake, Lakes)) else None,
         num_rows=len(ours.source) if ours else 0,
         config=module.run_config or _config_of(module),
         step=trainer.global_step,

@@ -6,6 +6,7 @@ import csv
 import errno
 import logging
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -24,10 +25,10 @@ from lakeclip.config.command import command
 from lakeclip.config.load import write_config
 from lakeclip.config.schema import DataConfig, FinetuneConfig, ModelConfig, TrainConfig, TrainerConfig
 from lakeclip.data.datamodule import PairDataModule
-from lakeclip.errors import ConfigError, DeviceError, ModelError, OutputError
-from lakeclip.lake.dataset import open_lake
-from lakeclip.lake.rows import RowSource
-from lakeclip.lake.sources.folder import open_folder
+from lakeclip.data.quarantine import read_quarantine
+from lakeclip.errors import DeviceError, ModelError, OutputError
+from lakeclip.lake.mark import mark_unusable
+from lakeclip.lake.pairs import describe, open_pairs
 from lakeclip.models.pretrained import load_image_encoder, load_text_encoder
 from lakeclip.models.zoo import model_config
 from lakeclip.text.huggingface import HuggingFaceTokenizer
@@ -36,6 +37,9 @@ from lakeclip.training.callbacks import GracefulStop, LastCheckpoint, RunProgres
 from lakeclip.training.finetune import CustomCLIPWrapper
 from lakeclip.training.module import CLIPWrapper, ContrastiveModule
 from lakeclip.types import Tokenize
+
+#: Where a run lists the rows that it could not use.
+QUARANTINE = "quarantine.jsonl"
 
 #: Lightning's names.
 _PRECISION = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
@@ -87,13 +91,16 @@ def train(config: TrainConfig, *, resume: Path | None = None, token: str | None 
     datamodule = make_datamodule(config.data, sizes.image_resolution, Tokenizer(sizes.context_length), token=token)
     datamodule.setup("fit")
     folder = _run_folder(config.trainer, config.model, resume)
+    _show(datamodule, folder)
 
     L.seed_everything(config.data.seed, verbose=False)
     module = CLIPWrapper(config.model, sizes, config.trainer.minibatch_size, optimizer=config.optimizer)
     module.run_config = replace(config, optimizer=module.optimizer_config)
     if _is_main():
         write_config(config, folder / "config.yaml")
-    return _fit(module, datamodule, config.trainer, folder, checkpoint)
+    finished = _fit(module, datamodule, config.trainer, folder, checkpoint)
+    _account(finished, config.data)
+    return finished
 
 
 def finetune(config: FinetuneConfig, *, token: str | None = None) -> FinishedRun:
@@ -110,6 +117,7 @@ def finetune(config: FinetuneConfig, *, token: str | None = None) -> FinishedRun
     datamodule = make_datamodule(config.data, image_size, tokenize, token=token)
     datamodule.setup("fit")
     folder = _run_folder(config.trainer, "finetune", None)
+    _show(datamodule, folder)
     L.seed_everything(config.data.seed, verbose=False)
     module = CustomCLIPWrapper(
         image_encoder,
@@ -120,7 +128,28 @@ def finetune(config: FinetuneConfig, *, token: str | None = None) -> FinishedRun
         embed_dim=config.embed_dim,
         image_size=image_size,
     )
-    return _fit(module, datamodule, config.trainer, folder, None)
+    finished = _fit(module, datamodule, config.trainer, folder, None)
+    _account(finished, config.data)
+    return finished
+
+
+def _show(datamodule: PairDataModule, folder: Path) -> None:
+    """Say what is about to be trained on, and have what cannot be used listed in the run's folder."""
+    datamodule.list_unusable(folder / QUARANTINE)
+    if _is_main():
+        sys.stdout.write(describe(datamodule.source))
+        sys.stdout.flush()
+
+
+def _account(finished: FinishedRun, data: DataConfig) -> None:
+    """Say how many rows could not be used, and mark them in their lakes where that is asked for."""
+    unusable = read_quarantine(finished.folder / QUARANTINE)
+    if not unusable or not finished.is_main:
+        return
+    for path, reasons in unusable.items():
+        sys.stdout.write(f"{len(reasons):,} rows of {path} could not be used: {finished.folder / QUARANTINE}\n")
+        if data.mark_unusable and data.folder is None:
+            sys.stdout.write(f"  marked in the lake: {mark_unusable(path, reasons):,}\n")
 
 
 def _fit(
@@ -179,45 +208,19 @@ def check_devices(config: TrainConfig | FinetuneConfig) -> None:
     raise DeviceError(what, found=here, next_step=command(replace(config, trainer=able)))
 
 
-def open_source(data: DataConfig, *, token: str | None = None) -> RowSource:
-    """The lake or the folder of pairs that a configuration names.
-
-    Raises:
-        ConfigError: neither is named, or both, or a folder is to be queried.
-        DataError: it cannot be opened.
-    """
-    if (data.lake is None) == (data.folder is None):
-        raise ConfigError(
-            "training needs data" if data.lake is None else "both a lake and a folder are named",
-            allowed="--lake PATH (made with `lakeclip ingest`), or --folder DIR with pairs of images and .txt captions",
-        )
-    if data.folder is None:
-        assert data.lake is not None
-        return open_lake(
-            data.lake, data.query, token=token, image_column=data.image_column, caption_column=data.caption_column
-        )
-    if data.query is not None:
-        raise ConfigError(
-            "a folder of pairs cannot be queried",
-            found=f"--query {data.query!r}",
-            next_step=f"lakeclip ingest {data.folder} LAKE, and train with --lake LAKE",
-        )
-    return open_folder(data.folder)
-
-
 def make_datamodule(
     data: DataConfig, image_size: int, tokenize: Tokenize, *, token: str | None = None
 ) -> PairDataModule:
     """The data module for a configuration: sources opened, columns found, nothing read yet."""
     return PairDataModule(
-        open_source(data, token=token),
+        open_pairs(data, token=token),
         batch_size=data.batch_size,
         image_size=image_size,
         resize_ratio=data.resize_ratio,
         shuffle=data.shuffle,
         num_workers=data.num_workers,
         seed=data.seed,
-        val_source=open_lake(data.val_lake, token=token) if data.val_lake else None,
+        val_source=open_pairs(DataConfig(lake=data.val_lake), token=token) if data.val_lake else None,
         val_fraction=data.val_fraction,
         max_val_rows=data.max_val_rows,
         tokenize=tokenize,
