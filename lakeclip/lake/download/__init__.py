@@ -1,0 +1,1 @@
+"""From addresses to pictures: `stream.Downloads` fetches what a source only names, politely and in bounded memory."""
