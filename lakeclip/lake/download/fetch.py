@@ -106,7 +106,7 @@ class Fetcher:
                     raise _DownError(f"host is down: {DOWN_AFTER} requests in a row failed")
                 started = loop.time()
                 try:
-                    answer = await asyncio.wait_for(self._get(url, claim), left)
+                    answer = await asyncio.wait_for(self._get(url, claim, last=host.users == 1), left)
                 except Exception as error:
                     if isinstance(error, asyncio.TimeoutError) and claim.wanted > claim.held:
                         raise _NoRoomError from None
@@ -121,10 +121,11 @@ class Fetcher:
             url = answer
         raise FailedError(f"redirects: more than {MAX_REDIRECTS}")
 
-    async def _get(self, url: URL, claim: Claim) -> bytes | URL:
-        """The body, or where else it is."""
+    async def _get(self, url: URL, claim: Claim, *, last: bool) -> bytes | URL:
+        """The body, or where else it is. After the last request in sight a host keeps no connection open."""
         options = self._options
-        async with self._session.get(url, allow_redirects=False) as response:
+        headers = {"Connection": "close"} if last else {}
+        async with self._session.get(url, headers=headers, allow_redirects=False) as response:
             if response.status in (301, 302, 303, 307, 308) and "Location" in response.headers:
                 return _parse(response.headers["Location"], url)
             if response.status not in (200, 203):

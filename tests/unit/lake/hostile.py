@@ -122,11 +122,12 @@ class Server:
         await self._stop.wait()
         for server in servers:
             server.close()
-        connections = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in connections:
-            task.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
-        await asyncio.sleep(0)
+        for _ in range(3):  # also what was accepted a moment ago
+            connections = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in connections:
+                task.cancel()
+            await asyncio.gather(*connections, return_exceptions=True)
+            await asyncio.sleep(0.005)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -146,6 +147,8 @@ class Server:
                     await self._until_gone(handler, reader, writer)
                 finally:
                     self._at_once[host] -= 1
+                if headers.get("Connection") == "close":
+                    return writer.close()
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
         finally:
