@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 
 from PIL import Image, ImageOps
 
@@ -44,8 +45,8 @@ def _is_larger(width: int, height: int, size: int, how: Resize) -> bool:
 
 def _shrink(image: Image.Image, size: int, how: Resize) -> bytes:
     scale = min(1.0, size / (max if how == "longer" else min)(image.size))
-    # A JPEG is decoded at a half, a quarter, an eighth, where that leaves twice the pixels that are needed.
-    image.draft(None, (round(image.width * scale * 2) or 1, round(image.height * scale * 2) or 1))
+    # A JPEG is decoded at a half, a quarter, an eighth of its size where that leaves the pixels that are needed.
+    image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
     upright = ImageOps.exif_transpose(image)
     if upright.has_transparency_data:
         colours = upright.convert("RGBA")

@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import NamedTuple
@@ -59,15 +59,45 @@ class Downloads:
     """
 
     def __init__(self, source: Source, options: DownloadOptions) -> None:
-        self.name = source.name
         self.part = ""
-        self.size = source.size
         self.position = 0
-        self.collisions: list[Collision] = source.collisions
-        self.ignored: Counter[str] = source.ignored
         self._source = source
         self._options = options
         self._allowed = _anywhere if options.allow_private else is_public
+
+    @property
+    def name(self) -> str:
+        """The source's."""
+        return self._source.name
+
+    @property
+    def size(self) -> int:
+        """The source's."""
+        return self._source.size
+
+    @property
+    def collisions(self) -> list[Collision]:
+        """The source's."""
+        return self._source.collisions
+
+    @property
+    def ignored(self) -> Counter[str]:
+        """The source's."""
+        return self._source.ignored
+
+    @property
+    def mapping(self) -> dict[str, str]:
+        """The source's."""
+        return self._source.mapping
+
+    @property
+    def ended(self) -> list[tuple[str, int]]:
+        """Parts that the source has read to their end. Samples of theirs may still be on their way."""
+        return self._source.ended
+
+    def skip_parts(self, done: Collection[tuple[str, int]]) -> None:
+        """Do not read these parts (name, stamp)."""
+        self._source.skip_parts(done)
 
     def __iter__(self) -> Iterator[Sample | Rejected]:
         waiting: deque[_Pending] = deque()
@@ -93,7 +123,6 @@ class Downloads:
 
     def _next(self, entry: _Pending, downloader: _Downloader) -> Sample | Rejected:
         self.part, self.position = entry.part, entry.position
-        self.size, self.collisions, self.ignored = self._source.size, self._source.collisions, self._source.ignored
         if entry.picture is None:
             return entry.item
         picture = downloader.finish(entry.picture)

@@ -62,20 +62,15 @@ def download(*urls: str, allowed: Callable[[str], bool] | None = None, **changes
     return [item.image or item.unusable for item in found]
 
 
-class Parts:
-    """A source with a part for every two samples, some of them rejected, and with pictures of its own."""
-
-    def __init__(self, items: list[Sample | Rejected]) -> None:
-        self.name, self.part, self.size, self.position = "parts", "", 0, 0
-        self.collisions: list[Any] = []
-        self.ignored: Any = {}
-        self._items = items
+class Parts(Samples):
+    """A source with a part for every two samples."""
 
     def __iter__(self) -> Iterator[Sample | Rejected]:
-        self.size = len(self._items)
-        for number, item in enumerate(self._items):
-            self.part, self.position = f"part{number // 2}", number
+        for number, item in enumerate(super().__iter__()):
+            self.part = f"part{number // 2}"
             yield item
+            if number % 2:
+                self.ended.append((self.part, number))
 
 
 def test_addresses_become_pictures_and_all_else_passes_in_order() -> None:
@@ -87,15 +82,16 @@ def test_addresses_become_pictures_and_all_else_passes_in_order() -> None:
             items.append(Sample(f"k{i}", b"", ("a cat",), {"n": i, "url": server.url(f"/{i}")}, server.url(f"/{i}")))
         items[2:2] = [sample(3), Rejected("x", "no caption")]
         items.append(Sample("last", b"", ("a dog",), {}))
-        source = Downloads(Parts(items), options())
+        source = Downloads(Parts("parts", items, len(items)), options())
         assert isinstance(source, Source)
         found = [(source.part, source.position, item) for item in source]
     assert [item for _, _, item in found] == [
         item._replace(image=pictures[int(item.key[1:])]) if isinstance(item, Sample) and item.url else item
         for item in items
     ]
-    assert [(part, position) for part, position, _ in found] == [(f"part{n // 2}", n) for n in range(len(items))]
-    assert (source.name, source.size, source.position) == ("parts", len(items), len(items) - 1)
+    assert [(part, position) for part, position, _ in found] == [(f"part{n // 2}", n + 1) for n in range(len(items))]
+    assert (source.name, source.size, source.position) == ("parts", len(items), len(items))
+    assert [name for name, _ in source.ended] == [f"part{n}" for n in range(len(items) // 2)]
 
 
 def test_what_is_no_picture_says_why() -> None:
