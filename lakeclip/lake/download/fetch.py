@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import socket
 import ssl
@@ -37,7 +38,7 @@ class FailedError(Exception):
     Args:
         reason: "kind" or "kind: detail". Never the address, which may hold a password, nor words of the server.
         may_pass: whether another attempt may go better.
-        busy: whether the host had nothing to say but that.
+        busy: whether the host, too, cannot be expected to give any other file now.
         pause: seconds that the host asks to be left alone.
     """
 
@@ -111,10 +112,10 @@ class Fetcher:
                     if isinstance(error, asyncio.TimeoutError) and claim.wanted > claim.held:
                         raise _NoRoomError from None
                     failure = error if isinstance(error, FailedError) else _explain(error)
-                    host.failures = host.failures + 1 if failure.busy else 0
+                    host.note(failed=failure.busy)
                     host.pause(failure.pause)
                     raise failure from None
-                host.failures = 0
+                host.note(failed=False)
                 left -= loop.time() - started
             if isinstance(answer, bytes):
                 return answer
@@ -217,11 +218,11 @@ def _explain(error: Exception) -> FailedError:
         return FailedError("connection failed: no valid certificate", busy=True)
     if isinstance(error, aiohttp.ClientPayloadError):
         return FailedError("connection failed: the body was cut short", may_pass=True)
-    if isinstance(cause, OSError) and cause.strerror and not isinstance(error, aiohttp.ServerDisconnectedError):
-        return FailedError(f"connection failed: {cause.strerror.lower()}", may_pass=True, busy=True)
+    if isinstance(cause, OSError) and cause.errno:
+        return FailedError(f"connection failed: {os.strerror(cause.errno).lower()}", may_pass=True, busy=True)
     if isinstance(error, aiohttp.ClientConnectionError):
         return FailedError("connection failed: the server hung up", may_pass=True, busy=True)
-    if isinstance(error, aiohttp.InvalidURL):
+    if isinstance(error, ValueError):
         return FailedError("bad address: not a URL")
     if isinstance(error, aiohttp.ClientResponseError):
         return FailedError("bad response: not HTTP, or too much of it before the body")

@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager
 
 from lakeclip.lake.download.options import DownloadOptions
 
-#: A host that let this many requests in a row fail is down. Without this, a thousand addresses of one dead host would
-#: hold up everything for hours.
+#: A host that let this many requests in a row fail is down, and is not asked again for so many seconds. Without this,
+#: a thousand addresses of one dead host would hold up everything for hours.
 DOWN_AFTER = 12
+DOWN_FOR = 600.0
 #: Idle hosts are forgotten when there are more than this.
 _REMEMBER = 10_000
 
@@ -20,20 +21,26 @@ class Host:
 
     Attributes:
         users: how many are at it, or wait to be.
-        failures: requests in a row that failed by the host's fault.
     """
 
     def __init__(self, slots: int) -> None:
         self.users = 0
-        self.failures = 0
         self.slots = asyncio.Semaphore(slots)
         self.door = asyncio.Lock()
         self.opens = 0.0
+        self._failures = 0
+        self._down_until = 0.0
 
     @property
     def down(self) -> bool:
         """Whether there is no point in asking."""
-        return self.failures >= DOWN_AFTER
+        return asyncio.get_running_loop().time() < self._down_until
+
+    def note(self, *, failed: bool) -> None:
+        """Count a request that failed by the host's fault; any other ends the count."""
+        self._failures = self._failures + 1 if failed else 0
+        if self._failures >= DOWN_AFTER:
+            self._down_until = asyncio.get_running_loop().time() + DOWN_FOR
 
     def pause(self, seconds: float) -> None:
         """No one asks it anything for a while."""
@@ -76,6 +83,8 @@ class Hosts:
     def _add(self, name: str) -> Host:
         if len(self._hosts) >= _REMEMBER:
             now = asyncio.get_running_loop().time()
-            self._hosts = {key: host for key, host in self._hosts.items() if host.users or host.opens > now}
+            self._hosts = {
+                key: host for key, host in self._hosts.items() if host.users or host.opens > now or host.down
+            }
         self._hosts[name] = Host(self._options.per_host)
         return self._hosts[name]
