@@ -60,7 +60,7 @@ class DataConfig:
     query: str | None = None
     """Which rows to train on: the WHERE clause of a Deep Lake query, e.g. "width > 200", or a SELECT of rows."""
     filter_nsfw: bool = False
-    """Only rows that are safe by their NSFW column: NSFW == 'UNLIKELY', or what that is in the column's own spelling."""
+    """Only rows that are safe by their NSFW column: NSFW == 'UNLIKELY', in the column's own spelling."""
     weights: str | None = None
     """How often to draw each row: a column, or an expression over columns. Default: each once an epoch."""
     image_column: str | None = None
@@ -70,7 +70,7 @@ class DataConfig:
     caption_template: str | None = None
     """Captions made from columns, e.g. "a photo of {label}, {text}"."""
     mark_unusable: bool = False
-    """After the run, mark the rows that could not be used in the lake (column `unusable`): later runs leave them out."""
+    """After the run, mark in the lake the rows that could not be used (column `unusable`), for later runs to skip."""
     batch_size: int = 256
     """Pairs per device and step."""
     image_size: int | None = None

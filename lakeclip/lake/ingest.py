@@ -213,20 +213,20 @@ def fill_lake(
     writer: LakeWriter | None = None
     fresh: list[Fresh] = []
     read: Sequence[Source] = sources
-    if goes_on:
-        writer = LakeWriter(path, existing=True)
-        writer.note(sources, complete=False)
-        dataset = engine.open_dataset(path)
-        report.rows_before = len(dataset)
-        ledger, whole = Ledger(dataset), whole_parts(dataset)
-        for source in sources:
-            source.skip_parts(whole)
-        read = fresh = [Fresh(source, ledger) for source in sources]
-    if download is not None:
-        read = [Downloads(source, download) for source in read]
     try:
+        if goes_on:
+            writer = LakeWriter(path, existing=True)
+            writer.note(sources, complete=False)
+            dataset = engine.open_dataset(path)
+            report.rows_before = len(dataset)
+            ledger, whole = Ledger(dataset), whole_parts(dataset)
+            for source in sources:
+                source.skip_parts(whole)
+            read = fresh = [Fresh(source, ledger) for source in sources]
+        if download is not None:
+            read = [Downloads(source, download) for source in read]
         # What Pillow thinks of odd files is in the account, where it matters.
-        with warnings.catch_warnings(), _Bar(sources) as bar:
+        with warnings.catch_warnings(), Bar(read) as bar:
             warnings.simplefilter("ignore")
             here = ""
             for part, item, info in check_all(read):
@@ -282,7 +282,7 @@ def _end_parts(writer: LakeWriter, sources: Sequence[Source], part: str) -> None
                 writer.end_part(*ended)
 
 
-class _Bar:
+class Bar:
     """Progress in the sources' own units, with rows per second; nothing where stderr is not a terminal."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
@@ -300,7 +300,7 @@ class _Bar:
         self._task = self._progress.add_task("ingest", total=sum(source.size for source in sources), rows=0, rate=0.0)
         self._started = time.perf_counter()
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> Bar:
         self._progress.start()
         return self
 

@@ -21,7 +21,7 @@ from lakeclip.lake.sources.base import Collision, Rejected, Sample, Source
 #: What is read of the source ahead of the sample that is handed on. It lets a host be slow without holding up others.
 WINDOW = 4_096
 #: Bytes of downloaded pictures that wait for their turn, and are being received.
-MEMORY = 512 * 2**20
+MEMORY = 128 * 2**20
 #: The same of pictures that the source has brought itself.
 _BROUGHT = 64 * 2**20
 _MAX_THREADS = 8
