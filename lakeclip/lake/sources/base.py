@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
 
@@ -65,17 +65,33 @@ class Source(Protocol):
         position: how much of that is done.
         collisions: files that claim the same name; complete when iteration ends.
         ignored: suffixes of files that are none of ours, and how many have them.
+        mapping: what is taken from which column, for those that have columns.
+        ended: parts that have been read to their end, with their sizes in bytes; for a second run to pass over.
     """
 
-    name: str
-    part: str
-    size: int
-    position: int
-    collisions: list[Collision]
-    ignored: Counter[str]
+    # Read-only here, so that a source that wraps another may hand them through.
+    @property
+    def name(self) -> str: ...
+    @property
+    def part(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def collisions(self) -> list[Collision]: ...
+    @property
+    def ignored(self) -> Counter[str]: ...
+    @property
+    def mapping(self) -> dict[str, str]: ...
+    @property
+    def ended(self) -> list[tuple[str, int]]: ...
 
     def __iter__(self) -> Iterator[Sample | Rejected]:
         """Every sample, and everything that should have been one."""
+
+    def skip_parts(self, done: Collection[tuple[str, int]]) -> None:
+        """Do not read these parts (name, bytes): they are in the lake, whole."""
 
 
 class Samples:
@@ -94,7 +110,12 @@ class Samples:
         self.position = 0
         self.collisions: list[Collision] = []
         self.ignored: Counter[str] = Counter()
+        self.mapping: dict[str, str] = {}
+        self.ended: list[tuple[str, int]] = []
         self._samples = samples
+
+    def skip_parts(self, done: Collection[tuple[str, int]]) -> None:
+        """There are none."""
 
     def __iter__(self) -> Iterator[Sample | Rejected]:
         for sample in self._samples:
