@@ -27,7 +27,7 @@ _BLOCK_ROWS = 256
 _BLOCK_BYTES = 32 * 2**20
 #: Columns that would have to be decoded, into arrays that no metadata column could hold: masks, and whatever has three
 #: dimensions.
-_ARRAYS = re.compile(r"mask|shape=\(([^,)]*,){2}")
+_ARRAYS = re.compile(r"mask|^array\(.*shape=\(([^,)]*,){2}")
 
 
 def is_lake(name: str) -> bool:

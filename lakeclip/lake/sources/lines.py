@@ -43,7 +43,8 @@ class _Lines(Iterator[str]):
             self._raw = stack.enter_context(open(path, "rb", buffering=2**18))
             file: Any = self._raw
             if path.lower().endswith(".gz"):
-                file = stack.enter_context(io.BufferedReader(gzip.GzipFile(fileobj=self._raw), 2**18))
+                # Without a buffer more: it would lose what comes before a damaged place.
+                file = stack.enter_context(gzip.GzipFile(fileobj=self._raw))
             self._file: BinaryIO | io.TextIOWrapper = file
             start = file.peek(3)[:3]
             if start.startswith((b"\xff\xfe", b"\xfe\xff")):
