@@ -112,7 +112,7 @@ def _sort(name: str, found: _Found) -> None:
         else:
             raise SourceError(
                 f"cannot ingest {path}",
-                found="a file of no known kind" if os.path.exists(path) else "nothing there",
+                found="a file that is no tar and no table" if os.path.exists(path) else "nothing there",
                 allowed=_ALLOWED,
             )
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from lakeclip.errors import OutputError, SourceError
 from lakeclip.lake.sources.base import Collision, Rejected
 from lakeclip.lake.sources.images import image_suffixes, suffix_of
+from lakeclip.lake.sources.walk import walk
 
 CAPTION_SUFFIX = ".txt"
 
@@ -141,7 +142,7 @@ class Pairing:
 
     def _files(self) -> Iterator[tuple[bytes, int, int, bytes]]:
         """Stem, kind, number of the folder and name of each file. Folders are numbered in order."""
-        for relative, name in _walk(self._folder):
+        for relative, name in walk(self._folder):
             if not self._folders or self._folders[-1] != relative:
                 self._folders.append(relative)
             suffix = suffix_of(name)
@@ -248,33 +249,6 @@ def _closest(images: list[str], captions: list[str]) -> tuple[list[Pair], _Files
         else:
             return pairs, here, clashes
     return pairs, _Files([], []), clashes
-
-
-def _walk(folder: str) -> Iterator[tuple[str, str]]:
-    """Folder (relative) and name of the files below. Folders are sorted, so that the same one always gives the same
-    rows; the files in each are not."""
-    seen: set[tuple[int, int]] = set()
-    waiting = [""]
-    while waiting:
-        relative = waiting.pop()
-        here = os.path.join(folder, relative) if relative else folder
-        status = os.stat(here)
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders = []
-        try:
-            with os.scandir(here) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    if entry.is_dir():
-                        folders.append(entry.name)
-                    else:
-                        yield relative, entry.name
-        except OSError as error:
-            raise SourceError(f"cannot read the folder {here}", found=error.strerror or str(error)) from None
-        waiting += [os.path.join(relative, name) for name in sorted(folders, reverse=True)]
 
 
 def _nothing_to_pair(folder: str, images: int, captions: int, ignored: Counter[str]) -> SourceError:

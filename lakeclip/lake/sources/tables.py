@@ -7,8 +7,9 @@ from collections.abc import Generator, Sequence
 
 from lakeclip.errors import SourceError
 from lakeclip.lake.sources.base import Rejected, Sample
+from lakeclip.lake.sources.delimited import DelimitedTable
 from lakeclip.lake.sources.files import Files
-from lakeclip.lake.sources.lines import DelimitedTable, JsonLinesTable
+from lakeclip.lake.sources.jsonlines import JsonLinesTable
 from lakeclip.lake.sources.record import Table
 from lakeclip.lake.sources.roles import Roles, find_roles, to_sample
 

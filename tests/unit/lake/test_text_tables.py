@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from lakeclip.errors import SourceError
 from lakeclip.lake.sources.base import Rejected, Sample
-from lakeclip.lake.sources.lines import DelimitedTable, JsonLinesTable
+from lakeclip.lake.sources.delimited import DelimitedTable
+from lakeclip.lake.sources.jsonlines import JsonLinesTable
 from lakeclip.lake.sources.tables import Tables
 from tests.unit.lake.pairs import picture, write_files
 
@@ -176,6 +177,8 @@ def test_columns_that_the_user_names(tmp_path: Path) -> None:
     found = read(tmp_path / "t.csv", content, image_column="Bild", caption_column="Satz")
     assert [item.url if isinstance(item, Sample) else item for item in found] == ["", URL]
     assert [item.captions for item in found if isinstance(item, Sample)] == [("eine Katze",), ("ein Hund",)]
+    (item,) = read(tmp_path / "t.csv", f"url,Satz\n{URL},1984\n", caption_column="Satz")
+    assert item == linked("0", "1984"), "a caption is text even where it reads as a number"
     with pytest.raises(SourceError, match="'Foto' does not exist"):
         read(tmp_path / "t.csv", content, image_column="Foto")
 
