@@ -192,7 +192,7 @@ class OldLakeRows(LakeRows):
             ]
         rows = self._rows[indices]
         first, last = int(rows[0]), int(rows[-1]) + 1
-        where = slice(first, last) if last - first == len(rows) else rows.tolist()
+        where = slice(first, last) if np.array_equal(rows, np.arange(first, last)) else rows.tolist()
         column = self._view[name]
         try:
             if self._types[name] in ("image", "link[image]"):
@@ -200,7 +200,8 @@ class OldLakeRows(LakeRows):
             return [_scalar(value) for value in column[where]]
         except Exception as error:
             raise LakeError(
-                f"rows {first} … {last - 1} of the lake at {self.name} cannot be read", found=engine.one_line(error)
+                f"rows {rows.min()} … {rows.max()} of the lake at {self.name} cannot be read",
+                found=engine.one_line(error),
             ) from None
 
     def _names_of(self, name: str) -> list[str]:
