@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -54,6 +56,12 @@ class Collision(NamedTuple):
     outcome: str
 
 
+def stamp(path: str) -> int:
+    """A number that is another one once a file has changed, as far as its size and its time tell."""
+    status = os.stat(path)
+    return zlib.crc32(f"{status.st_size} {status.st_mtime_ns}".encode())
+
+
 @runtime_checkable
 class Source(Protocol):
     """A folder or an archive on its way into a lake. Iterating reads it once, in bounded memory.
@@ -66,7 +74,7 @@ class Source(Protocol):
         collisions: files that claim the same name; complete when iteration ends.
         ignored: suffixes of files that are none of ours, and how many have them.
         mapping: what is taken from which column, for those that have columns.
-        ended: parts that have been read to their end, with their sizes in bytes; for a second run to pass over.
+        ended: parts that have been read to their end, each with its `stamp`; for a second run to pass over.
     """
 
     # Read-only here, so that a source that wraps another may hand them through.
@@ -91,7 +99,7 @@ class Source(Protocol):
         """Every sample, and everything that should have been one."""
 
     def skip_parts(self, done: Collection[tuple[str, int]]) -> None:
-        """Do not read these parts (name, bytes): they are in the lake, whole."""
+        """Do not read these parts (name, stamp): they are in the lake, whole."""
 
 
 class Samples:

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Generator, Iterator, Sequence
 
 from lakeclip.errors import SourceError
-from lakeclip.lake.sources.base import Collision, Rejected, Sample
+from lakeclip.lake.sources.base import Collision, Rejected, Sample, stamp
 
 
 class Files:
@@ -43,16 +43,16 @@ class Files:
         self.size = sum(map(os.path.getsize, self._paths))
 
     def skip_parts(self, done: Collection[tuple[str, int]]) -> None:
-        """Do not read these files (part, size in bytes) again."""
+        """Do not read these files (part, stamp) again."""
         self._done = frozenset(done)
 
     def __iter__(self) -> Iterator[Sample | Rejected]:
         for path, part in zip(self._paths, self._parts, strict=True):
-            size = os.path.getsize(path)
-            if (part, size) not in self._done:
+            size, file = os.path.getsize(path), (part, stamp(path))
+            if file not in self._done:
                 self.part = part
                 if (yield from self._read(path)):
-                    self.ended.append((part, size))
+                    self.ended.append(file)
             self._before += size
             self.position = self._before
 
