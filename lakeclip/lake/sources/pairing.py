@@ -104,30 +104,8 @@ class Pairing:
         images, captions = self._count(_IMAGE), self._count(_CAPTIONS)
         if not images or not captions:
             raise _nothing_to_pair(self._folder, images, captions, self.ignored)
-        rows = self._names.execute("select stem, kind, folder, name from files order by stem, kind, folder, name")
         collisions: list[tuple[bytes, Collision]] = []
-        for stem, group in itertools.groupby(rows, key=lambda row: row[0]):
-            files = list(group)
-            # Where the first file of the stem stands in the folder says where what is said of the stem does.
-            place = b"%d %012d " % (files[0][1], files[0][2]) + files[0][3]
-            paths: tuple[list[str], list[str]] = ([], [])
-            for _, kind, number, name in files:
-                paths[kind].append(os.path.join(self._folders[number], _text(name)))
-            listing = Listing([], [], [], self.ignored)
-            _pair_stem(_text(stem), *paths, listing)
-            self.size += len(listing.pairs)
-            self._names.executemany(
-                "insert into pairs values (?, ?)",
-                ((_bytes(pair.image), _bytes(pair.captions)) for pair in listing.pairs),
-            )
-            self._names.executemany(
-                "insert into rejected values (?, ?, ?, ?)",
-                (
-                    (place, number, _bytes(item.key), _bytes(item.reason))
-                    for number, item in enumerate(listing.rejected)
-                ),
-            )
-            collisions += [(place, collision) for collision in listing.collisions]
+        self._names.executemany("insert into pairs values (?, ?)", self._paired(collisions))
         self.collisions = [collision for _, collision in sorted(collisions, key=lambda entry: entry[0])]
         if not self.size:
             raise SourceError(
@@ -139,6 +117,32 @@ class Pairing:
             )
         self._names.execute("delete from files")
         self._names.execute("commit")
+
+    def _paired(self, collisions: list[tuple[bytes, Collision]]) -> Iterator[tuple[bytes, bytes]]:
+        """The pairs, by stem. What is rejected goes into its table, the collisions where they are wanted."""
+        rows = self._names.execute("select stem, kind, folder, name from files order by stem, kind, folder, name")
+        for stem, group in itertools.groupby(rows, key=lambda row: row[0]):
+            files = list(group)
+            paths: tuple[list[str], list[str]] = ([], [])
+            for _, kind, number, name in files:
+                paths[kind].append(os.path.join(self._folders[number], _text(name)))
+            listing = Listing([], [], [], self.ignored)
+            _pair_stem(_text(stem), *paths, listing)
+            self.size += len(listing.pairs)
+            for pair in listing.pairs:
+                yield _bytes(pair.image), _bytes(pair.captions)
+            if not listing.rejected and not listing.collisions:
+                continue
+            # Where the first file of the stem stands in the folder says where what is said of the stem does.
+            place = b"%d %012d " % (files[0][1], files[0][2]) + files[0][3]
+            self._names.executemany(
+                "insert into rejected values (?, ?, ?, ?)",
+                (
+                    (place, number, _bytes(item.key), _bytes(item.reason))
+                    for number, item in enumerate(listing.rejected)
+                ),
+            )
+            collisions += [(place, collision) for collision in listing.collisions]
 
     def _files(self) -> Iterator[tuple[bytes, int, int, bytes]]:
         """Stem, kind, number of the folder and name of each file. Folders are numbered in order."""
