@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lakeclip.errors import ConfigError, OutputError
+from lakeclip.lake.download.options import DownloadOptions
 
 if TYPE_CHECKING:
     from lakeclip.lake.ingest import IngestReport
@@ -23,20 +24,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class IngestArguments:
-    """Read sources into a new Deep Lake dataset: `lakeclip ingest SRC [SRC ...] LAKE`.
+    """Read sources into a Deep Lake dataset: `lakeclip ingest SRC [SRC ...] LAKE`.
 
-    A source is a folder of pairs (images and .txt captions that share a stem, anywhere below it, one caption a line)
-    or WebDataset tars (KEY.jpg, KEY.txt, and KEY.json whose values become columns): files, wildcards, ranges such as
-    train-{0000..0003}.tar, or a folder that holds them. Images are kept byte for byte. A file that cannot be used is
-    left out, counted, and listed with the reason.
+    A source is a folder of pairs (images and .txt captions that share a stem, anywhere below it, one caption a line);
+    WebDataset tars (KEY.jpg, KEY.txt, and KEY.json whose values become columns); tables (Parquet, CSV, TSV, JSONL) of
+    images, of files' names or of addresses; or another lake, on disk or at s3://, gs://, az://, hub://, al://. Files
+    may be given by wildcards and ranges such as train-{0000..0003}.tar, or by a folder that holds them.
+
+    Images are kept byte for byte. What cannot be used is left out, counted, and listed with the reason. An ingest that
+    was cut short goes on when the same command is given again: every row is there once.
     """
 
     paths: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SRC [SRC ...] LAKE", help_behavior_hint="")
     ]
-    """What to read, and last the folder of the new lake."""
+    """What to read, and last the folder or the address of the lake."""
+    append: bool = False
+    """Add to the lake that is there what it does not hold yet."""
     overwrite: bool = False
     """Replace the lake that is there. What is not a lake is never touched."""
+    image_column: str | None = None
+    """Column of tables and lakes with the images, their addresses or their files' names. Default: found by its name."""
+    caption_column: str | None = None
+    """Column of tables and lakes with the captions. Default: found by its name."""
+    query: str | None = None
+    """Of a lake that is read, only these rows: a WHERE clause, such as "width > 200"."""
+    download: bool = False
+    """Fetch the images of rows that have only an address. With a LAKE alone, fill in what it lacks, failures too."""
+    options: DownloadOptions = field(default_factory=DownloadOptions)
     report: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Write the account to this JSON file, with every file that was left out."""
 
@@ -45,25 +60,42 @@ def run(argv: list[str]) -> None:
     """Ingest, and print the account.
 
     Raises:
-        ConfigError: fewer than two paths.
+        ConfigError: paths or flags that do not go together.
         SourceError: nothing in the sources can become a row.
         LakeError: there is a lake already, or a folder that is none.
         OutputError: the lake or the report cannot be written.
     """
-    arguments = tyro.cli(IngestArguments, args=argv, prog="lakeclip ingest")
-    if len(arguments.paths) < 2:
+    arguments = tyro.cli(IngestArguments, args=argv, prog="lakeclip ingest", config=(tyro.conf.OmitArgPrefixes,))
+    in_place = arguments.download and len(arguments.paths) == 1
+    if len(arguments.paths) < 2 and not in_place:
         raise ConfigError(
             "ingest needs at least one source and a lake",
             found=" ".join(arguments.paths) or "no paths",
             allowed="lakeclip ingest SRC [SRC ...] LAKE",
         )
+    if not arguments.download and arguments.options != DownloadOptions():
+        raise ConfigError("there are options for downloading, and nothing is downloaded", next_step="add --download")
     if arguments.report is not None:
         # Found out now, not after the work.
         _write(Path(arguments.report), "")
-    from lakeclip.lake.ingest import ingest
-
     *sources, lake = arguments.paths
-    report = ingest(sources, lake, overwrite=arguments.overwrite)
+    if in_place:
+        from lakeclip.lake.materialise import fill_images
+
+        report = fill_images(lake, arguments.options, query=arguments.query, url_column=arguments.image_column)
+    else:
+        from lakeclip.lake.ingest import ingest
+
+        report = ingest(
+            sources,
+            lake,
+            overwrite=arguments.overwrite,
+            append=arguments.append,
+            image_column=arguments.image_column,
+            caption_column=arguments.caption_column,
+            query=arguments.query,
+            download=arguments.options if arguments.download else None,
+        )
     if arguments.report is not None:
         _write(Path(arguments.report), json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
     _show(report, arguments.report)
@@ -76,7 +108,18 @@ def _show(report: IngestReport, file: str | None) -> None:
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("rows in", f"{report.rows:,}", "")
+    for source, mapping in report.mapping.items():
+        columns = "; ".join(f"{role}: {name}" for role, name in mapping.items())
+        table.add_row("columns of", "", escape(f"{source}: {columns}"))
+    table.add_row("rows in", f"{report.rows:,}", f"beside {report.rows_before:,} before" if report.rows_before else "")
+    if report.known:
+        table.add_row("  in the lake already", f"{report.known:,}", "")
+    if report.unusable:
+        table.add_row(
+            "  without a usable image", f"{report.unusable.total():,}", "their addresses stay, to be downloaded"
+        )
+    for reason, count in report.unusable.most_common(10):
+        table.add_row(f"    {escape(reason)}", f"{count:,}", "")
     if report.without_caption:
         table.add_row(
             "  without caption", f"{report.without_caption:,}", "for evaluation with labels; not for training"
@@ -104,6 +147,8 @@ def _show(report: IngestReport, file: str | None) -> None:
         console.print(f"every file that was left out: {escape(file)}")
     elif report.rejected or report.collisions:
         console.print("--report FILE lists every file that was left out")
+    if report.unusable:
+        console.print(f"again: lakeclip ingest --download {shlex.quote(report.lake)}", soft_wrap=True, markup=False)
     console.print(f"next: lakeclip inspect {shlex.quote(report.lake)}", soft_wrap=True, markup=False)
 
 

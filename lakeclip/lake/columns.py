@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from lakeclip.errors import LakeError
@@ -19,6 +20,33 @@ CAPTION_NAMES = (
     "alt_text",
     "alt",
     "description",
+    "title",
+    "prompt",
+)
+URL_NAMES = (
+    "url",
+    "image_url",
+    "img_url",
+    "imageurl",
+    "image_link",
+    "link",
+    "urls",
+    "original_url",
+    "uri",
+    "src",
+)
+#: … of columns with names of image files.
+PATH_NAMES = (
+    "filepath",
+    "file_path",
+    "image_path",
+    "img_path",
+    "path",
+    "file_name",
+    "filename",
+    "image_file",
+    "image_name",
+    "file",
 )
 
 
@@ -41,8 +69,8 @@ def _type_name(dtype: Any) -> str:
 
 
 def is_readable(type_name: str) -> bool:
-    """Whether a column may be read at all: a sequence of text takes the process down in half of all runs."""
-    return type_name != "sequence[text]"
+    """Whether a column may be read at all: a sequence takes the process down in half of all runs."""
+    return not type_name.startswith("sequence[")
 
 
 def find_image_column(columns: dict[str, str], wanted: str | None, path: str) -> str:
@@ -59,7 +87,7 @@ def find_image_column(columns: dict[str, str], wanted: str | None, path: str) ->
     usable = {name for name, kind in columns.items() if kind in ("bytes", "image")}
     if wanted is not None:
         return _chosen(wanted, "image", usable, columns, path, "image or bytes")
-    if found := _by_name(usable, IMAGE_NAMES):
+    if found := match_name(usable, IMAGE_NAMES):
         return found
     images = [name for name in usable if columns[name] == "image"]
     if len(images) == 1:
@@ -80,7 +108,7 @@ def find_caption_column(columns: dict[str, str], wanted: str | None, path: str) 
     usable = {name for name, kind in columns.items() if kind == "text"}
     if wanted is not None:
         return _chosen(wanted, "caption", usable, columns, path, "text")
-    if found := _by_name(usable, CAPTION_NAMES):
+    if found := match_name(usable, CAPTION_NAMES):
         return found
     raise LakeError(
         f"the lake at {path} has no usable caption column",
@@ -95,7 +123,8 @@ def list_columns(columns: dict[str, str]) -> str:
     return ", ".join(f"{name} ({kind})" for name, kind in columns.items()) or "no columns"
 
 
-def _by_name(usable: set[str], names: tuple[str, ...]) -> str | None:
+def match_name(usable: Collection[str], names: tuple[str, ...]) -> str | None:
+    """Of the columns that are usable, the one whose name comes first among these names; None if none has any."""
     for name in names:
         matches = sorted(column for column in usable if column.lower() == name)
         if matches:

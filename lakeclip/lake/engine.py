@@ -201,7 +201,7 @@ def _what_is_at(folder: Path) -> str:
 
 def _next_for(path: str) -> str:
     if (local_folder(path) / "dataset_meta.json").exists():
-        return f"convert it: python -c \"import deeplake; deeplake.convert('{path}', '{path}-v4')\""
+        return f"convert it: lakeclip ingest {path} {path}-v4"
     return f"lakeclip ingest SOURCE {path}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 import warnings
@@ -19,9 +18,7 @@ from lakeclip.lake.check import check_all
 from lakeclip.lake.download import DownloadOptions, Downloads
 from lakeclip.lake.ledger import Fresh, Ledger, short_names, whole_parts
 from lakeclip.lake.sources.base import Collision, Rejected, Source
-from lakeclip.lake.sources.folder import FolderPairs
-from lakeclip.lake.sources.images import image_suffixes, suffix_of
-from lakeclip.lake.sources.webdataset import Shards, expand, is_tar
+from lakeclip.lake.sources.open import open_sources
 from lakeclip.lake.target import check_target, remove_lake
 from lakeclip.lake.write import LakeWriter
 
@@ -128,57 +125,6 @@ def ingest(
     check_target(lake, sources, overwrite=overwrite, append=append)
     opened = open_sources(sources, image_column=image_column, caption_column=caption_column, query=query)
     return fill_lake(opened, lake, overwrite=overwrite, append=append, download=download)
-
-
-def open_sources(
-    names: Sequence[str],
-    *,
-    image_column: str | None = None,
-    caption_column: str | None = None,
-    query: str | None = None,
-) -> list[Source]:
-    """Find out what kind of source each name is.
-
-    Raises:
-        SourceError: it is none, or there is nothing in it.
-    """
-    found: list[Source] = []
-    tars: list[str] = []
-    for name in names:
-        if "://" in name or name.startswith("pipe:"):
-            raise SourceError(f"cannot read {name}", allowed="folders and tar files on this machine")
-        for path in expand(os.path.expanduser(name)):
-            if os.path.isdir(path):
-                found.append(_open_folder(path))
-            elif is_tar(path):
-                tars.append(path)
-            else:
-                raise SourceError(
-                    f"cannot ingest {path}",
-                    found="a file that is no tar" if os.path.exists(path) else "nothing there",
-                    allowed="a folder of images and .txt captions, or WebDataset .tar files",
-                )
-    if tars:
-        found.append(Shards(tars[0] if len(tars) == 1 else f"{tars[0]} … {tars[-1]}", tars))
-    if not found:
-        raise SourceError(
-            "no source was given", allowed="a folder of images and .txt captions, or WebDataset .tar files"
-        )
-    return found
-
-
-def _open_folder(folder: str) -> Source:
-    """A folder with tars and no images holds shards; any other is a folder of pairs."""
-    tars: list[str] = []
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            if name.startswith("."):
-                continue
-            if suffix_of(name) in image_suffixes():
-                return FolderPairs(folder)
-            if is_tar(name):
-                tars.append(os.path.join(parent, name))
-    return Shards(folder, sorted(tars)) if tars else FolderPairs(folder)
 
 
 def fill_lake(

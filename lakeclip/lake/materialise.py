@@ -11,12 +11,12 @@ import numpy as np
 from lakeclip.errors import LakeError
 from lakeclip.lake import engine
 from lakeclip.lake.check import check_all
-from lakeclip.lake.columns import find_url_column
 from lakeclip.lake.dataset import Lake, open_lake
 from lakeclip.lake.download import DownloadOptions, Downloads
 from lakeclip.lake.ingest import Bar, IngestReport
-from lakeclip.lake.schema import UNUSABLE
+from lakeclip.lake.schema import COLUMNS, UNUSABLE
 from lakeclip.lake.sources.base import Rejected, Sample, Samples
+from lakeclip.lake.sources.roles import find_roles
 from lakeclip.lake.write import LakeWriter
 
 #: Addresses read at once.
@@ -44,10 +44,9 @@ def fill_images(
     lake = open_lake(path, query, include_unusable=True)
     if lake.columns.get(UNUSABLE) != "text":
         raise LakeError(f"no row of the lake at {path} lacks its image", next_step="there is nothing to download")
-    column = find_url_column(lake.columns, url_column, path)
+    texts = {name: kind for name, kind in lake.columns.items() if name not in COLUMNS}
+    column = find_roles(texts, f"the lake at {path}", image_column=url_column, files=False).url
     with LakeWriter(path, existing=True) as writer:
-        if lake.version != (now := f"{writer.version}"):
-            raise LakeError(f"the lake at {path} was written to just now", found=now, next_step="run it again")
         report = IngestReport(engine.normal_path(path), [path], rows_before=lake.total_rows)
         started = time.perf_counter()
         rows = _without_image(lake)

@@ -188,7 +188,7 @@ def test_ingest_refuses_what_it_cannot_do_and_leaves_no_lake(
     }.items():
         assert words in fails(capsys, "ingest", tmp_path / source, lake), source
         assert not lake.exists(), source
-    assert "cannot read s3://b/x" in fails(capsys, "ingest", "s3://b/x", lake)
+    assert "cannot read https://b/x" in fails(capsys, "ingest", "https://b/x", lake)
     assert "at least one source" in fails(capsys, "ingest", tmp_path / "empty")
     write_files(tmp_path / "good", {"a.jpg": picture(), "a.txt": "x"})
     assert "cannot write" in fails(capsys, "ingest", tmp_path / "good", lake, "--report", tmp_path / "no/report.json")

@@ -15,7 +15,7 @@ from lakeclip.lake.rows import Row
 from lakeclip.lake.sources.base import Rejected, Sample
 from lakeclip.lake.sources.captions import parse_captions
 from lakeclip.lake.sources.images import MAX_FILE_BYTES
-from lakeclip.lake.sources.pairing import Pair, list_pairs
+from lakeclip.lake.sources.pairing import Pair, Pairing, list_pairs
 
 
 def read_file(path: str) -> bytes | str:
@@ -39,14 +39,14 @@ class FolderPairs:
         SourceError: nothing in the folder can become a pair.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, part: str | None = None) -> None:
         self.name = folder
-        self.part = os.path.basename(os.path.abspath(folder))
-        self._listing = list_pairs(folder)
-        self.size = len(self._listing.pairs)
+        self.part = part if part is not None else os.path.basename(os.path.abspath(folder))
+        self._pairing = Pairing(folder)
+        self.size = self._pairing.size
         self.position = 0
-        self.collisions = self._listing.collisions
-        self.ignored = self._listing.ignored
+        self.collisions = self._pairing.collisions
+        self.ignored = self._pairing.ignored
         self.mapping: dict[str, str] = {}
         self.ended: list[tuple[str, int]] = []
 
@@ -54,8 +54,8 @@ class FolderPairs:
         """There are none: files may have been added."""
 
     def __iter__(self) -> Iterator[Sample | Rejected]:
-        yield from self._listing.rejected
-        for pair in self._listing.pairs:
+        yield from self._pairing.rejected()
+        for pair in self._pairing.pairs():
             self.position += 1
             yield self._read(pair)
 

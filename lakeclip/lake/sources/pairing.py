@@ -7,15 +7,19 @@ named and left out.
 
 from __future__ import annotations
 
+import itertools
 import os
+import sqlite3
 import unicodedata
-from collections import Counter, defaultdict
+import weakref
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from lakeclip.errors import SourceError
+from lakeclip.errors import OutputError, SourceError
 from lakeclip.lake.sources.base import Collision, Rejected
 from lakeclip.lake.sources.images import image_suffixes, suffix_of
+from lakeclip.lake.sources.walk import walk
 
 CAPTION_SUFFIX = ".txt"
 
@@ -37,41 +41,157 @@ class Listing(NamedTuple):
 
 
 def list_pairs(folder: str) -> Listing:
-    """Find the pairs below a folder. Hidden files and folders are skipped; links are followed, once.
+    """Find the pairs below a folder, all at once: see `Pairing`.
 
     Raises:
         SourceError: there is no such folder, or nothing in it can become a pair; it says what was found.
     """
-    if not os.path.isdir(folder):
-        raise SourceError(f"there is no folder {folder}", found="a file" if os.path.exists(folder) else "nothing there")
-    images: defaultdict[str, list[str]] = defaultdict(list)
-    captions: defaultdict[str, list[str]] = defaultdict(list)
-    ignored: Counter[str] = Counter()
-    for path in _walk(folder):
-        suffix = suffix_of(path)
-        # File systems differ in how they spell é; names that look the same are the same.
-        stem = unicodedata.normalize("NFC", os.path.splitext(os.path.basename(path))[0])
-        if suffix in image_suffixes():
-            images[stem].append(path)
-        elif suffix == CAPTION_SUFFIX:
-            captions[stem].append(path)
-        else:
-            ignored[suffix or "no suffix"] += 1
-    if not images or not captions:
-        raise _nothing_to_pair(folder, images, captions, ignored)
-    listing = Listing([], [], [], ignored)
-    for stem in dict.fromkeys([*images, *captions]):
-        _pair_stem(stem, images.get(stem, []), captions.get(stem, []), listing)
-    if not listing.pairs:
-        raise SourceError(
-            f"no image in {folder} has captions",
-            found=f"{_count(images):,} images and {_count(captions):,} caption files, such as "
-            f"{next(iter(images.values()))[0]} and {next(iter(captions.values()))[0]}; no two share a stem"
-            + (" that is theirs alone" if listing.collisions else ""),
-            allowed="image1.jpg and image1.txt, anywhere below the folder",
-        )
-    listing.pairs.sort()
-    return listing
+    pairing = Pairing(folder)
+    return Listing(list(pairing.pairs()), list(pairing.rejected()), pairing.collisions, pairing.ignored)
+
+
+class Pairing:
+    """The pairs below a folder. Hidden files and folders are skipped; links are followed, once.
+
+    The names are kept in a file that goes when this object does, not in memory: there may be millions. What stays in
+    memory are the folders' names, the collisions, and the files that share one stem.
+
+    Attributes:
+        size: how many pairs there are.
+        collisions: stems that several images or caption files have.
+        ignored: suffixes of files that are neither, and how many have them.
+
+    Raises:
+        SourceError: there is no such folder, or nothing in it can become a pair; it says what was found.
+        OutputError: the temporary folder is full.
+    """
+
+    def __init__(self, folder: str) -> None:
+        if not os.path.isdir(folder):
+            found = "a file" if os.path.exists(folder) else "nothing there"
+            raise SourceError(f"there is no folder {folder}", found=found)
+        self.size = 0
+        self.collisions: list[Collision] = []
+        self.ignored: Counter[str] = Counter()
+        self._folder = folder
+        self._folders: list[str] = []
+        # No name: SQLite makes a temporary file, once the names outgrow its cache.
+        self._names = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        weakref.finalize(self, self._names.close)
+        try:
+            self._names.executescript(_TABLES)
+            self._find()
+        except sqlite3.Error as error:
+            raise OutputError(
+                f"the names of the files below {folder} cannot be kept in the temporary folder",
+                found=str(error),
+                next_step="set SQLITE_TMPDIR to a folder with more room",
+            ) from None
+
+    def pairs(self) -> Iterator[Pair]:
+        """The pairs, by their images' paths."""
+        for image, captions in self._names.execute("select image, captions from pairs order by image, captions"):
+            yield Pair(_text(image), _text(captions))
+
+    def rejected(self) -> Iterator[Rejected]:
+        """Every image and caption file that is in no pair, and why."""
+        for key, reason in self._names.execute("select key, reason from rejected order by place, number"):
+            yield Rejected(_text(key), _text(reason))
+
+    def _find(self) -> None:
+        self._names.execute("begin")
+        self._names.executemany("insert into files values (?, ?, ?, ?)", self._files())
+        images, captions = self._count(_IMAGE), self._count(_CAPTIONS)
+        if not images or not captions:
+            raise _nothing_to_pair(self._folder, images, captions, self.ignored)
+        collisions: list[tuple[bytes, Collision]] = []
+        self._names.executemany("insert into pairs values (?, ?)", self._paired(collisions))
+        self.collisions = [collision for _, collision in sorted(collisions, key=lambda entry: entry[0])]
+        if not self.size:
+            raise SourceError(
+                f"no image in {self._folder} has captions",
+                found=f"{images:,} images and {captions:,} caption files, such as "
+                f"{self._first(_IMAGE)} and {self._first(_CAPTIONS)}; no two share a stem"
+                + (" that is theirs alone" if self.collisions else ""),
+                allowed="image1.jpg and image1.txt, anywhere below the folder",
+            )
+        self._names.execute("delete from files")
+        self._names.execute("commit")
+
+    def _paired(self, collisions: list[tuple[bytes, Collision]]) -> Iterator[tuple[bytes, bytes]]:
+        """The pairs, by stem. What is rejected goes into its table, the collisions where they are wanted."""
+        rows = self._names.execute("select stem, kind, folder, name from files order by stem, kind, folder, name")
+        for stem, group in itertools.groupby(rows, key=lambda row: row[0]):
+            files = list(group)
+            paths: tuple[list[str], list[str]] = ([], [])
+            for _, kind, number, name in files:
+                paths[kind].append(os.path.join(self._folders[number], _text(name)))
+            listing = Listing([], [], [], self.ignored)
+            _pair_stem(_text(stem), *paths, listing)
+            self.size += len(listing.pairs)
+            for pair in listing.pairs:
+                yield _bytes(pair.image), _bytes(pair.captions)
+            if not listing.rejected and not listing.collisions:
+                continue
+            # Where the first file of the stem stands in the folder says where what is said of the stem does.
+            place = b"%d %012d " % (files[0][1], files[0][2]) + files[0][3]
+            self._names.executemany(
+                "insert into rejected values (?, ?, ?, ?)",
+                (
+                    (place, number, _bytes(item.key), _bytes(item.reason))
+                    for number, item in enumerate(listing.rejected)
+                ),
+            )
+            collisions += [(place, collision) for collision in listing.collisions]
+
+    def _files(self) -> Iterator[tuple[bytes, int, int, bytes]]:
+        """Stem, kind, number of the folder and name of each file. Folders are numbered in order."""
+        for relative, name in walk(self._folder):
+            if not self._folders or self._folders[-1] != relative:
+                self._folders.append(relative)
+            suffix = suffix_of(name)
+            if suffix in image_suffixes():
+                kind = _IMAGE
+            elif suffix == CAPTION_SUFFIX:
+                kind = _CAPTIONS
+            else:
+                self.ignored[suffix or "no suffix"] += 1
+                continue
+            # File systems differ in how they spell é; names that look the same are the same.
+            stem = unicodedata.normalize("NFC", os.path.splitext(name)[0])
+            yield _bytes(stem), kind, len(self._folders) - 1, _bytes(name)
+
+    def _count(self, kind: int) -> int:
+        (count,) = self._names.execute("select count(*) from files where kind = ?", (kind,)).fetchone()
+        assert isinstance(count, int)
+        return count
+
+    def _first(self, kind: int) -> str:
+        number, name = self._names.execute(
+            "select folder, name from files where kind = ? order by folder, name limit 1", (kind,)
+        ).fetchone()
+        return os.path.join(self._folders[number], _text(name))
+
+
+_IMAGE, _CAPTIONS = 0, 1
+#: Names are kept as bytes, for those of files need not be text; these sort as Python sorts the names.
+_TABLES = """
+pragma journal_mode = off;
+pragma synchronous = off;
+pragma temp_store = file;
+pragma cache_size = -32000;
+create table files (stem blob, kind integer, folder integer, name blob);
+create table pairs (image blob, captions blob);
+create table rejected (place blob, number integer, key blob, reason blob);
+"""
+
+
+def _bytes(name: str) -> bytes:
+    return name.encode("utf-8", "surrogatepass")
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogatepass")
 
 
 def _pair_stem(stem: str, images: list[str], captions: list[str], listing: Listing) -> None:
@@ -135,37 +255,8 @@ def _closest(images: list[str], captions: list[str]) -> tuple[list[Pair], _Files
     return pairs, _Files([], []), clashes
 
 
-def _walk(folder: str) -> Iterator[str]:
-    """Paths of the files below, relative; sorted, so that the same folder always gives the same rows."""
-    seen: set[tuple[int, int]] = set()
-    waiting = [""]
-    while waiting:
-        relative = waiting.pop()
-        here = os.path.join(folder, relative) if relative else folder
-        status = os.stat(here)
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        try:
-            entries = sorted(os.scandir(here), key=lambda entry: entry.name)
-        except OSError as error:
-            raise SourceError(f"cannot read the folder {here}", found=error.strerror or str(error)) from None
-        folders = []
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            path = os.path.join(relative, entry.name)
-            if entry.is_dir():
-                folders.append(path)
-            else:
-                yield path
-        waiting += reversed(folders)
-
-
-def _nothing_to_pair(
-    folder: str, images: dict[str, list[str]], captions: dict[str, list[str]], ignored: Counter[str]
-) -> SourceError:
-    parts = [f"{_count(images):,} images" if images else "", f"{_count(captions):,} caption files" if captions else ""]
+def _nothing_to_pair(folder: str, images: int, captions: int, ignored: Counter[str]) -> SourceError:
+    parts = [f"{images:,} images" if images else "", f"{captions:,} caption files" if captions else ""]
     parts += [f"{count:,} {suffix}" for suffix, count in ignored.most_common(5)]
     found = ", ".join(part for part in parts if part)
     if not found:
@@ -176,7 +267,3 @@ def _nothing_to_pair(
         found=found,
         allowed="images of any usual suffix" if missing == "images" else "a .txt beside each image, one caption a line",
     )
-
-
-def _count(files: dict[str, list[str]]) -> int:
-    return sum(map(len, files.values()))

@@ -11,13 +11,13 @@ import json
 import os
 import re
 import tarfile
-from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import BinaryIO
 
 from lakeclip.errors import SourceError
-from lakeclip.lake.sources.base import Collision, Rejected, Sample, stamp
+from lakeclip.lake.sources.base import Rejected, Sample
 from lakeclip.lake.sources.captions import decode_text, parse_captions
+from lakeclip.lake.sources.files import Files
 from lakeclip.lake.sources.images import MAX_FILE_BYTES, image_suffixes
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -68,7 +68,7 @@ def _expand_braces(pattern: str) -> list[str]:
     return [path for choice in choices for path in _expand_braces(f"{before}{choice}{after}")]
 
 
-class Shards:
+class Shards(Files):
     """WebDataset tars on their way into a lake (a `Source`).
 
     A sample without captions is kept, with none, if it has other data (a labelled test set); else it is rejected.
@@ -76,51 +76,26 @@ class Shards:
     Args:
         name: what the user called them.
         paths: the tar files, in order.
+        parts: what to call each; see `files.name_parts`.
 
     Raises:
-        SourceError: one of them does not exist or is empty.
+        SourceError: one of them does not exist.
     """
 
-    def __init__(self, name: str, paths: Sequence[str]) -> None:
-        self.name = name
-        self.part = ""
-        self.position = 0
-        self.collisions: list[Collision] = []
-        self.ignored: Counter[str] = Counter()
-        self.mapping: dict[str, str] = {}
-        self.ended: list[tuple[str, int]] = []
-        self._skipped: frozenset[tuple[str, int]] = frozenset()
-        self._paths = list(paths)
-        for path in self._paths:
-            if not os.path.isfile(path):
-                raise SourceError(
-                    f"there is no tar file {path}", found="a folder" if os.path.isdir(path) else "nothing there"
-                )
-        self.size = sum(map(os.path.getsize, self._paths))
+    def __init__(self, name: str, paths: Sequence[str], parts: Sequence[str] | None = None) -> None:
+        super().__init__(name, paths, parts, "tar file")
+        self._whole = True
 
-    def skip_parts(self, done: Collection[tuple[str, int]]) -> None:
-        """Do not read these tars (name, stamp) again."""
-        self._skipped = frozenset(done)
-
-    def __iter__(self) -> Iterator[Sample | Rejected]:
-        done = 0
-        for path in self._paths:
-            self.part = os.path.basename(path)
-            size, tar = os.path.getsize(path), (self.part, stamp(path))
-            if tar in self._skipped:
-                done += size
-                self.position = done
-                continue
-            with open(path, "rb", buffering=2**18) as file:
-                for key, files in self._samples(path, file):
-                    self.position = done + file.tell()
-                    if isinstance(files, str):
-                        yield Rejected(key, files)
-                    else:
-                        yield self._sample(f"{self.part}: {key}", key, files)
-            done += size
-            self.position = done
-            self.ended.append(tar)
+    def _read(self, path: str) -> Generator[Sample | Rejected, None, bool]:
+        self._whole = True
+        with open(path, "rb", buffering=2**18) as file:
+            for key, files in self._samples(path, file):
+                self._advance(file.tell())
+                if isinstance(files, str):
+                    yield Rejected(key, files)
+                else:
+                    yield self._sample(f"{self.part}: {key}", key, files)
+        return self._whole
 
     def _samples(self, path: str, file: BinaryIO) -> Iterator[tuple[str, dict[str, bytes] | str]]:
         """Key and files by extension of each sample; or a name and what is wrong with it."""
@@ -155,12 +130,14 @@ class Shards:
                             )
         except (tarfile.TarError, EOFError, OSError, ValueError) as error:
             # The sample that was being read is incomplete.
+            self._whole = False
             yield path, f"broken archive: {' '.join(str(error).split())}; what follows {current or 'its start'} is lost"
             return
         if current is not None and files:
             yield current, files
         ending = type(_Member.ended_by).__name__
         if ending != "EOFHeaderError":
+            self._whole = False
             what = "it ends without an end mark" if ending == "EmptyHeaderError" else "a damaged header"
             yield path, f"broken archive: {what}; what follows {current or 'its start'} is lost"
 

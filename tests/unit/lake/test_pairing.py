@@ -94,6 +94,14 @@ def test_names_that_look_the_same_are_the_same(tmp_path: Path) -> None:
     assert len(listed(tmp_path, f"{composed}.jpg", f"{decomposed}.txt")) == 1
 
 
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    stem = os.fsdecode(b"\xff\xe9")
+    assert listed(tmp_path, f"{stem}.jpg", f"{stem}.txt", "é.jpg", "é.txt") == [
+        Pair("é.jpg", "é.txt"),
+        Pair(f"{stem}.jpg", f"{stem}.txt"),
+    ]
+
+
 def test_links_are_followed_once(tmp_path: Path) -> None:
     write_files(tmp_path / "data", {"1.jpg": b"x", "1.txt": b"x"})
     (tmp_path / "top").mkdir()
