@@ -28,6 +28,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from machine import machine
+
 _PEER = Path(__file__).with_name("cifar10_open_clip.py")
 #: Share of the minutes that is planned for, as rates vary and checkpoints take time.
 _MARGIN = 0.97
@@ -156,7 +158,7 @@ class Benchmark:
             "holds": results["lakeclip"]["top1"] > results["open_clip"]["top1"],
             "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
             "command": self._without_paths(["benchmarks/cifar10.py", *sys.argv[1:]]),
-            "machine": _machine(threads),
+            "machine": machine(threads),
             "minutes": self.flags.minutes,
             "pairs": rows,
             "model": {"name": self.flags.model, "parameters": figures["parameters"], **figures["config"]},
@@ -368,25 +370,6 @@ def _open_clip_log(path: Path) -> list[tuple[float, int, float]]:
         (datetime.datetime.strptime(at, "%Y-%m-%d,%H:%M:%S").timestamp(), int(seen), float(loss))
         for at, seen, loss in found
     ]
-
-
-def _machine(threads: int) -> dict[str, Any]:
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    bf16 = []
-    if info.exists():
-        text = info.read_text(encoding="utf-8")
-        cpu = next((line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")), cpu)
-        bf16 = [flag for flag in ("avx512_bf16", "amx_bf16") if re.search(rf"\b{flag}\b", text)]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "cpu": cpu,
-        "bfloat16": bf16,
-        "cores": os.cpu_count(),
-        "threads_per_side": threads,
-        "memory_gib": round(memory / 2**30, 1),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
 
 
 def _say(text: str) -> None:

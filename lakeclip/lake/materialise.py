@@ -47,9 +47,9 @@ def fill_images(
     texts = {name: kind for name, kind in lake.columns.items() if name not in COLUMNS}
     column = find_roles(texts, f"the lake at {path}", image_column=url_column, files=False).url
     with LakeWriter(path, existing=True) as writer:
-        report = IngestReport(engine.normal_path(path), [path], rows_before=lake.total_rows)
         started = time.perf_counter()
         rows = _without_image(lake)
+        report = IngestReport(engine.normal_path(path), [path], rows_before=lake.total_rows - len(rows))
         source = Downloads(Samples(path, _addresses(lake, rows, column), len(rows)), options)
         with warnings.catch_warnings(), Bar([source]) as bar:
             warnings.simplefilter("ignore")

@@ -1,0 +1,373 @@
+"""The claims: from the same JPEGs, lakeclip's loader gives a core more 224-pixel samples a second than open_clip's
+WebDataset loader with its transform, and than Deep Lake's own `ds.pytorch()`; it comes close to what decoding and
+resizing alone allow; shuffled it is hardly slower than in order; and a million rows behind a query begin as soon as a
+thousand.
+
+    .venv-peer/bin/python benchmarks/loader.py --data DIR --out benchmarks/results/NAME.json
+
+DIR holds WebDataset shards with KEY.jpg (photos of any size, 100 or more) and KEY.txt. Each measurement is a process of
+its own on one core with one thread; the sides take turns. README.md beside this file says what is measured and how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import io
+import json
+import os
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from machine import machine
+
+#: Name → width, height, and number of the photos that each side reads.
+SIZES = {"640×480": (640, 480, 1200), "1024×768": (1024, 768, 600), "2000×1500": (2000, 1500, 300)}
+_BATCH = 50
+_IMAGE = 224
+#: Seconds of a measurement, after two batches that do not count.
+_SECONDS = 6.0
+_TILE = 336
+_ROWS = (1_000, 1_000_000)
+
+
+def main() -> None:
+    """Parse the flags; make the data, measure every side in turns, print and write the result; or be one side."""
+    flags = _flags()
+    if flags.side:
+        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[0]})
+        print(json.dumps(SIDES[flags.side](Path(flags.data), flags.seconds)))
+        return
+    with tempfile.TemporaryDirectory(dir=flags.work) as work:
+        result = measure(Path(flags.data), Path(work), flags)
+    if flags.out:
+        Path(flags.out).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    show(result)
+
+
+# ── one side, in a process of its own ───────────────────────────────────────────────────────────────────────────────
+
+
+def lakeclip_shuffled(folder: Path, seconds: float) -> dict[str, Any]:
+    """lakeclip: lake → batches of uint8 and token ids, shuffled."""
+    return _rate(_lakeclip(folder, shuffle=True), seconds)
+
+
+def lakeclip_in_order(folder: Path, seconds: float) -> dict[str, Any]:
+    """The same, not shuffled."""
+    return _rate(_lakeclip(folder, shuffle=False), seconds)
+
+
+def _lakeclip(folder: Path, *, shuffle: bool) -> Iterator[Any]:
+    import torch
+
+    from lakeclip.data.datamodule import PairDataModule
+    from lakeclip.lake.dataset import open_lake
+
+    torch.set_num_threads(1)
+    # The range of areas that open_clip's transform draws from, too.
+    module = PairDataModule(
+        open_lake(folder / "lake"), batch_size=_BATCH, image_size=_IMAGE, resize_ratio=0.9, shuffle=shuffle
+    )
+    loader = module.train_dataloader()
+    while True:
+        yield from loader
+
+
+def open_clip_loader(folder: Path, seconds: float) -> dict[str, Any]:
+    """open_clip: its WebDataset loader, its transform, its tokenizer."""
+    import open_clip
+    import torch
+    from open_clip_train.data import get_wds_dataset
+    from open_clip_train.params import parse_args
+
+    torch.set_num_threads(1)
+    tars = sorted(str(path) for path in folder.glob("*.tar"))
+    shards = f"{folder}/{{{Path(tars[0]).stem}..{Path(tars[-1]).stem}}}.tar"
+    flags = (
+        f"--dataset-type webdataset --dataset-resampled --train-num-samples 1000000 --batch-size {_BATCH} --workers 0"
+    )
+    args = parse_args(["--train-data", shards, *flags.split()])
+    args.world_size, args.rank, args.distributed = 1, 0, False
+    transform = open_clip.image_transform(_IMAGE, is_train=True)
+    data = get_wds_dataset(args, transform, is_train=True, tokenizer=open_clip.get_tokenizer("ViT-B-32"))
+    return _rate(iter(data.dataloader), seconds)
+
+
+def deep_lake_loader(folder: Path, seconds: float) -> dict[str, Any]:
+    """Deep Lake's own loader, shuffled by PyTorch, with open_clip's transform."""
+    import open_clip
+    import torch
+    from PIL import Image
+
+    from lakeclip.lake.engine import deeplake
+
+    torch.set_num_threads(1)
+    transform = open_clip.image_transform(_IMAGE, is_train=True)
+    tokenize = open_clip.get_tokenizer("ViT-B-32")
+
+    def prepare(row: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        return transform(Image.fromarray(row["image"])), tokenize(row["text"])[0]
+
+    dataset = deeplake().open_read_only(str(folder / "images"))
+    loader = torch.utils.data.DataLoader(dataset.pytorch(transform=prepare), batch_size=_BATCH, shuffle=True)
+
+    def forever() -> Iterator[Any]:
+        while True:
+            yield from loader
+
+    return _rate(forever(), seconds)
+
+
+def decode_only(folder: Path, seconds: float) -> dict[str, Any]:
+    """What decoding and resizing alone allow: lakeclip's transform on bytes that are in memory."""
+    import numpy as np
+    import torch
+
+    from lakeclip.data.transforms import TrainTransform
+    from lakeclip.lake.dataset import open_lake
+
+    torch.set_num_threads(1)
+    lake = open_lake(folder / "lake")
+    images = lake.images(range(len(lake)))
+    transform = TrainTransform(_IMAGE, 0.9)
+    draws = np.random.default_rng(0).random((len(images), 3))
+
+    def batches() -> Iterator[list[torch.Tensor]]:
+        while True:
+            for start in range(0, len(images) - _BATCH + 1, _BATCH):
+                yield [transform(images[i], draws[i]) for i in range(start, start + _BATCH)]
+
+    return _rate(batches(), seconds)
+
+
+def first_batch(folder: Path, seconds: float) -> dict[str, Any]:
+    """Seconds from opening a lake with a query to its first shuffled batch, and the memory that took."""
+    import torch
+
+    from lakeclip.data.datamodule import PairDataModule
+    from lakeclip.lake import engine
+    from lakeclip.lake.dataset import open_lake
+
+    torch.set_num_threads(1)
+    engine.deeplake()
+    began = time.perf_counter()
+    lake = open_lake(folder, "NSFW == 'UNLIKELY' and width > 200")
+    module = PairDataModule(lake, batch_size=_BATCH, image_size=32)
+    next(iter(module.train_dataloader()))
+    took = time.perf_counter() - began
+    return {"seconds": took, "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "rows": len(lake)}
+
+
+SIDES: dict[str, Callable[[Path, float], dict[str, Any]]] = {
+    side.__name__: side
+    for side in (lakeclip_shuffled, lakeclip_in_order, open_clip_loader, deep_lake_loader, decode_only, first_batch)
+}
+
+
+def _rate(batches: Iterable[Any], seconds: float) -> dict[str, Any]:
+    batches = iter(batches)
+    for _ in range(2):
+        next(batches)
+    began = time.perf_counter()
+    count = 0
+    while (took := time.perf_counter() - began) < seconds:
+        next(batches)
+        count += _BATCH
+    return {"images_per_second": count / took}
+
+
+# ── the data ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def make_photos(data: Path, folder: Path, width: int, height: int, count: int) -> dict[str, Any]:
+    """Shards of JPEGs of one size, cut from mosaics of the given photos, each enlarged by half; and lakes of them."""
+    from PIL import Image
+
+    from lakeclip.lake.engine import deeplake
+    from lakeclip.lake.ingest import ingest
+
+    folder.mkdir()
+    pairs = list(_pairs(data))
+    across, down = -(-width // _TILE), -(-height // _TILE)
+    images, captions = [], []
+    for number in range(count):
+        mosaic = Image.new("RGB", (across * _TILE, down * _TILE))
+        for place in range(across * down):
+            photo = Image.open(io.BytesIO(pairs[(number * 7 + place * 13) % len(pairs)][0])).convert("RGB")
+            mosaic.paste(photo.resize((_TILE, _TILE), Image.Resampling.BICUBIC), _corner(place, across))
+        buffer = io.BytesIO()
+        mosaic.crop((0, 0, width, height)).save(buffer, "JPEG", quality=90)
+        images.append(buffer.getvalue())
+        captions.append(pairs[number % len(pairs)][1])
+    per_tar = -(-count // 4)
+    for tar in range(4):
+        with tarfile.open(folder / f"{tar:05}.tar", "w") as file:
+            for number in range(tar * per_tar, min(count, (tar + 1) * per_tar)):
+                for suffix, content in (("jpg", images[number]), ("txt", captions[number].encode())):
+                    info = tarfile.TarInfo(f"{number:06}.{suffix}")
+                    info.size = len(content)
+                    file.addfile(info, io.BytesIO(content))
+    ingest([str(folder)], str(folder / "lake"))
+    types = deeplake().types
+    theirs = deeplake().create(
+        str(folder / "images"), schema={"image": types.Image(sample_compression="jpeg"), "text": types.Text()}
+    )
+    theirs.append({"image": images, "text": captions})
+    theirs.commit()
+    return {"photos": count, "bytes_each": round(sum(map(len, images)) / count)}
+
+
+def _corner(place: int, across: int) -> tuple[int, int]:
+    return place % across * _TILE, place // across * _TILE
+
+
+def _pairs(data: Path) -> Iterator[tuple[bytes, str]]:
+    for path in sorted(data.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            members = {member.name: member for member in tar}
+            for name, member in members.items():
+                text = members.get(name.replace(".jpg", ".txt"))
+                if name.endswith(".jpg") and text is not None:
+                    caption = tar.extractfile(text).read().decode().splitlines()[0]  # type: ignore[union-attr]
+                    yield tar.extractfile(member).read(), caption  # type: ignore[union-attr]
+
+
+def make_rows(folder: Path, count: int) -> None:
+    """A lake of rows as LAION's metadata has them, each with a small picture."""
+    import numpy as np
+    from PIL import Image
+
+    from lakeclip.lake.sources.base import Sample
+    from lakeclip.lake.sources.images import ImageInfo
+    from lakeclip.lake.write import LakeWriter
+
+    random = np.random.default_rng(0)
+    pictures = []
+    for _ in range(64):
+        buffer = io.BytesIO()
+        Image.fromarray(random.integers(0, 255, (4, 4, 3), dtype=np.uint8)).resize((32, 32)).save(buffer, "JPEG")
+        pictures.append(buffer.getvalue())
+    with LakeWriter(str(folder)) as writer:
+        for row in range(count):
+            metadata = {
+                "URL": f"https://host{row % 997}.example/{row}.jpg",
+                "NSFW": ("UNLIKELY", "UNLIKELY", "UNLIKELY", "UNSURE")[row * 2654435761 % 4],
+                "similarity": row * 7919 % 1000 / 1000,
+            }
+            info = ImageInfo("jpeg", 100 + row * 31 % 1000, 32)
+            writer.append(Sample(f"{row}", pictures[row % 64], (f"a picture of thing {row}",), metadata), info)
+
+
+# ── all sides in turns ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def measure(data: Path, work: Path, flags: argparse.Namespace) -> dict[str, Any]:
+    """Make the data and measure."""
+    sides = ("lakeclip_shuffled", "open_clip_loader", "decode_only", "lakeclip_in_order", "deep_lake_loader")
+    sizes: dict[str, Any] = {}
+    for name, (width, height, count) in SIZES.items():
+        folder = work / f"{width}"
+        _say(f"{name}: making {count} photos")
+        sizes[name] = make_photos(data, folder, width, height, count)
+        rates: dict[str, list[float]] = {side: [] for side in sides}
+        for turn in range(flags.rounds):
+            for side in sides if turn % 2 == 0 else sides[::-1]:
+                rates[side].append(_run(side, folder, flags.seconds)["images_per_second"])
+            _say(f"{name}, round {turn + 1}: " + ", ".join(f"{side} {rate[-1]:.0f}" for side, rate in rates.items()))
+        sizes[name] |= {
+            "images_per_second": rates,
+            "against_open_clip": _ratio(rates, "lakeclip_shuffled", "open_clip_loader"),
+            "against_deep_lake": _ratio(rates, "lakeclip_shuffled", "deep_lake_loader"),
+            "of_decode_only": _ratio(rates, "lakeclip_shuffled", "decode_only"),
+            "shuffled_of_in_order": _ratio(rates, "lakeclip_shuffled", "lakeclip_in_order"),
+        }
+    starts: dict[str, list[dict[str, Any]]] = {}
+    for count in _ROWS:
+        _say(f"a lake of {count:,} rows")
+        make_rows(work / f"rows{count}", count)
+    for _ in range(flags.rounds):
+        for count in _ROWS:
+            starts.setdefault(f"{count}", []).append(_run("first_batch", work / f"rows{count}", flags.seconds))
+    few, many = ({name: statistics.median(run[name] for run in runs) for name in runs[0]} for runs in starts.values())
+    packages = ("torch", "deeplake", "open_clip_torch", "webdataset", "simplejpeg", "pillow")
+    return {
+        "date": datetime.date.today().isoformat(),
+        "command": shlex.join(["python", "benchmarks/loader.py", *_shown(sys.argv[1:])]),
+        "machine": machine(1),
+        "versions": {name: version(name) for name in packages},
+        "sizes": sizes,
+        "first_batch": {
+            "runs": starts,
+            "seconds_more": many["seconds"] - few["seconds"],
+            "rss_mib_more": many["rss_mib"] - few["rss_mib"],
+        },
+    }
+
+
+def _run(side: str, folder: Path, seconds: float) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--data", str(folder), "--side", side, "--seconds", str(seconds)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        sys.exit(f"{side} failed:\n{done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _ratio(rates: dict[str, list[float]], ours: str, theirs: str) -> dict[str, float]:
+    """Round by round: what else the machine does hits both sides of a round alike, if not exactly."""
+    ratios = [our / their for our, their in zip(rates[ours], rates[theirs], strict=True)]
+    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+
+
+def _shown(words: list[str]) -> list[str]:
+    """The command without this machine's folders."""
+    hidden = {"--data": "DIR", "--work": "DIR"}
+    return [hidden.get(before, word) for before, word in zip(["", *words], words, strict=False)]
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print a result."""
+    print(f"{result['date']}  {result['machine']['cpu']}, one core, one thread a side\n")
+    print(f"{'images/s on one core':24}" + "".join(f"{name:>14}" for name in result["sizes"]))
+    sides = next(iter(result["sizes"].values()))["images_per_second"]
+    for side in sides:
+        medians = (statistics.median(size["images_per_second"][side]) for size in result["sizes"].values())
+        print(f"{side:24}" + "".join(f"{rate:14.0f}" for rate in medians))
+    print()
+    for claim in ("against_open_clip", "against_deep_lake", "of_decode_only", "shuffled_of_in_order"):
+        cells = (size[claim] for size in result["sizes"].values())
+        print(f"{claim:24}" + "".join(f"{cell['median']:7.2f} ({cell['min']:.2f})" for cell in cells))
+    start = result["first_batch"]
+    print(f"\nfirst batch at 1e6 rows with a query against 1e3: {start['seconds_more']:+.2f} s", end=", ")
+    print(f"{start['rss_mib_more']:+.0f} MiB")
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def _flags() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", required=True, metavar="DIR", help="folder with *.tar")
+    add("--rounds", type=int, default=5, help="times that every side is measured (5)")
+    add("--seconds", type=float, default=_SECONDS, help="of each measurement (6)")
+    add("--work", metavar="DIR", help="where the data is made, 2 GB; a temporary folder by default")
+    add("--side", choices=SIDES, help=argparse.SUPPRESS)
+    add("--out", metavar="FILE", help="write the result to this JSON file")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
