@@ -16,6 +16,7 @@ from lakeclip.errors import LakeError
 from lakeclip.lake import engine
 from lakeclip.lake.columns import find_caption_column, find_image_column, is_readable, list_columns, type_names
 from lakeclip.lake.query import select_rows
+from lakeclip.lake.remote import RemoteRows
 from lakeclip.lake.rows import Row
 from lakeclip.lake.schema import COLUMNS, MISSING_INT, load_captions
 
@@ -76,6 +77,8 @@ class Lake:
         self.version = f"{dataset.id}@{dataset.version}"
         self.columns = type_names(dataset)
         self.total_rows = len(dataset)
+        is_remote = engine.is_remote(path)
+        self._remote = RemoteRows(path, self.version, self.columns, dataset) if is_remote else None
         self._rows = rows
         self._wanted = (image_column, caption_column)
         self._handle: Any = dataset
@@ -129,8 +132,19 @@ class Lake:
             IndexError: there is no such row.
         """
         rows = self.base_rows(indices)
+        self.prefetch(indices)
         captions = self._captions(rows)
         return [Row(*pair) for pair in zip(rows.tolist(), self._images(rows), captions, strict=True)]
+
+    def prefetch(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> None:
+        """Begin to fetch the rows at these indices, which `read` will be asked for, and return at once.
+
+        Does nothing where the lake is on this machine. To be called in the process that will read them, or in any other
+        of the same machine: they share what they fetch.
+        """
+        if self._remote is not None:
+            checksums = ["crc32"] if self._has_checksums else []
+            self._remote.prefetch([self.caption_column, *checksums, self.image_column], self.base_rows(indices))
 
     def images(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> list[bytes]:
         """The encoded images at these indices, without their captions: see `read`."""
@@ -179,15 +193,8 @@ class Lake:
     def dataset(self) -> Any:
         """The Deep Lake dataset, opened in this process, at this version."""
         if self._handle is None or self._process != os.getpid():
-            identity, _, version = self.version.rpartition("@")
-            self._handle = engine.open_dataset(self.path, version)
+            self._handle = engine.open_version(self.path, self.version)
             self._process = os.getpid()
-            if self._handle.id != identity:
-                raise LakeError(
-                    f"another lake has taken the place of the one at {self.path}",
-                    found=self._handle.id,
-                    allowed=identity,
-                )
         return self._handle
 
     @property
@@ -218,6 +225,8 @@ class Lake:
         """Values of a column, in the order of `rows`. A slice costs less than a list of half the rows in it."""
         if not len(rows):
             return []
+        if self._remote is not None:
+            return self._remote.values(name, rows)
         column = self.dataset[name]
         encoded = self.columns[name] in ("image", "link[image]")
         first, last = int(rows.min()), int(rows.max()) + 1

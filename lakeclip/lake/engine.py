@@ -13,13 +13,20 @@ import os
 import re
 import threading
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from lakeclip.errors import LakeError
+from lakeclip.lake import deadline
 
 #: Environment variable that holds the Activeloop token for hub:// and al:// datasets.
 TOKEN_VARIABLE = "ACTIVELOOP_TOKEN"  # noqa: S105 a name, not a secret
+
+#: Seconds within which a remote lake has to open. A server that is not there is known to be after 42.
+OPEN_SECONDS = 60.0
+#: Seconds for a query on a remote lake, which may read whole columns.
+QUERY_SECONDS = 600.0
 
 _UNWRITABLE = "/proc/self"
 _import_lock = threading.Lock()
@@ -80,27 +87,35 @@ def exists(path: str) -> bool:
     return bool(deeplake().exists(path, token=keep_token(None)))
 
 
-def open_dataset(path: str, version: str | None = None) -> Any:
+def open_dataset(path: str, version: str | None = None, seconds: float = OPEN_SECONDS) -> Any:
     """Open a dataset read-only.
 
     Args:
         path: a normal path, with or without `@branch-or-tag`.
         version: open this version of it, whatever has been committed since.
+        seconds: within which a remote one has to open.
 
     Raises:
         LakeError: it is not there, cannot be reached, is damaged, or no longer has that version.
     """
     engine = deeplake()
     token = keep_token(None)
+    _spare_metadata_service(path)
     try:
-        dataset = engine.open_read_only(path, token=token)
+        if is_remote(path):
+            dataset = deadline.wait(engine.open_read_only_async(path, token=token), seconds)
+        else:
+            dataset = engine.open_read_only(path, token=token)
     except Exception as error:
         raise explain(error, path) from None
     if version is not None and dataset.version != version:
         # Not `path@version`: what follows the @ can only be a branch or a tag.
         try:
-            dataset = dataset.history[version].open()
+            then = dataset.history[version]
+            dataset = deadline.wait(then.open_async(), seconds) if is_remote(path) else then.open()
         except Exception as error:
+            if is_remote(path) and trouble(error) is not Trouble.OTHER:
+                raise explain(error, path) from None
             raise LakeError(
                 f"the lake at {path} no longer has the version this run started from",
                 found=one_line(error),
@@ -109,6 +124,38 @@ def open_dataset(path: str, version: str | None = None) -> Any:
     if not is_remote(path):
         check_files(dataset, path)
     return dataset
+
+
+def open_version(path: str, version: str, seconds: float = OPEN_SECONDS) -> Any:
+    """Open one version of one dataset.
+
+    Args:
+        path: a normal path, with or without `@branch-or-tag`.
+        version: "ID@VERSION" of the dataset.
+        seconds: within which a remote one has to open.
+
+    Raises:
+        LakeError: see `open_dataset`; or there is another dataset now.
+    """
+    identity, _, number = version.rpartition("@")
+    dataset = open_dataset(path, number, seconds)
+    if dataset.id != identity:
+        raise LakeError(f"another lake has taken the place of the one at {path}", found=dataset.id, allowed=identity)
+    return dataset
+
+
+def query(dataset: Any, text: str, path: str) -> Any:
+    """The view that a query gives; on a remote lake, within `QUERY_SECONDS`.
+
+    Raises:
+        LakeError: the server did not answer in time.
+    """
+    if not is_remote(path):
+        return dataset.query(text)
+    try:
+        return deadline.wait(dataset.query_async(text), QUERY_SECONDS)
+    except deadline.TookTooLongError as error:
+        raise explain(error, path) from None
 
 
 def check_files(dataset: Any, path: str) -> None:
@@ -171,6 +218,8 @@ def explain(error: Exception, path: str) -> LakeError:
             found=said,
             allowed="PATH, PATH@BRANCH or PATH@TAG (so a folder's name cannot hold an @)",
         )
+    if is_remote(path) and not path.startswith(("hub://", "al://")) and trouble(error) is not Trouble.OTHER:
+        return explain_trouble(trouble(error), path, said)
     if path.startswith(("hub://", "al://")):
         known = f"${TOKEN_VARIABLE} is set" if os.environ.get(TOKEN_VARIABLE) else f"${TOKEN_VARIABLE} is not set"
         return LakeError(
@@ -186,6 +235,95 @@ def explain(error: Exception, path: str) -> LakeError:
             allowed="a folder, s3://…, gs://…, az://…, hub://…, al://…",
         )
     return LakeError(f"cannot open the lake at {path}", found=said)
+
+
+class Trouble(Enum):
+    """What is wrong with the storage of a remote lake."""
+
+    NETWORK = "cannot reach the storage of"
+    DENIED = "the storage refuses access to"
+    MISSING = "the storage has no"
+    OTHER = "cannot read"
+
+
+def trouble(error: Exception) -> Trouble:
+    """What kind of trouble an error of Deep Lake's (or one that was made of it) is about."""
+    said = str(error)
+    if isinstance(error, deadline.TookTooLongError):
+        return Trouble.NETWORK
+    for kind, signs in _SIGNS.items():
+        if re.search(signs, said, re.IGNORECASE):
+            return kind
+    return Trouble.OTHER
+
+
+# In this order: a refusal may be reported by an error about the network, never the other way round.
+_SIGNS = {
+    Trouble.DENIED: r"status=40[13]\b|access.?denied|INVALID_ACCESS_KEY|SignatureDoesNotMatch|ExpiredToken|"
+    "unauthorized",
+    Trouble.MISSING: r"status=404\b|NoSuchBucket|NoSuchKey|another lake has taken|no longer has the version",
+    Trouble.NETWORK: r"network connection|curlCode|status=(-1|429|5\d\d)\b|SlowDown|timed? ?out|no answer for",
+}
+
+
+def explain_trouble(kind: Trouble, path: str, found: str, next_step: str = "") -> LakeError:
+    """Trouble with the storage of a remote lake, as one a user can act on.
+
+    Args:
+        kind: what kind.
+        path: the lake's path.
+        found: what was said of it.
+        next_step: what to do besides; by default, what to check.
+    """
+    place = path
+    advice = {
+        Trouble.NETWORK: "check the network and that the server runs",
+        Trouble.DENIED: "check the credentials, and that they may read it",
+        Trouble.MISSING: "check the address",
+        Trouble.OTHER: "",
+    }[kind]
+    if "NoSuchBucket" in found:
+        place = f"bucket {path.split('/')[2]}"
+    if path.startswith("s3://") and kind is not Trouble.OTHER:
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        found += f"; endpoint: {endpoint}" if endpoint else ""
+        if kind is Trouble.DENIED:
+            found += f"; credentials: {_credentials() or 'none'}"
+            advice += ": AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+    return LakeError(f"{kind.value} {place}", found=found, next_step="; ".join(filter(None, (advice, next_step))))
+
+
+_CREDENTIALS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_PROFILE",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+)
+
+
+def _credentials() -> str:
+    """Where AWS's credentials come from; '' if there are none to be seen."""
+    for name in _CREDENTIALS:
+        if os.environ.get(name):
+            return f"${name}"
+    for variable, default in (("AWS_SHARED_CREDENTIALS_FILE", "credentials"), ("AWS_CONFIG_FILE", "config")):
+        file = os.environ.get(variable) or os.path.expanduser(f"~/.aws/{default}")
+        if os.path.isfile(file):
+            return file
+    return ""
+
+
+def _spare_metadata_service(path: str) -> None:
+    """Where there can be no answer, do not ask Amazon's machines' own service for credentials: it takes a minute."""
+    if not path.startswith("s3://") or _credentials() or "AWS_EC2_METADATA_DISABLED" in os.environ:
+        return
+    try:
+        vendor = Path("/sys/class/dmi/id/sys_vendor").read_text() + Path("/sys/class/dmi/id/bios_version").read_text()
+    except OSError:
+        return
+    if "amazon" not in vendor.lower():
+        os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 
 
 def _what_is_at(folder: Path) -> str:

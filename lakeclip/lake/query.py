@@ -48,8 +48,11 @@ def select_rows(dataset: Any, clause: str, path: str) -> NDArray[np.int64]:
     try:
         # The newline ends a trailing comment, the only way in which a clause could swallow what follows it.
         where = _quote_columns(text, columns)
-        view = dataset.query(f"select {_ALIAS} from (select row_number() as {_ALIAS}, *) where {where}\n")  # noqa: S608
+        select = f"select {_ALIAS} from (select row_number() as {_ALIAS}, *) where {where}\n"  # noqa: S608
+        view = engine.query(dataset, select, path)
         return np.asarray(view[_ALIAS][:], dtype=np.int64).reshape(-1) if len(view) else np.empty(0, np.int64)
+    except LakeError:
+        raise
     except Exception as error:
         raise _bad(clause, dataset, path, engine.one_line(error)) from None
 
