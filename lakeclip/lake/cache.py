@@ -84,15 +84,21 @@ class Stored:
     num_bytes = 0
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("rb", buffering=0)
-        head = self._file.read(_HEADER.size)
+        self._descriptor = -1
+        self._path = path
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        head = os.pread(self._descriptor, _HEADER.size, 0)
         if len(head) < _HEADER.size:
             raise DamagedChunkError(path)
         magic, self._kind, self._count, size = _HEADER.unpack(head)
-        if magic != _MAGIC or os.fstat(self._file.fileno()).st_size != size:
+        if magic != _MAGIC or os.fstat(self._descriptor).st_size != size:
             raise DamagedChunkError(path)
         with contextlib.suppress(OSError):
             os.utime(path)  # those that were used longest ago are removed first
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
 
     def take(self, places: Sequence[int]) -> list[Any]:
         """The values at places in the chunk.
@@ -120,18 +126,17 @@ class Stored:
         return values
 
     def _blob(self, place: int) -> bytes | None:
-        number = self._file.fileno()
-        slot = os.pread(number, _SLOT.size, _HEADER.size + place * _SLOT.size)
+        slot = os.pread(self._descriptor, _SLOT.size, _HEADER.size + place * _SLOT.size)
         if not 0 <= place < self._count or len(slot) < _SLOT.size:
-            raise DamagedChunkError(self._file.name)
+            raise DamagedChunkError(self._path)
         offset, length, crc, own_crc = _SLOT.unpack(slot)
         if zlib.crc32(slot[:-4]) != own_crc:
-            raise DamagedChunkError(self._file.name)
+            raise DamagedChunkError(self._path)
         if length < 0:
             return None
-        blob = os.pread(number, length, offset)
+        blob = os.pread(self._descriptor, length, offset)
         if len(blob) != length or zlib.crc32(blob) != crc:
-            raise DamagedChunkError(self._file.name)
+            raise DamagedChunkError(self._path)
         return blob
 
 

@@ -180,16 +180,15 @@ class Fetcher:
                 patience = 0.0
             elif outage.kind in (Trouble.DENIED, Trouble.OTHER):
                 patience = min(patience, SHORT_PATIENCE_SECONDS)
-        said = outage.said if outage is not None else "no answer"
         if now - quiet_since > patience:
             raise engine.explain_trouble(
                 outage.kind if outage is not None else Trouble.NETWORK,
                 self._path,
-                f"{said}; waited {now - quiet_since:.0f} s",
+                f"{outage.said if outage is not None else 'no answer'}; waited {now - quiet_since:.0f} s",
                 f"then resume from the last checkpoint; ${PATIENCE_VARIABLE} is how many seconds to wait",
             )
         if now - quiet_since > NOTICE_SECONDS:
-            notice.begin(now - quiet_since, patience, said)
+            notice.begin(now - quiet_since, patience, f" ({outage.said})" if outage is not None else "")
 
     def _work(self) -> None:
         if self._thread is None or not self._thread.is_alive():
@@ -352,7 +351,7 @@ class _Notice:
                     return
         self._told_at = time.monotonic() - seconds
         _log.warning(
-            "%s has not answered for %.0f s (%s); waiting for it, up to %.0f s", self._path, seconds, said, patience
+            "%s has not answered for %.0f s%s; waiting for it, up to %.0f s", self._path, seconds, said, patience
         )
 
     def end(self, *, is_over: bool) -> None:
