@@ -28,6 +28,8 @@ PARALLEL = 4
 """Requests on their way at once, per process."""
 DEADLINE_SECONDS = 30.0
 """For one request of some 8 MB; doubled, up to eight times, when it was not enough."""
+OPEN_SECONDS = 10.0
+"""For opening the dataset in the course of a run: a few small requests, which also show whether the server is back."""
 NOTICE_SECONDS = 10.0
 """Without any progress for so long, the user is told."""
 SHORT_PATIENCE_SECONDS = 60.0
@@ -267,7 +269,9 @@ class Fetcher:
         request = _Request(None, lock, now, now + DEADLINE_SECONDS * 2 ** min(self._attempts, 3))
         try:
             if self._dataset is None:
-                self._dataset = engine.open_version(self._path, self._version, request.deadline - now)
+                self._dataset = engine.open_version(
+                    self._path, self._version, OPEN_SECONDS if self._outage is not None else engine.OPEN_SECONDS
+                )
             column = self._dataset[chunk.column]
             read = column.get_bytes_async if chunk.column in self._encoded else column.get_async
             request.future = read(slice(chunk.start, chunk.stop))

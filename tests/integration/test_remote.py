@@ -182,6 +182,7 @@ def test_an_outage_in_the_middle_of_an_epoch_is_waited_out_and_told_of_once(
     notice: float,
 ) -> None:
     monkeypatch.setattr(fetch, "DEADLINE_SECONDS", deadline)
+    monkeypatch.setattr(fetch, "OPEN_SECONDS", min(deadline, 10))
     monkeypatch.setattr(fetch, "NOTICE_SECONDS", notice)
     here = DeepLakeDataModule(str(local), batch_size=BATCH, image_size=16).train_dataloader()
     there = DeepLakeDataModule(REMOTE, batch_size=BATCH, image_size=16, num_workers=2).train_dataloader()
