@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -23,6 +24,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+_log = logging.getLogger(__name__)
 
 #: Folder of the cache, and how many gigabytes it may grow to; 0 turns it off.
 FOLDER_VARIABLE = "LAKECLIP_CACHE"
@@ -171,6 +174,7 @@ class Cache:
         self.folder = self.root / hashlib.sha256(name.encode()).hexdigest()[:24]
         self._limit_gb = _limit_gb()
         self._unaccounted = 0
+        self._has_complained = False
         self.is_on = self._limit_gb != 0
         if self.is_on:
             try:
@@ -220,9 +224,15 @@ class Cache:
                 file.writelines(parts)
             making.rename(path)
             return Stored(path)
-        except (OSError, DamagedChunkError):
+        except (OSError, DamagedChunkError) as error:
             with contextlib.suppress(OSError):
                 making.unlink()
+            if not self._has_complained:
+                self._has_complained = True
+                reason = getattr(error, "strerror", None) or "the disk does not keep what is written to it"
+                _log.warning(
+                    "%s cannot be written (%s): some of the lake is fetched again and again", self.root, reason
+                )
             return None
 
     def lock(self, name: str) -> Lock | None:

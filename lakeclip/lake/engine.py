@@ -9,16 +9,17 @@ files.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import threading
 from collections.abc import Iterator
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from lakeclip.errors import LakeError
 from lakeclip.lake import deadline
+from lakeclip.lake.trouble import Trouble, explain_trouble, spare_metadata_service, trouble
 
 #: Environment variable that holds the Activeloop token for hub:// and al:// datasets.
 TOKEN_VARIABLE = "ACTIVELOOP_TOKEN"  # noqa: S105 a name, not a secret
@@ -30,12 +31,15 @@ QUERY_SECONDS = 600.0
 
 _UNWRITABLE = "/proc/self"
 _import_lock = threading.Lock()
+_silence = logging.NullHandler()
 
 
 def deeplake() -> Any:
     """The deeplake module, imported on first use with its crash reporter off (see above)."""
     with _import_lock, _temporary_folder(_UNWRITABLE):
         import deeplake as module
+    # What it logs of a failed request it also raises: not for stderr, unless the user has asked for logs.
+    logging.getLogger("deeplake").addHandler(_silence)
     return module
 
 
@@ -83,8 +87,19 @@ def keep_token(token: str | None) -> str | None:
 
 
 def exists(path: str) -> bool:
-    """Whether there is a dataset at a normal path."""
-    return bool(deeplake().exists(path, token=keep_token(None)))
+    """Whether there is a dataset at a normal path.
+
+    Raises:
+        LakeError: the storage cannot be reached, or refuses to say.
+    """
+    if not is_remote(path):
+        return bool(deeplake().exists(path, token=keep_token(None)))
+    engine = deeplake()
+    spare_metadata_service(path)
+    try:
+        return bool(deadline.wait(engine.exists_async(path, token=keep_token(None)), OPEN_SECONDS))
+    except Exception as error:
+        raise explain(error, path) from None
 
 
 def open_dataset(path: str, version: str | None = None, seconds: float = OPEN_SECONDS) -> Any:
@@ -100,7 +115,7 @@ def open_dataset(path: str, version: str | None = None, seconds: float = OPEN_SE
     """
     engine = deeplake()
     token = keep_token(None)
-    _spare_metadata_service(path)
+    spare_metadata_service(path)
     try:
         if is_remote(path):
             dataset = deadline.wait(engine.open_read_only_async(path, token=token), seconds)
@@ -235,95 +250,6 @@ def explain(error: Exception, path: str) -> LakeError:
             allowed="a folder, s3://…, gs://…, az://…, hub://…, al://…",
         )
     return LakeError(f"cannot open the lake at {path}", found=said)
-
-
-class Trouble(Enum):
-    """What is wrong with the storage of a remote lake."""
-
-    NETWORK = "cannot reach the storage of"
-    DENIED = "the storage refuses access to"
-    MISSING = "the storage has no"
-    OTHER = "cannot read"
-
-
-def trouble(error: Exception) -> Trouble:
-    """What kind of trouble an error of Deep Lake's (or one that was made of it) is about."""
-    said = str(error)
-    if isinstance(error, deadline.TookTooLongError):
-        return Trouble.NETWORK
-    for kind, signs in _SIGNS.items():
-        if re.search(signs, said, re.IGNORECASE):
-            return kind
-    return Trouble.OTHER
-
-
-# In this order: a refusal may be reported by an error about the network, never the other way round.
-_SIGNS = {
-    Trouble.DENIED: r"status=40[13]\b|access.?denied|INVALID_ACCESS_KEY|SignatureDoesNotMatch|ExpiredToken|"
-    "unauthorized",
-    Trouble.MISSING: r"status=404\b|NoSuchBucket|NoSuchKey|another lake has taken|no longer has the version",
-    Trouble.NETWORK: r"network connection|curlCode|status=(-1|429|5\d\d)\b|SlowDown|timed? ?out|no answer for",
-}
-
-
-def explain_trouble(kind: Trouble, path: str, found: str, next_step: str = "") -> LakeError:
-    """Trouble with the storage of a remote lake, as one a user can act on.
-
-    Args:
-        kind: what kind.
-        path: the lake's path.
-        found: what was said of it.
-        next_step: what to do besides; by default, what to check.
-    """
-    place = path
-    advice = {
-        Trouble.NETWORK: "check the network and that the server runs",
-        Trouble.DENIED: "check the credentials, and that they may read it",
-        Trouble.MISSING: "check the address",
-        Trouble.OTHER: "",
-    }[kind]
-    if "NoSuchBucket" in found:
-        place = f"bucket {path.split('/')[2]}"
-    if path.startswith("s3://") and kind is not Trouble.OTHER:
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        found += f"; endpoint: {endpoint}" if endpoint else ""
-        if kind is Trouble.DENIED:
-            found += f"; credentials: {_credentials() or 'none'}"
-            advice += ": AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-    return LakeError(f"{kind.value} {place}", found=found, next_step="; ".join(filter(None, (advice, next_step))))
-
-
-_CREDENTIALS = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_PROFILE",
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-)
-
-
-def _credentials() -> str:
-    """Where AWS's credentials come from; '' if there are none to be seen."""
-    for name in _CREDENTIALS:
-        if os.environ.get(name):
-            return f"${name}"
-    for variable, default in (("AWS_SHARED_CREDENTIALS_FILE", "credentials"), ("AWS_CONFIG_FILE", "config")):
-        file = os.environ.get(variable) or os.path.expanduser(f"~/.aws/{default}")
-        if os.path.isfile(file):
-            return file
-    return ""
-
-
-def _spare_metadata_service(path: str) -> None:
-    """Where there can be no answer, do not ask Amazon's machines' own service for credentials: it takes a minute."""
-    if not path.startswith("s3://") or _credentials() or "AWS_EC2_METADATA_DISABLED" in os.environ:
-        return
-    try:
-        vendor = Path("/sys/class/dmi/id/sys_vendor").read_text() + Path("/sys/class/dmi/id/bios_version").read_text()
-    except OSError:
-        return
-    if "amazon" not in vendor.lower():
-        os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 
 
 def _what_is_at(folder: Path) -> str:

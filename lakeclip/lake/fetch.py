@@ -17,7 +17,7 @@ from typing import Any
 from lakeclip.errors import LakeError
 from lakeclip.lake import deadline, engine
 from lakeclip.lake.cache import Cache, Chunk, Held, Lock, Stored
-from lakeclip.lake.engine import Trouble
+from lakeclip.lake.trouble import Trouble, explain_trouble, trouble
 
 _log = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ class Fetcher:
             elif outage.kind in (Trouble.DENIED, Trouble.OTHER):
                 patience = min(patience, SHORT_PATIENCE_SECONDS)
         if now - quiet_since > patience:
-            raise engine.explain_trouble(
+            raise explain_trouble(
                 outage.kind if outage is not None else Trouble.NETWORK,
                 self._path,
                 f"{outage.said if outage is not None else 'no answer'}; waited {now - quiet_since:.0f} s",
@@ -317,7 +317,7 @@ class Fetcher:
             request.lock.release()
         self._dataset = None  # a failed read leaves the handle unable to read that chunk ever again
         now = time.monotonic()
-        kind = engine.trouble(error)
+        kind = trouble(error)
         said = error.found or error.what if isinstance(error, LakeError) else engine.one_line(error)
         with self._state:
             self._running.pop(chunk, None)

@@ -21,7 +21,7 @@ from PIL import Image
 from lakeclip.data import order
 from lakeclip.data.datamodule import DeepLakeDataModule
 from lakeclip.data.stream import TrainSpans
-from lakeclip.errors import LakeError
+from lakeclip.errors import LakeclipError, LakeError
 from lakeclip.lake import engine, fetch
 from lakeclip.lake.dataset import Lake, open_lake
 from lakeclip.lake.ingest import fill_lake
@@ -328,6 +328,37 @@ def test_rows_are_read_without_a_cache(s3: Store, local: Path, tmp_path: Path, m
     (tmp_path / "file").touch()
     monkeypatch.setenv("LAKECLIP_CACHE", str(tmp_path / "file"))
     assert open_lake(REMOTE).read(rows) == here
+
+
+def test_a_full_disk_does_not_stop_the_reading(
+    s3: Store, local: Path, said: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)], capture_output=True)
+    if mount.returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    try:
+        monkeypatch.setenv("LAKECLIP_CACHE", str(disk))
+        monkeypatch.setenv("LAKECLIP_CACHE_GB", "1")
+        rows = range(NUM_ROWS)
+        lake = open_lake(REMOTE)
+        assert lake.read(rows) == open_lake(local).read(rows)
+        (line,) = said.read_text().splitlines()
+        assert "No space left" in line
+        assert not list(disk.rglob("*.tmp"))
+        del lake
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_an_ingest_with_wrong_credentials(s3: Store) -> None:
+    s3.tell("deny")
+    began = time.monotonic()
+    with pytest.raises(LakeclipError, match="refuses access") as error:
+        fill_lake([Samples("noise", [noise(1)], 1)], f"s3://{BUCKET}/new")
+    assert time.monotonic() - began < 5
+    assert "AWS_ACCESS_KEY_ID" in str(error.value)
 
 
 def test_a_new_version_is_not_read_from_the_old_one_s_cache(s3: Store) -> None:
