@@ -16,6 +16,7 @@ from lakeclip.errors import LakeError
 from lakeclip.lake import engine
 from lakeclip.lake.columns import find_caption_column, find_image_column, is_readable, list_columns, type_names
 from lakeclip.lake.query import row_weights, safe_clause, select_rows
+from lakeclip.lake.remote import RemoteRows
 from lakeclip.lake.rows import Row
 from lakeclip.lake.schema import COLUMNS, MISSING_INT, UNUSABLE, load_captions
 from lakeclip.lake.selection import Selection
@@ -109,6 +110,8 @@ class Lake:
         self._names = names
         self.columns = {name: self._stored[stored] for name, stored in names.items()}
         self.total_rows = len(dataset)
+        is_remote = engine.is_remote(path)
+        self._remote = RemoteRows(path, self.version, self._stored, dataset) if is_remote else None
         self._rows = rows
         self._wanted = (image_column, caption_column)
         self.weights: NDArray[np.float32] | None = None
@@ -166,9 +169,22 @@ class Lake:
             IndexError: there is no such row.
         """
         rows = self.base_rows(indices)
+        self.prefetch(indices)
         captions = self._captions(rows)
         images, damage = self._images(rows)
         return [Row(*parts) for parts in zip(rows.tolist(), images, captions, damage, strict=True)]
+
+    def prefetch(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> None:
+        """Begin to fetch the rows at these indices, which `read` will be asked for, and return at once.
+
+        Does nothing where the lake is on this machine. To be called in the process that will read them, or in any other
+        of the same machine: they share what they fetch.
+        """
+        if self._remote is not None:
+            checksums = ["crc32"] if self._has_checksums else []
+            texts = self.template.names if self.template is not None else [self.caption_column]
+            columns = [self._names[name] for name in (*texts, self.image_column)]
+            self._remote.prefetch([*columns[:-1], *checksums, columns[-1]], self.base_rows(indices))
 
     def images(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> list[bytes]:
         """The encoded images at these indices, without their captions, damaged or not."""
@@ -220,15 +236,8 @@ class Lake:
     def dataset(self) -> Any:
         """The Deep Lake dataset, opened in this process, at this version."""
         if self._handle is None or self._process != os.getpid():
-            identity, _, version = self.version.rpartition("@")
-            self._handle = engine.open_dataset(self.path, version)
+            self._handle = engine.open_version(self.path, self.version)
             self._process = os.getpid()
-            if self._handle.id != identity:
-                raise LakeError(
-                    f"another lake has taken the place of the one at {self.path}",
-                    found=self._handle.id,
-                    allowed=identity,
-                )
         return self._handle
 
     @property
@@ -261,6 +270,8 @@ class Lake:
         """Values of a column, in the order of `rows`. A slice costs less than a list of half the rows in it."""
         if not len(rows):
             return []
+        if self._remote is not None:
+            return self._remote.values(name, rows)
         column = self.dataset[name]
         encoded = self._stored[name] in ("image", "link[image]")
         first, last = int(rows.min()), int(rows.max()) + 1

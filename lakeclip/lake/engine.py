@@ -9,6 +9,7 @@ files.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import threading
@@ -17,18 +18,28 @@ from pathlib import Path
 from typing import Any
 
 from lakeclip.errors import LakeError
+from lakeclip.lake import deadline
+from lakeclip.lake.trouble import Trouble, explain_trouble, spare_metadata_service, trouble
 
 #: Environment variable that holds the Activeloop token for hub:// and al:// datasets.
 TOKEN_VARIABLE = "ACTIVELOOP_TOKEN"  # noqa: S105 a name, not a secret
 
+#: Seconds within which a remote lake has to open. A server that is not there is known to be after 42.
+OPEN_SECONDS = 60.0
+#: Seconds for a query on a remote lake, which may read whole columns.
+QUERY_SECONDS = 600.0
+
 _UNWRITABLE = "/proc/self"
 _import_lock = threading.Lock()
+_silence = logging.NullHandler()
 
 
 def deeplake() -> Any:
     """The deeplake module, imported on first use with its crash reporter off (see above)."""
     with _import_lock, _temporary_folder(_UNWRITABLE):
         import deeplake as module
+    # What it logs of a failed request it also raises: not for stderr, unless the user has asked for logs.
+    logging.getLogger("deeplake").addHandler(_silence)
     return module
 
 
@@ -76,31 +87,50 @@ def keep_token(token: str | None) -> str | None:
 
 
 def exists(path: str) -> bool:
-    """Whether there is a dataset at a normal path."""
-    return bool(deeplake().exists(path, token=keep_token(None)))
+    """Whether there is a dataset at a normal path.
+
+    Raises:
+        LakeError: the storage cannot be reached, or refuses to say.
+    """
+    if not is_remote(path):
+        return bool(deeplake().exists(path, token=keep_token(None)))
+    engine = deeplake()
+    spare_metadata_service(path)
+    try:
+        return bool(deadline.wait(engine.exists_async(path, token=keep_token(None)), OPEN_SECONDS))
+    except Exception as error:
+        raise explain(error, path) from None
 
 
-def open_dataset(path: str, version: str | None = None) -> Any:
+def open_dataset(path: str, version: str | None = None, seconds: float = OPEN_SECONDS) -> Any:
     """Open a dataset read-only.
 
     Args:
         path: a normal path, with or without `@branch-or-tag`.
         version: open this version of it, whatever has been committed since.
+        seconds: within which a remote one has to open.
 
     Raises:
         LakeError: it is not there, cannot be reached, is damaged, or no longer has that version.
     """
     engine = deeplake()
     token = keep_token(None)
+    spare_metadata_service(path)
     try:
-        dataset = engine.open_read_only(path, token=token)
+        if is_remote(path):
+            dataset = deadline.wait(engine.open_read_only_async(path, token=token), seconds)
+        else:
+            dataset = engine.open_read_only(path, token=token)
     except Exception as error:
         raise explain(error, path) from None
     if version is not None and dataset.version != version:
         # Not `path@version`: what follows the @ can only be a branch or a tag.
         try:
-            dataset = dataset.history[version].open()
+            then = dataset.history[version]
+            dataset = deadline.wait(then.open_async(), seconds) if is_remote(path) else then.open()
         except Exception as error:
+            if is_remote(path) and trouble(error) is not Trouble.OTHER:
+                raise explain(error, path) from None
             raise LakeError(
                 f"the lake at {path} no longer has the version this run started from",
                 found=one_line(error),
@@ -109,6 +139,38 @@ def open_dataset(path: str, version: str | None = None) -> Any:
     if not is_remote(path):
         check_files(dataset, path)
     return dataset
+
+
+def open_version(path: str, version: str, seconds: float = OPEN_SECONDS) -> Any:
+    """Open one version of one dataset.
+
+    Args:
+        path: a normal path, with or without `@branch-or-tag`.
+        version: "ID@VERSION" of the dataset.
+        seconds: within which a remote one has to open.
+
+    Raises:
+        LakeError: see `open_dataset`; or there is another dataset now.
+    """
+    identity, _, number = version.rpartition("@")
+    dataset = open_dataset(path, number, seconds)
+    if dataset.id != identity:
+        raise LakeError(f"another lake has taken the place of the one at {path}", found=dataset.id, allowed=identity)
+    return dataset
+
+
+def query(dataset: Any, text: str, path: str) -> Any:
+    """The view that a query gives; on a remote lake, within `QUERY_SECONDS`.
+
+    Raises:
+        LakeError: the server did not answer in time.
+    """
+    if not is_remote(path):
+        return dataset.query(text)
+    try:
+        return deadline.wait(dataset.query_async(text), QUERY_SECONDS)
+    except deadline.TookTooLongError as error:
+        raise explain(error, path) from None
 
 
 def check_files(dataset: Any, path: str) -> None:
@@ -171,6 +233,8 @@ def explain(error: Exception, path: str) -> LakeError:
             found=said,
             allowed="PATH, PATH@BRANCH or PATH@TAG (so a folder's name cannot hold an @)",
         )
+    if is_remote(path) and not path.startswith(("hub://", "al://")) and trouble(error) is not Trouble.OTHER:
+        return explain_trouble(trouble(error), path, said)
     if path.startswith(("hub://", "al://")):
         known = f"${TOKEN_VARIABLE} is set" if os.environ.get(TOKEN_VARIABLE) else f"${TOKEN_VARIABLE} is not set"
         return LakeError(

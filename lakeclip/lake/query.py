@@ -83,8 +83,10 @@ def select_rows(dataset: Any, query: str | None, path: str, *, conditions: Seque
         inner = f"select * from ({inner}) where {_quote_columns(condition, types)}"  # noqa: S608
     try:
         # The newline ends a trailing comment, the only way in which a clause could swallow what follows it.
-        view = dataset.query(f"select {_ROW} from ({inner}) {_quote_columns(tail, types)}\n")  # noqa: S608
-        return Chosen(_column(view, _ROW).astype(np.int64), columns)
+        select = f"select {_ROW} from ({inner}) {_quote_columns(tail, types)}\n"  # noqa: S608
+        return Chosen(_column(engine.query(dataset, select, path), _ROW).astype(np.int64), columns)
+    except LakeError:
+        raise
     except Exception as error:
         raise _bad(text, types, path, engine.one_line(error)) from None
 
@@ -97,8 +99,10 @@ def row_weights(dataset: Any, expression: str, path: str) -> Float32[np.ndarray,
     """
     types = type_names(dataset)
     try:
-        view = dataset.query(f"select {_quote_columns(expression, types)} as {_ROW}\n")
+        view = engine.query(dataset, f"select {_quote_columns(expression, types)} as {_ROW}\n", path)
         weights = _column(view, _ROW).astype(np.float32)
+    except LakeError:
+        raise
     except Exception as error:
         raise _bad(expression, types, path, engine.one_line(error)) from None
     wrong = ~np.isfinite(weights) | (weights < 0)
