@@ -16,15 +16,15 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from lakeclip.errors import ConfigError, OutputError
-from lakeclip.lake.tally import percent
+from lakeclip.lake.survey.tally import percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from lakeclip.lake.census import TokenCount
     from lakeclip.lake.dataset import Lake
-    from lakeclip.lake.summary import Summary
-    from lakeclip.lake.tally import Bin, Spread
+    from lakeclip.lake.survey.census import TokenCount
+    from lakeclip.lake.survey.summary import Summary
+    from lakeclip.lake.survey.tally import Bin, Spread
 
 _BAR = 24
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -71,7 +71,7 @@ def run(argv: list[str]) -> None:
     if arguments.samples < 0:
         raise ConfigError(f"--samples {arguments.samples} cannot be shown", allowed="0 or more")
     from lakeclip.lake.dataset import open_lake
-    from lakeclip.lake.summary import summarize
+    from lakeclip.lake.survey.summary import summarize
 
     lake = open_lake(
         arguments.lake,
@@ -105,7 +105,7 @@ def run(argv: list[str]) -> None:
 
 
 def _tokens() -> TokenCount:
-    from lakeclip.lake.census import TokenCount
+    from lakeclip.lake.survey.census import TokenCount
     from lakeclip.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer()
@@ -116,7 +116,7 @@ def _write_page(path: Path, lake: Lake, summary: Summary, tokens: TokenCount, nu
     import numpy as np
 
     from lakeclip.evaluation.lake_page import write_lake_page
-    from lakeclip.lake.samples import read_samples
+    from lakeclip.lake.survey.samples import read_samples
 
     shown = np.linspace(0, len(lake) - 1, min(num_samples, len(lake))).astype(int).tolist()
     # One of each kind of problem, then the second of each, …

@@ -116,7 +116,9 @@ def _validation_rows(lineage: dict[str, Any]) -> tuple[RowSource, list[int], str
         about = f"From the validation data, {source.path}."
     elif path:
         lake, folder = (None, path) if data.folder else (path, None)
-        source = open_pairs(replace(data, lake=lake, folder=folder, weights=None))
+        # A script of the user's own has its query in the lineage alone.
+        query = data.query if data.lake else lineage["data"]["query"]
+        source = open_pairs(replace(data, lake=lake, folder=folder, query=query, weights=None))
         _, rows = make_plans(source, data.val_fraction, seed=0, shuffle=False)
         which = "Rows that training never saw, held out from"
         if not len(rows):

@@ -17,11 +17,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from lakeclip.data.keys import keys, uniforms
+from lakeclip.data.order import BLOCK_ROWS, WINDOW_BLOCKS
 from lakeclip.data.plan import Plan
 from lakeclip.data.quarantine import Quarantine
 from lakeclip.data.transforms import EvalTransform, TrainTransform
 from lakeclip.errors import DataError, ImageError, LakeclipError
+from lakeclip.lake.dataset import Lake
 from lakeclip.lake.rows import Row, RowSource
+from lakeclip.lake.several import Lakes
 from lakeclip.text.tokenizer import Tokenizer, trim
 from lakeclip.types import Batch, Tokenize
 
@@ -81,6 +84,7 @@ class PairStream(Dataset[Batch]):
         """
         positions = np.arange(span.start, span.stop)
         rows = self.plan.rows(span.epoch, positions)
+        self._prefetch(span)
         size = self.transform.image_size
         images = torch.empty((len(rows), 3, size, size), dtype=torch.uint8)
         captions: list[str] = []
@@ -96,6 +100,15 @@ class PairStream(Dataset[Batch]):
         if isinstance(self.tokenize, Tokenizer):
             texts = trim(texts)
         return Batch(images, texts, torch.tensor(used, dtype=torch.int64))
+
+    def _prefetch(self, span: Span) -> None:
+        """Begin to fetch what will be wanted a window of rows from now, where rows come over a network.
+
+        A batch has rows of nearly all blocks of its window, so the first batch of a window asks for all of the next.
+        """
+        ahead = np.arange(span.start, span.stop) + WINDOW_BLOCKS * BLOCK_ROWS
+        if isinstance(self.source, (Lake, Lakes)) and self.source.is_remote and ahead[-1] < len(self):
+            self.source.prefetch(self.plan.rows(span.epoch, ahead))
 
     def _usable(self, row: Row, epoch: int, key: np.uint64, draw: _Draw) -> tuple[Tensor, str, int]:
         failed: list[tuple[Row, ImageError]] = []

@@ -14,11 +14,11 @@ import jinja2
 
 from lakeclip.errors import ImageError, OutputError
 from lakeclip.evaluation.gallery import Picture, thumbnail
-from lakeclip.lake.census import TokenCount
-from lakeclip.lake.samples import LakeSample
 from lakeclip.lake.sources.images import ImageInfo, check_image
-from lakeclip.lake.summary import Summary
-from lakeclip.lake.tally import Bin, percent
+from lakeclip.lake.survey.census import TokenCount
+from lakeclip.lake.survey.samples import LakeSample
+from lakeclip.lake.survey.summary import Summary
+from lakeclip.lake.survey.tally import Bin, percent
 
 #: More of a caption or a value than this is not shown.
 _LONGEST = 2_000

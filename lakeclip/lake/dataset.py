@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from lakeclip.errors import LakeError
 from lakeclip.lake import engine
 from lakeclip.lake.columns import find_caption_column, find_image_column, is_readable, list_columns, type_names
-from lakeclip.lake.query import row_weights, safe_clause, select_rows
-from lakeclip.lake.remote import RemoteRows
+from lakeclip.lake.query import is_select, row_weights, safe_clause, select_rows
+from lakeclip.lake.remote.rows import RemoteRows
 from lakeclip.lake.rows import Row
 from lakeclip.lake.schema import COLUMNS, MISSING_INT, UNUSABLE, load_captions
 from lakeclip.lake.selection import Selection
@@ -58,13 +58,16 @@ def open_lake(
     normal = engine.normal_path(path)
     dataset = engine.open_dataset(normal)
     conditions = [safe_clause(dataset, normal)] if filter_nsfw else []
+    # One text that says what was chosen. (The filter of a SELECT's rows is said by the configuration alone.)
+    said = f"{conditions[0]} and ({query}\n)" if query and conditions else query or "".join(conditions) or None
+    said = query if is_select(query) else said
     types = type_names(dataset)
     if not include_unusable and types.get(UNUSABLE) == "text":
         conditions.append(f"{UNUSABLE} == ''")
     chosen = select_rows(dataset, query, normal, conditions=conditions) if query is not None or conditions else None
     rows = Selection(chosen.rows, len(dataset)) if chosen is not None else None
     names = (chosen.columns if chosen is not None else None) or {name: name for name in types}
-    lake = Lake(normal, dataset, query, rows, names, image_column, caption_column)
+    lake = Lake(normal, dataset, said, rows, names, image_column, caption_column)
     if weights is not None:
         every = row_weights(dataset, weights, normal)
         lake.weights = every[rows[np.arange(len(rows))]] if rows is not None else every
@@ -173,6 +176,11 @@ class Lake:
         captions = self._captions(rows)
         images, damage = self._images(rows)
         return [Row(*parts) for parts in zip(rows.tolist(), images, captions, damage, strict=True)]
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether rows come over a network."""
+        return self._remote is not None
 
     def prefetch(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> None:
         """Begin to fetch the rows at these indices, which `read` will be asked for, and return at once.

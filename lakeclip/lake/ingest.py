@@ -180,8 +180,7 @@ def fill_lake(
                     report.reject(item)
                     continue
                 if writer is None:
-                    if overwrite:
-                        remove_lake(path)
+                    remove_lake(path)
                     writer = LakeWriter(path)
                     writer.note(sources, complete=False)
                 if part != here:

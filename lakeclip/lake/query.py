@@ -72,7 +72,7 @@ def select_rows(dataset: Any, query: str | None, path: str, *, conditions: Seque
         if word.lower() in _NOT_ROWS and word not in types:
             raise _bad(text, types, path, f"{word}: only rows of the lake as they are can be chosen")
     columns = None
-    if re.match(r"select\b", lowered):
+    if is_select(text):
         columns, tail = _split_select(text, types, path)
     else:
         tail = f"where {text}" if text else ""
@@ -89,6 +89,11 @@ def select_rows(dataset: Any, query: str | None, path: str, *, conditions: Seque
         raise
     except Exception as error:
         raise _bad(text, types, path, engine.one_line(error)) from None
+
+
+def is_select(query: str | None) -> bool:
+    """Whether a query is a whole SELECT, not a clause."""
+    return re.match(r"(?i)\s*select\b", query or "") is not None
 
 
 def row_weights(dataset: Any, expression: str, path: str) -> Float32[np.ndarray, " rows"]:
@@ -134,7 +139,7 @@ def safe_clause(dataset: Any, path: str) -> str:
             next_step="say with --query which rows are safe, or leave the filter out",
         )
     if types[name] == "bool":
-        return f'"{name}" == false'
+        return f"{name} == false"
     if types[name] != "text":
         raise LakeError(
             f"what is safe cannot be told from the column {name} of the lake at {path}",
@@ -153,7 +158,7 @@ def safe_clause(dataset: Any, path: str) -> str:
             allowed=f"rows that say {_SAFE_VALUE}, in capitals or not",
             next_step="say with --query which rows are safe, or leave the filter out",
         )
-    return " or ".join(f'"{name}" == {quote(value)}' for value in safe)
+    return " or ".join(f"{name} == {quote(value)}" for value in safe)
 
 
 def count_values(dataset: Any, column: str) -> dict[str, int]:

@@ -70,6 +70,18 @@ class Lakes:
                 rows[place] = row._replace(row=row.row + offset)
         return [row for row in rows if row is not None]
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether rows of any of them come over a network."""
+        return any(part.is_remote for part in self.parts)
+
+    def prefetch(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> None:
+        """See `Lake.prefetch`."""
+        positions = np.asarray(indices, np.int64).reshape(-1)
+        which = np.searchsorted(self._ends, positions, "right")
+        for index in np.unique(which).tolist():
+            self.parts[index].prefetch(positions[which == index] - self.offsets[index])
+
     def locate(self, row: int) -> tuple[str, int]:
         """The lake and the row in it that a `Row.row` means."""
         index = int(np.searchsorted(self._row_offsets, row, "right")) - 1

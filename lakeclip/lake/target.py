@@ -70,8 +70,10 @@ def check_target(
 
 
 def remove_lake(lake: str) -> None:
-    """Remove a lake that `check_target` has seen, or what there is of one after a failure."""
+    """Remove a lake that `check_target` lets be replaced, or what there is of one that was cut short."""
     path = engine.normal_path(lake)
+    if os.path.isdir(path) and not os.listdir(path):
+        return
     if engine.is_remote(path):
         if engine.exists(path):
             engine.deeplake().delete(path, token=engine.keep_token(None))
@@ -116,6 +118,8 @@ def _check_replaceable(path: str, sources: Sequence[str]) -> None:
 
 def _goes_on(path: str, names: Sequence[str] | None) -> bool:
     dataset = engine.open_dataset(path)
+    if not dataset.schema.columns:  # cut short while it was made
+        return False
     state = read_state(dataset)
     if state is not None and not state.complete:
         if names is None or state.sources in ([], list(names)):

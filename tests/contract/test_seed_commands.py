@@ -50,7 +50,7 @@ def test_from_a_lake(pairs_lake: Path, tmp_path: Path) -> None:
     assert "accelerator gpu" in refused.stderr
     assert "no GPU" in refused.stderr
     assert "Traceback" not in refused.stderr
-    assert f"lakeclip train --model ViT-B/16 --lake {pairs_lake} --query" in refused.stdout
+    assert f"lakeclip train --model ViT-B/16 --lake {pairs_lake} --filter-nsfw" in refused.stdout
     assert "TOKEN" not in refused.stdout.replace("ACTIVELOOP_TOKEN", "")
     assert not (tmp_path / "runs").exists()
 

@@ -20,7 +20,7 @@ from lakeclip.text.tokenizer import Tokenizer
 from lakeclip.types import Batch
 from tests.unit.data.sources import MemorySource, encode, photo
 
-GLOBAL_BATCH = 12
+GLOBAL_BATCH = 24
 
 
 def make_stream(source, tokenize=None) -> PairStream:
@@ -57,22 +57,24 @@ def global_batches(
     return batches
 
 
-@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 2), (2, 0), (2, 2), (3, 0)])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
+@pytest.mark.parametrize("num_workers", range(5))
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 def test_the_same_global_batches_for_any_ranks_and_workers(world_size, num_workers):
     """Defect 19: no sharding."""
-    source = MemorySource(67, broken=[5, 40], captions=3)
+    source = MemorySource(135, broken=[5, 40], captions=3)
     expected = global_batches(source, world_size=1, num_workers=0)
     found = global_batches(source, world_size=world_size, num_workers=num_workers)
-    assert len(found) == len(expected) == 2 * (67 // GLOBAL_BATCH)
+    assert len(found) == len(expected) == 2 * (135 // GLOBAL_BATCH)
     for (images, rows), (expected_images, expected_rows) in zip(found, expected, strict=True):
         assert rows == expected_rows
         assert images.equal(expected_images)
 
 
 def test_the_stream_can_begin_anywhere():
-    source = MemorySource(67)
+    source = MemorySource(135)
     whole = global_batches(source, world_size=1, num_workers=0)[:5]
-    rest = global_batches(source, world_size=2, num_workers=2, first=24)[:3]
+    rest = global_batches(source, world_size=2, num_workers=2, first=48)[:3]
     assert [rows for _, rows in rest] == [rows for _, rows in whole[2:]]
 
 
@@ -83,7 +85,7 @@ def count_threads(texts: Sequence[str]) -> torch.Tensor:
 def test_a_worker_computes_on_one_thread():
     torch.set_num_threads(2)
     try:
-        batch = next(iter(loader(make_stream(MemorySource(24), count_threads), num_workers=1)))
+        batch = next(iter(loader(make_stream(MemorySource(48), count_threads), num_workers=1)))
     finally:
         torch.set_num_threads(1)
     assert batch.texts.unique().tolist() == [1]
@@ -94,14 +96,14 @@ def is_deaf_to_interrupts(texts: Sequence[str]) -> torch.Tensor:
 
 
 def test_an_interrupt_is_the_trainers_to_handle():
-    batch = next(iter(loader(make_stream(MemorySource(24), is_deaf_to_interrupts), num_workers=1)))
+    batch = next(iter(loader(make_stream(MemorySource(48), is_deaf_to_interrupts), num_workers=1)))
     assert batch.texts.all()
     assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
 
 
 def test_workers_started_afresh():
     """Under spawn everything is pickled and every module imported anew."""
-    stream = make_stream(MemorySource(24))
+    stream = make_stream(MemorySource(48))
     expected = [batch.rows.tolist() for batch in loader(stream, num_workers=0)]
     spawned = loader(stream, num_workers=1)
     spawned.multiprocessing_context = "spawn"
@@ -112,7 +114,7 @@ def test_workers_started_afresh():
 
 def test_an_error_in_a_worker_arrives_as_it_was_raised():
     with pytest.raises(DataError, match="hardly a usable row") as error:
-        next(iter(loader(make_stream(MemorySource(24, broken=range(24))), num_workers=1)))
+        next(iter(loader(make_stream(MemorySource(48, broken=range(48))), num_workers=1)))
     assert error.value.what == "memory has hardly a usable row"
     assert "100 rows" in error.value.found
 

@@ -19,12 +19,13 @@ import torch
 from PIL import Image
 
 from lakeclip.data import order
-from lakeclip.data.datamodule import DeepLakeDataModule
+from lakeclip.data.seed import DeepLakeDataModule
 from lakeclip.data.stream import TrainSpans
 from lakeclip.errors import LakeclipError, LakeError
-from lakeclip.lake import engine, fetch
+from lakeclip.lake import engine
 from lakeclip.lake.dataset import Lake, open_lake
 from lakeclip.lake.ingest import fill_lake
+from lakeclip.lake.remote import fetch
 from lakeclip.lake.sources.base import Sample, Samples
 from lakeclip.types import Batch
 from tests.integration.s3 import BUCKET, Store
@@ -258,7 +259,7 @@ def test_a_server_that_hangs_from_the_start_ends_the_program_in_order(s3: Store)
     result = _python(
         "import sys\n"
         "from lakeclip.errors import LakeError\n"
-        "from lakeclip.lake import deadline, engine\n"
+        "from lakeclip.lake import engine\nfrom lakeclip.lake.remote import deadline\n"
         "engine.OPEN_SECONDS = deadline.EXIT_SECONDS = 1.0\n"
         "try:\n"
         f"    engine.open_dataset({REMOTE!r}, seconds=1.0)\n"

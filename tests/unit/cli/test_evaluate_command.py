@@ -171,7 +171,7 @@ def test_a_failed_evaluation_leaves_the_old_scores(tmp_path: Path) -> None:
 
 def test_combinations_that_cannot_work(a_run: Path, lake: str, tmp_path: Path) -> None:
     model = ["--checkpoint", str(a_run)]
-    with pytest.raises(ConfigError, match="retrieval needs data"):
+    with pytest.raises(ConfigError, match="neither a lake nor a folder"):
         run(["retrieval", *model])
     with pytest.raises(ConfigError, match="both a lake and a folder"):
         run(["retrieval", *model, "--lake", lake, "--folder", str(tmp_path)])

@@ -116,5 +116,5 @@ def test_what_cannot_work_is_refused(lake: str, tmp_path: Path) -> None:
     old = tmp_path / "old"
     old.mkdir()
     (old / "dataset_meta.json").write_text("{}")
-    with pytest.raises(LakeError, match=r"(?s)Deep Lake 3.*deeplake\.convert"):
+    with pytest.raises(LakeError, match=r"(?s)Deep Lake 3.*lakeclip ingest"):
         run([str(old)])

@@ -11,11 +11,11 @@ from PIL import Image
 
 from lakeclip.errors import OutputError
 from lakeclip.evaluation.lake_page import write_lake_page
-from lakeclip.lake.census import Duplicates, TokenCount
-from lakeclip.lake.contents import ColumnContent
-from lakeclip.lake.samples import LakeSample
-from lakeclip.lake.summary import Problem, Summary
-from lakeclip.lake.tally import Bin, Spread
+from lakeclip.lake.survey.census import Duplicates, TokenCount
+from lakeclip.lake.survey.contents import ColumnContent
+from lakeclip.lake.survey.samples import LakeSample
+from lakeclip.lake.survey.summary import Problem, Summary
+from lakeclip.lake.survey.tally import Bin, Spread
 from tests.unit.evaluation.test_report import EVIL, Page
 from tests.unit.lake.pairs import picture
 

@@ -22,7 +22,7 @@ def python(code: str, **environment: str) -> str:
 
 
 def test_deeplake_is_imported_only_when_it_is_needed() -> None:
-    names = "dataset write ingest query target summary engine rows columns"
+    names = "dataset write ingest query target survey.summary engine rows columns"
     code = f"""
 import importlib, sys
 for name in {names.split()!r}:

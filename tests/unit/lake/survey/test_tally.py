@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from lakeclip.lake.tally import Bin, MostCommon, Numbers, Repeats, Spread, histogram, percent, spread
+from lakeclip.lake.survey.tally import Bin, MostCommon, Numbers, Repeats, Spread, histogram, percent, spread
 
 
 def test_a_spread_is_that_of_the_numbers_written_out() -> None:

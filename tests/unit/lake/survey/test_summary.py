@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lakeclip.lake import summary
-from lakeclip.lake.census import Duplicates, TokenCount
 from lakeclip.lake.dataset import Lake, open_lake
 from lakeclip.lake.engine import deeplake
-from lakeclip.lake.samples import read_samples
 from lakeclip.lake.sources.base import Sample
 from lakeclip.lake.sources.images import ImageInfo
-from lakeclip.lake.summary import summarize
-from lakeclip.lake.tally import Bin, Spread
+from lakeclip.lake.survey import summary
+from lakeclip.lake.survey.census import Duplicates, TokenCount
+from lakeclip.lake.survey.samples import read_samples
+from lakeclip.lake.survey.summary import summarize
+from lakeclip.lake.survey.tally import Bin, Spread
 from lakeclip.lake.write import LakeWriter
 from tests.unit.lake.pairs import picture
 
@@ -93,7 +93,7 @@ def write(path: Path, rows: list[tuple[Sample, ImageInfo]]) -> Lake:
     with LakeWriter(str(path)) as writer:
         for row in rows:
             writer.append(*row)
-    return open_lake(path)
+    return open_lake(path, include_unusable=True)
 
 
 def test_captions_that_a_model_cuts_are_counted(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lakeclip.lake.tally import MostCommon, Repeats
+from lakeclip.lake.survey.tally import MostCommon, Repeats
 
 #: Shorter sides that matter: what is smaller is blown up to train on.
 SMALL_SIDES = (64, 224)

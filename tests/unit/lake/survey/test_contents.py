@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 
-from lakeclip.lake.contents import ColumnContent, ContentReader, find_label_columns, is_plain, show_value
+from lakeclip.lake.survey.contents import ColumnContent, ContentReader, find_label_columns, is_plain, show_value
 
 
 def read(*blocks: list[object]) -> ColumnContent:

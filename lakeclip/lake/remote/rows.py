@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lakeclip.errors import LakeError
-from lakeclip.lake.cache import Chunk, DamagedChunkError
-from lakeclip.lake.fetch import Fetcher
+from lakeclip.lake.remote.cache import Chunk, DamagedChunkError
+from lakeclip.lake.remote.fetch import Fetcher
 
 #: Rows to a chunk where Deep Lake does not say where its own end.
 FALLBACK_ROWS = 256

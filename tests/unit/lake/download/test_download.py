@@ -27,7 +27,7 @@ from lakeclip.lake.download.options import DownloadOptions
 from lakeclip.lake.download.shrink import check_and_shrink
 from lakeclip.lake.download.stream import Downloads
 from lakeclip.lake.sources.base import Rejected, Sample, Samples, Source
-from tests.unit.lake.hostile import Handler, Server, endless, in_turn, raw, redirect, reset, respond, silent
+from tests.unit.lake.download.hostile import Handler, Server, endless, in_turn, raw, redirect, reset, respond, silent
 from tests.unit.lake.pairs import picture, sample
 
 JPG = picture(1)

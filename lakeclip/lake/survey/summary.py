@@ -14,12 +14,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lakeclip.errors import LakeError
-from lakeclip.lake.census import SHOWN, CaptionCensus, DuplicateCounter, Duplicates, SizeCensus, TokenCount, shorten
-from lakeclip.lake.contents import ColumnContent, ContentReader, find_label_columns, is_plain
 from lakeclip.lake.dataset import Lake
-from lakeclip.lake.health import Finding, check_rows, has_checksums
 from lakeclip.lake.schema import UNUSABLE
-from lakeclip.lake.tally import Bin, Spread, histogram, spread
+from lakeclip.lake.survey.census import (
+    SHOWN,
+    CaptionCensus,
+    DuplicateCounter,
+    Duplicates,
+    SizeCensus,
+    TokenCount,
+    shorten,
+)
+from lakeclip.lake.survey.contents import ColumnContent, ContentReader, find_label_columns, is_plain
+from lakeclip.lake.survey.health import Finding, check_rows, has_checksums
+from lakeclip.lake.survey.tally import Bin, Spread, histogram, spread
 
 #: Figures are taken from at most this many rows, in blocks, so that a huge lake is read in a few places.
 MAX_ROWS = 100_000

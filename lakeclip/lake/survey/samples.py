@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from lakeclip.errors import LakeError
-from lakeclip.lake.contents import is_plain, show_value
 from lakeclip.lake.dataset import Lake
-from lakeclip.lake.health import Finding, check_rows
 from lakeclip.lake.schema import COLUMNS, UNUSABLE
+from lakeclip.lake.survey.contents import is_plain, show_value
+from lakeclip.lake.survey.health import Finding, check_rows
 
 
 class LakeSample(NamedTuple):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lakeclip.lake.columns import is_readable
-from lakeclip.lake.tally import MostCommon, Numbers
+from lakeclip.lake.survey.tally import MostCommon, Numbers
 
 #: A column with no more distinct values than this has them listed.
 _FEW = 20
