@@ -31,11 +31,16 @@ from typing import Any
 
 from machine import machine
 
-#: Name → width, height, and number of the photos that each side reads.
-SIZES = {"640×480": (640, 480, 1200), "1024×768": (1024, 768, 600), "2000×1500": (2000, 1500, 300)}
+#: Name → width, height (None: the photos as they are), and number of the photos that each side reads.
+SIZES: dict[str, tuple[int | None, int, int]] = {
+    "as given": (None, 0, 2000),
+    "640×480": (640, 480, 1200),
+    "1024×768": (1024, 768, 600),
+    "2000×1500": (2000, 1500, 300),
+}
 _BATCH = 50
 _IMAGE = 224
-#: Seconds of a measurement, after two batches that do not count.
+#: Seconds of a measurement, after one pass over the photos that does not count.
 _SECONDS = 6.0
 _TILE = 336
 _ROWS = (1_000, 1_000_000)
@@ -60,12 +65,12 @@ def main() -> None:
 
 def lakeclip_shuffled(folder: Path, seconds: float) -> dict[str, Any]:
     """lakeclip: lake → batches of uint8 and token ids, shuffled."""
-    return _rate(_lakeclip(folder, shuffle=True), seconds)
+    return _rate(_lakeclip(folder, shuffle=True), _count(folder), seconds)
 
 
 def lakeclip_in_order(folder: Path, seconds: float) -> dict[str, Any]:
     """The same, not shuffled."""
-    return _rate(_lakeclip(folder, shuffle=False), seconds)
+    return _rate(_lakeclip(folder, shuffle=False), _count(folder), seconds)
 
 
 def _lakeclip(folder: Path, *, shuffle: bool) -> Iterator[Any]:
@@ -101,7 +106,7 @@ def open_clip_loader(folder: Path, seconds: float) -> dict[str, Any]:
     args.world_size, args.rank, args.distributed = 1, 0, False
     transform = open_clip.image_transform(_IMAGE, is_train=True)
     data = get_wds_dataset(args, transform, is_train=True, tokenizer=open_clip.get_tokenizer("ViT-B-32"))
-    return _rate(iter(data.dataloader), seconds)
+    return _rate(iter(data.dataloader), _count(folder), seconds)
 
 
 def deep_lake_loader(folder: Path, seconds: float) -> dict[str, Any]:
@@ -126,7 +131,7 @@ def deep_lake_loader(folder: Path, seconds: float) -> dict[str, Any]:
         while True:
             yield from loader
 
-    return _rate(forever(), seconds)
+    return _rate(forever(), _count(folder), seconds)
 
 
 def decode_only(folder: Path, seconds: float) -> dict[str, Any]:
@@ -148,7 +153,7 @@ def decode_only(folder: Path, seconds: float) -> dict[str, Any]:
             for start in range(0, len(images) - _BATCH + 1, _BATCH):
                 yield [transform(images[i], draws[i]) for i in range(start, start + _BATCH)]
 
-    return _rate(batches(), seconds)
+    return _rate(batches(), _count(folder), seconds)
 
 
 def first_batch(folder: Path, seconds: float) -> dict[str, Any]:
@@ -175,9 +180,13 @@ SIDES: dict[str, Callable[[Path, float], dict[str, Any]]] = {
 }
 
 
-def _rate(batches: Iterable[Any], seconds: float) -> dict[str, Any]:
+def _count(folder: Path) -> int:
+    return int((folder / "count").read_text())
+
+
+def _rate(batches: Iterable[Any], count_once: int, seconds: float) -> dict[str, Any]:
     batches = iter(batches)
-    for _ in range(2):
+    for _ in range(max(2, count_once // _BATCH)):
         next(batches)
     began = time.perf_counter()
     count = 0
@@ -190,7 +199,7 @@ def _rate(batches: Iterable[Any], seconds: float) -> dict[str, Any]:
 # ── the data ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def make_photos(data: Path, folder: Path, width: int, height: int, count: int) -> dict[str, Any]:
+def make_photos(data: Path, folder: Path, width: int | None, height: int, count: int) -> dict[str, Any]:
     """Shards of JPEGs of one size, cut from mosaics of the given photos, each enlarged by half; and lakes of them."""
     from PIL import Image
 
@@ -199,9 +208,14 @@ def make_photos(data: Path, folder: Path, width: int, height: int, count: int) -
 
     folder.mkdir()
     pairs = list(_pairs(data))
-    across, down = -(-width // _TILE), -(-height // _TILE)
+    count = count if width is not None else min(count, len(pairs))
+    across, down = -(-(width or 1) // _TILE), -(-height // _TILE)
     images, captions = [], []
     for number in range(count):
+        captions.append(pairs[number % len(pairs)][1])
+        if width is None:
+            images.append(pairs[number][0])
+            continue
         mosaic = Image.new("RGB", (across * _TILE, down * _TILE))
         for place in range(across * down):
             photo = Image.open(io.BytesIO(pairs[(number * 7 + place * 13) % len(pairs)][0])).convert("RGB")
@@ -209,7 +223,6 @@ def make_photos(data: Path, folder: Path, width: int, height: int, count: int) -
         buffer = io.BytesIO()
         mosaic.crop((0, 0, width, height)).save(buffer, "JPEG", quality=90)
         images.append(buffer.getvalue())
-        captions.append(pairs[number % len(pairs)][1])
     per_tar = -(-count // 4)
     for tar in range(4):
         with tarfile.open(folder / f"{tar:05}.tar", "w") as file:
@@ -218,6 +231,7 @@ def make_photos(data: Path, folder: Path, width: int, height: int, count: int) -
                     info = tarfile.TarInfo(f"{number:06}.{suffix}")
                     info.size = len(content)
                     file.addfile(info, io.BytesIO(content))
+    (folder / "count").write_text(f"{count}")
     ingest([str(folder)], str(folder / "lake"))
     types = deeplake().types
     theirs = deeplake().create(
@@ -277,7 +291,7 @@ def measure(data: Path, work: Path, flags: argparse.Namespace) -> dict[str, Any]
     sides = ("lakeclip_shuffled", "open_clip_loader", "decode_only", "lakeclip_in_order", "deep_lake_loader")
     sizes: dict[str, Any] = {}
     for name, (width, height, count) in SIZES.items():
-        folder = work / f"{width}"
+        folder = work / f"photos{width}"
         _say(f"{name}: making {count} photos")
         sizes[name] = make_photos(data, folder, width, height, count)
         rates: dict[str, list[float]] = {side: [] for side in sides}

@@ -146,4 +146,6 @@ def _resize(pixels: Pixels, height: int, width: int) -> Pixels:
 
 
 def _to_tensor(square: Pixels) -> Square:
-    return torch.from_numpy(np.ascontiguousarray(square.transpose(2, 0, 1)))
+    """A view where that can be: whoever makes a batch of it copies it anyway."""
+    planes = square.transpose(2, 0, 1)
+    return torch.from_numpy(planes if min(planes.strides) > 0 else planes.copy())

@@ -22,6 +22,9 @@ from lakeclip.lake.schema import COLUMNS, MISSING_INT, UNUSABLE, load_captions
 from lakeclip.lake.selection import Selection
 from lakeclip.lake.template import CaptionTemplate
 
+# What a handle of Deep Lake's is used for.
+_IMAGES, _OTHERS = "images", "others"
+
 
 def open_lake(
     path: str | os.PathLike[str],
@@ -118,7 +121,7 @@ class Lake:
         self._rows = rows
         self._wanted = (image_column, caption_column)
         self.weights: NDArray[np.float32] | None = None
-        self._handle: Any = dataset
+        self._handles: dict[str, Any] = {_OTHERS: dataset}
         self._process = os.getpid()
 
     def __len__(self) -> int:
@@ -130,7 +133,7 @@ class Lake:
 
     def __getstate__(self) -> dict[str, object]:
         # What is drawn how often is planned where the run begins; who reads rows need not know.
-        return {**self.__dict__, "_handle": None, "weights": None}
+        return {**self.__dict__, "_handles": {}, "weights": None}
 
     def __enter__(self) -> Lake:
         return self
@@ -142,7 +145,7 @@ class Lake:
 
     def close(self) -> None:
         """Let go of the dataset. Reading again opens it again."""
-        self._handle = None
+        self._handles = {}
 
     @cached_property
     def image_column(self) -> str:
@@ -243,10 +246,16 @@ class Lake:
     @property
     def dataset(self) -> Any:
         """The Deep Lake dataset, opened in this process, at this version."""
-        if self._handle is None or self._process != os.getpid():
-            self._handle = engine.open_version(self.path, self.version)
-            self._process = os.getpid()
-        return self._handle
+        return self._handle(_OTHERS)
+
+    def _handle(self, use: str) -> Any:
+        """A handle for one kind of reading. Images have one of their own: reading a number in between makes Deep Lake
+        forget the chunks of theirs that it holds, and the next image costs four times as much."""
+        if self._process != os.getpid():
+            self._handles, self._process = {}, os.getpid()
+        if use not in self._handles:
+            self._handles[use] = engine.open_version(self.path, self.version)
+        return self._handles[use]
 
     @property
     def _has_checksums(self) -> bool:
@@ -280,8 +289,8 @@ class Lake:
             return []
         if self._remote is not None:
             return self._remote.values(name, rows)
-        column = self.dataset[name]
         encoded = self._stored[name] in ("image", "link[image]")
+        column = self._handle(_IMAGES if encoded or self._stored[name] == "bytes" else _OTHERS)[name]
         first, last = int(rows.min()), int(rows.max()) + 1
         dense = last - first <= 2 * len(rows)
         wanted = np.arange(first, last) if dense else np.unique(rows)
@@ -290,7 +299,7 @@ class Lake:
             values = column.get_bytes(where) if encoded else column[where]
         except Exception as error:
             # A failed read leaves the handle unable to read that chunk ever again.
-            self._handle = None
+            self._handles = {}
             raise LakeError(
                 f"rows {first} … {last - 1} of the lake at {self.path} cannot be read",
                 found=engine.one_line(error),
