@@ -298,6 +298,7 @@ def _quiet_lightning() -> Iterator[None]:
                 "(Experiment logs|Checkpoint) directory",
                 ".*does not have many workers",
                 ".*isinstance.treespec",
+                "You defined a `validation_step` but have no `val_dataloader`",
                 "The number of training batches .* is smaller than the logging interval",
             ):
                 warnings.filterwarnings("ignore", message=message)

@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
@@ -30,6 +32,7 @@ from lakeclip.config.load import read_recipe, recipes_folder
 from lakeclip.lake.sources.scenes import scenes
 from lakeclip.models.zoo import available_models, summarize
 from tests.contract.test_seed_finetune import save_roberta
+from tests.unit.lake.download.hostile import Server, respond
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,6 +40,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 #: What the README says → what stands for it here: a lake of the same columns, a model of the same kind.
 STAND_INS = {
     "hub://genai360/laion-400M": "nsfw.lake",
+    "s3://my-bucket/my.lake": "my.lake",
     "hf:johngiorgi/declutr-sci-base": "hf:tiny-roberta",
     "torchvision:resnet50": "lakeclip:ViT-Ti/4-32px",
 }
@@ -52,6 +56,7 @@ QUICK = {
     "python train.py": "--max_steps 1 --num_workers 0 --batch_size 8 --model_name ViT-Ti/4-32px",
     "python train_finetune.py": "--max_steps 1 --num_workers 0 --batch_size 8 --image_size 32 "
     "--image_encoder lakeclip:ViT-Ti/4-32px --text_encoder hf:tiny-roberta",
+    "lakeclip ingest --download": "--allow-private --per-host-rate 0",
     "lakeclip ingest": "",
     "lakeclip inspect": "",
     "lakeclip models": "",
@@ -99,7 +104,7 @@ def folder(
     pairs_lake: Path,
     tiny_models: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> Path:
+) -> Iterator[Path]:
     """Where the README's reader sits: what it calls theirs is there, and nothing else."""
     for name in ("my-photos", "my-test-photos", "data_dir"):
         (tmp_path / name).symlink_to(pairs_folder)
@@ -126,8 +131,13 @@ def folder(
             (tmp_path / "my-models.yaml").write_text(block.text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACTIVELOOP_TOKEN", "")  # so that what the commands set is taken back
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    return tmp_path
+    with Server({f"/{sample.key}.jpg": respond(sample.image) for sample in samples[1:]}) as server:
+        urls = [server.url(f"/{sample.key}.jpg") for sample in samples]
+        table = {"URL": urls, "TEXT": [sample.captions[0] for sample in samples]}
+        pq.write_table(pa.table(table), tmp_path / "laion.parquet")
+        yield tmp_path
 
 
 # ── the README as a whole ───────────────────────────────────────────────────────────────────────────────────────────

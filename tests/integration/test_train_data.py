@@ -42,6 +42,7 @@ def test_a_mixture_is_trained_on_resumed_and_reported(
     assert read_checkpoint(tmp_path / "run/checkpoints/last.ckpt").lineage["progress"]["step"] == 14
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one core
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_rows_that_cannot_be_used_are_listed_and_marked(
     num_workers: int, tiny_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -51,16 +52,8 @@ def test_rows_that_cannot_be_used_are_listed_and_marked(
         for i, sample in enumerate(drawn(40)):
             bad = {3: sample._replace(image=sample.image[:300]), 11: sample._replace(captions=())}
             writer.append(bad.get(i, sample), ImageInfo("jpeg", 64, 64))
-    train(
-        [str(tmp_path / "lake")],
-        tiny_models,
-        tmp_path,
-        "--val-fraction",
-        0,
-        "--num-workers",
-        num_workers,
-        "--mark-unusable",
-    )
+    more = ["--val-fraction", 0, "--num-workers", num_workers, "--mark-unusable"]
+    train([str(tmp_path / "lake")], tiny_models, tmp_path, *more)
     lines = [json.loads(line) for line in (tmp_path / "run/quarantine.jsonl").read_text().splitlines()]
     found = {line["row"]: line["reason"] for line in lines}
     assert set(found) == {3, 11}

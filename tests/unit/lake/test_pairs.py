@@ -86,12 +86,8 @@ def test_weights_come_from_a_column_or_an_expression(tmp_path: Path) -> None:
         assert source.weights is not None
         assert source.weights.tolist() == list(expected)
         assert pickle.loads(pickle.dumps(source)).weights is None, "it is planned where the run begins"
-    for weights, found in (
-        ("text", "cannot be used"),
-        ("m", "did you mean"),
-        ("n - 5", "negative"),
-        ("n * 0", "0 for"),
-    ):
+    wrong = {"text": "cannot be used", "hight": "did you mean height", "n - 5": "negative", "n * 0": "0 for"}
+    for weights, found in wrong.items():
         with pytest.raises(LakeError) as error:
             open_pairs(DataConfig(lake=path, weights=weights))
         assert found in str(error.value)
