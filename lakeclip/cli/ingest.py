@@ -51,7 +51,7 @@ class IngestArguments:
     """Of a lake that is read, only these rows: a WHERE clause, such as "width > 200"."""
     download: bool = False
     """Fetch the images of rows that have only an address. With a LAKE alone, fill in what it lacks, failures too."""
-    options: DownloadOptions = field(default_factory=DownloadOptions)
+    downloading: DownloadOptions = field(default_factory=DownloadOptions)
     report: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Write the account to this JSON file, with every file that was left out."""
 
@@ -73,7 +73,7 @@ def run(argv: list[str]) -> None:
             found=" ".join(arguments.paths) or "no paths",
             allowed="lakeclip ingest SRC [SRC ...] LAKE",
         )
-    if not arguments.download and arguments.options != DownloadOptions():
+    if not arguments.download and arguments.downloading != DownloadOptions():
         raise ConfigError("there are options for downloading, and nothing is downloaded", next_step="add --download")
     if arguments.report is not None:
         # Found out now, not after the work.
@@ -82,7 +82,7 @@ def run(argv: list[str]) -> None:
     if in_place:
         from lakeclip.lake.materialise import fill_images
 
-        report = fill_images(lake, arguments.options, query=arguments.query, url_column=arguments.image_column)
+        report = fill_images(lake, arguments.downloading, query=arguments.query, url_column=arguments.image_column)
     else:
         from lakeclip.lake.ingest import ingest
 
@@ -94,7 +94,7 @@ def run(argv: list[str]) -> None:
             image_column=arguments.image_column,
             caption_column=arguments.caption_column,
             query=arguments.query,
-            download=arguments.options if arguments.download else None,
+            download=arguments.downloading if arguments.download else None,
         )
     if arguments.report is not None:
         _write(Path(arguments.report), json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")

@@ -64,11 +64,26 @@ def test_every_row_is_as_likely_at_every_position():
 
 def test_every_permutation_of_four_is_as_likely():
     counts: dict[tuple[int, ...], int] = {}
-    for epoch in range(1_200):
+    for epoch in range(600):
         order = tuple(whole(4, epoch=epoch))
         counts[order] = counts.get(order, 0) + 1
     assert len(counts) == 24
-    assert sum((count - 50) ** 2 / 50 for count in counts.values()) < 60
+    assert sum((count - 25) ** 2 / 25 for count in counts.values()) < 60
+
+
+def test_a_row_of_many_is_as_likely_at_every_position():
+    """100,000 rows: where 160 of them, each of another block, stand in 60 epochs."""
+    rows = np.arange(160) * 620 + 17
+    counts = np.zeros(20)
+    for epoch in range(60):
+        order = whole(100_000, seed=11, epoch=epoch)
+        places = np.empty(len(order), dtype=np.int64)
+        places[order] = np.arange(len(order))
+        counts += np.bincount(places[rows] // 5_000, minlength=20)
+    expected = 160 * 60 / 20
+    assert ((counts - expected) ** 2 / expected).sum() < 45, (
+        "chi-square with 19 degrees of freedom: once in 1,400 times"
+    )
 
 
 def test_neighbours_come_from_different_blocks():

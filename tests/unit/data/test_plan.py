@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lakeclip.data.order import Order, hold_out
@@ -60,6 +60,7 @@ def test_weights_of_a_million_rows_take_little_memory() -> None:
 SOURCES = st.lists(st.tuples(st.integers(1, 3000), st.floats(0.01, 1)), min_size=1, max_size=4)
 
 
+@settings(max_examples=40)
 @given(SOURCES, st.integers(0, 2**32), st.integers(0, 3), st.data())
 def test_a_mixture_is_a_function_of_the_position(
     sources: list[tuple[int, float]], seed: int, epoch: int, data: st.DataObject

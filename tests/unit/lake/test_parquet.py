@@ -6,8 +6,6 @@ import datetime
 import decimal
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -192,42 +190,3 @@ def test_files_may_differ_in_their_columns(tmp_path: Path) -> None:
     assert isinstance(bad, Rejected)
     assert bad.reason.startswith("not a usable table")
     assert "x (int64)" in bad.reason
-
-
-_MEASURE = """
-import os, sys
-from lakeclip.lake.sources.tables import Tables
-
-def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-source = Tables(sys.argv[1], sys.argv[1:])
-before, most, rows = resident(), 0, 0
-for sample in source:
-    rows += 1
-    assert len(sample.image) == 100_000
-    if rows % 20 == 0:
-        most = max(most, resident())
-print(rows, round(most - before))
-"""
-
-
-@pytest.mark.slow
-def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    schema = pa.schema([("image", HF_IMAGE), ("caption", pa.string())])
-    with pq.ParquetWriter(tmp_path / "big.parquet", schema) as writer:
-        for _ in range(20):
-            images = [{"bytes": os.urandom(100_000), "path": "x"} for _ in range(200)]
-            writer.write_table(pa.table({"image": images, "caption": ["a cat"] * 200}, schema=schema))
-    assert (tmp_path / "big.parquet").stat().st_size > 350 * 2**20
-    result = subprocess.run(
-        [sys.executable, "-c", _MEASURE, str(tmp_path / "big.parquet")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    rows, growth = map(int, result.stdout.split())
-    assert rows == 4000
-    assert growth < 300

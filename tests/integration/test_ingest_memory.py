@@ -1,0 +1,60 @@
+"""A large source goes into a lake in bounded memory."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.unit.lake.pairs import picture
+
+_MEASURE = """
+import resource, sys
+from lakeclip.lake.engine import deeplake
+from lakeclip.lake.ingest import ingest
+
+deeplake()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+report = ingest(sys.argv[1:2], sys.argv[2])
+print(report.rows, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def parquet(path: Path, images: list[bytes]) -> None:
+    schema = pa.schema(
+        [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("caption", pa.string())]
+    )
+    with pq.ParquetWriter(path, schema) as writer:
+        for _ in range(20):
+            rows = [{"bytes": image, "path": "x"} for image in images]
+            writer.write_table(pa.table({"image": rows, "caption": ["a cat"] * len(rows)}, schema=schema))
+
+
+def tar(path: Path, images: list[bytes]) -> None:
+    with tarfile.open(path, "w") as file:
+        for number in range(20 * len(images)):
+            for suffix, content in (("jpg", images[number % len(images)]), ("txt", b"a cat")):
+                info = tarfile.TarInfo(f"{number:05}.{suffix}")
+                info.size = len(content)
+                file.addfile(info, io.BytesIO(content))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("write", [parquet, tar])
+def test_memory_does_not_grow_with_the_source(write: object, tmp_path: Path) -> None:
+    images = [picture(seed, size=(360, 300)) for seed in range(200)]
+    source = tmp_path / f"big.{write.__name__}"
+    write(source, images)
+    assert source.stat().st_size > 250 * 2**20
+    command = [sys.executable, "-c", _MEASURE, str(source), str(tmp_path / "lake")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    rows, growth = map(int, result.stdout.split())
+    assert rows == 4000
+    assert growth < 300
