@@ -19,7 +19,7 @@ from lakeclip.lake.download import DownloadOptions, Downloads
 from lakeclip.lake.ledger import Fresh, Ledger, short_names, whole_parts
 from lakeclip.lake.sources.base import Collision, Rejected, Source
 from lakeclip.lake.sources.open import open_sources
-from lakeclip.lake.target import check_target, remove_lake
+from lakeclip.lake.target import check_target, clear_target, remove_lake
 from lakeclip.lake.write import LakeWriter
 
 #: What is left out is listed by name up to here, and counted beyond: a source may have no end of it.
@@ -180,7 +180,7 @@ def fill_lake(
                     report.reject(item)
                     continue
                 if writer is None:
-                    remove_lake(path)
+                    clear_target(path, overwrite=overwrite)
                     writer = LakeWriter(path)
                     writer.note(sources, complete=False)
                 if part != here:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -67,6 +68,42 @@ def check_target(
         _check_replaceable(path, sources)
         return False
     return append or _goes_on(path, names)
+
+
+def take_lock(path: str) -> int:
+    """Lock a local lake for writing: two processes that fill one would each add every row. A crash lets go of it.
+
+    Returns:
+        The descriptor of the lock, to be closed.
+
+    Raises:
+        LakeError: another process has it.
+    """
+    lock = os.open(os.path.join(path, LOCK), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise LakeError(
+            f"another process is writing to the lake at {path}", next_step="wait until it has ended"
+        ) from None
+    return lock
+
+
+def clear_target(lake: str, *, overwrite: bool) -> None:
+    """Make room for a new lake where `check_target` has allowed one.
+
+    Args:
+        overwrite: remove the lake that is there; else only what is left of one whose making was cut short.
+
+    Raises:
+        LakeError: another process is writing to it.
+    """
+    path = engine.normal_path(lake)
+    if not engine.is_remote(path) and os.path.isdir(path) and os.listdir(path):
+        os.close(take_lock(path))
+    if overwrite or (engine.exists(path) and not engine.open_dataset(path).schema.columns):
+        remove_lake(path)
 
 
 def remove_lake(lake: str) -> None:

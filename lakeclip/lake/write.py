@@ -7,7 +7,6 @@ that is killed leaves the lake as its last commit left it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import zlib
@@ -34,7 +33,7 @@ from lakeclip.lake.schema import (
 )
 from lakeclip.lake.sources.base import Sample, Source
 from lakeclip.lake.sources.images import ImageInfo
-from lakeclip.lake.target import LOCK
+from lakeclip.lake.target import LOCK, take_lock
 
 #: Small appends and commits each cost files: 600 tiny commits are 2,405 of them.
 ROWS_PER_APPEND = 1_000
@@ -223,18 +222,7 @@ class LakeWriter:
         return dataset
 
     def _take_lock(self) -> None:
-        """Two processes that fill the same local lake would each add every row. A crash lets go of the lock."""
-        if engine.is_remote(self.path):
-            return
-        self._lock = os.open(os.path.join(self.path, LOCK), os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock)
-            self._lock = None
-            raise LakeError(
-                f"another process is writing to the lake at {self.path}", next_step="wait until it has ended"
-            ) from None
+        self._lock = None if engine.is_remote(self.path) else take_lock(self.path)
 
     def _unlock(self) -> None:
         if self._lock is not None:

@@ -161,6 +161,28 @@ def test_two_processes_never_fill_one_lake(tmp_path: Path) -> None:
     assert ingest(sources, str(tmp_path / "lake"), append=True).rows == 0
 
 
+def test_what_is_left_of_a_making_that_was_cut_short_is_begun_anew(tmp_path: Path) -> None:
+    from lakeclip.lake.engine import deeplake
+
+    sources = shards(tmp_path / "in", 1, 3)
+    (tmp_path / "log/_deeplake_log").mkdir(parents=True)
+    (tmp_path / "lock").mkdir()
+    (tmp_path / "lock/lakeclip.lock").touch()
+    deeplake().create(str(tmp_path / "bare")).commit()
+    for name in ("log", "lock", "bare"):
+        assert ingest(sources, str(tmp_path / name)).rows == 3
+        assert len(open_lake(tmp_path / name)) == 3
+
+
+def test_a_lake_that_is_being_written_is_not_replaced(tmp_path: Path) -> None:
+    sources = shards(tmp_path / "in", 1, 3)
+    with write.LakeWriter(str(tmp_path / "lake")) as writer:
+        with pytest.raises(LakeError, match="another process is writing"):
+            ingest(sources, str(tmp_path / "lake"), overwrite=True)
+        writer.note([], complete=True)
+    ingest(sources, str(tmp_path / "lake"), overwrite=True)
+
+
 def test_a_lake_that_is_not_ours_is_not_added_to(tmp_path: Path) -> None:
     from lakeclip.lake.engine import deeplake
 
