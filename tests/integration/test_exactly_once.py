@@ -101,6 +101,17 @@ def test_a_second_run_is_refused_or_adds_what_is_new(tmp_path: Path) -> None:
     assert len(texts(tmp_path / "lake")) == 15
 
 
+def test_tars_of_one_name_in_several_folders(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    first = shards(tmp_path / "x/a", 1, 5)
+    second = shards(tmp_path / "x/b", 1, 7)
+    assert ingest(first, str(tmp_path / "lake")).rows == 5
+    assert ingest([*first, *second], str(tmp_path / "lake"), append=True).rows == 7
+    (tmp_path / "x/a").rename(tmp_path / "x/moved")
+    assert ingest([str(tmp_path / "x/moved/000.tar"), *second], str(tmp_path / "lake"), append=True).rows == 0
+    assert len(open_lake(tmp_path / "lake")) == 12
+
+
 def test_new_files_in_a_folder_are_added_and_changed_ones_named(tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     write_files(folder, {f"{i}.jpg": picture(i) for i in range(4)} | {f"{i}.txt": f"photo {i}" for i in range(4)})

@@ -44,12 +44,13 @@ class Files:
 
     def skip_parts(self, done: Collection[tuple[str, int]]) -> None:
         """Do not read these files (part, stamp) again."""
-        self._done = frozenset(done)
+        # A folder that was renamed has not changed its files.
+        self._done = frozenset((os.path.basename(part), stamp_) for part, stamp_ in done)
 
     def __iter__(self) -> Iterator[Sample | Rejected]:
         for path, part in zip(self._paths, self._parts, strict=True):
             size, file = os.path.getsize(path), (part, stamp(path))
-            if file not in self._done:
+            if (os.path.basename(part), file[1]) not in self._done:
                 self.part = part
                 if (yield from self._read(path)):
                     self.ended.append(file)
@@ -66,9 +67,10 @@ class Files:
 
 
 def name_parts(paths: Sequence[str]) -> list[str]:
-    """What to call each of these paths in a lake: its last component, with as many before it as tell it from the rest.
+    """What to call each of these paths in a lake: its last two components, or as many as tell it from the rest.
 
-    The same path twice is the same part.
+    Two even where one would do, for the name must be the same in a later call that has others beside it. The same path
+    twice is the same part.
     """
     split = [_components(path) for path in paths]
     groups: defaultdict[str, set[tuple[str, ...]]] = defaultdict(set)
@@ -76,7 +78,7 @@ def name_parts(paths: Sequence[str]) -> list[str]:
         groups[components[-1]].add(components)
     lengths: dict[str, int] = {}
     for base, group in groups.items():
-        length = 1
+        length = 2
         while len({components[-length:] for components in group}) < len(group):
             length += 1
         lengths[base] = length

@@ -54,10 +54,15 @@ class FolderPairs:
         """There are none: files may have been added."""
 
     def __iter__(self) -> Iterator[Sample | Rejected]:
-        yield from self._pairing.rejected()
+        for rejected in self._pairing.rejected():
+            yield self._named(rejected)
         for pair in self._pairing.pairs():
             self.position += 1
-            yield self._read(pair)
+            item = self._read(pair)
+            yield self._named(item) if isinstance(item, Rejected) else item
+
+    def _named(self, rejected: Rejected) -> Rejected:
+        return rejected._replace(key=f"{self.part}: {rejected.key}")
 
     def _read(self, pair: Pair) -> Sample | Rejected:
         image, text = (read_file(os.path.join(self.name, path)) for path in pair)

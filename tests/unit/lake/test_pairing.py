@@ -159,10 +159,10 @@ def test_samples_carry_the_bytes_and_bad_files_a_reason(tmp_path: Path) -> None:
     write_files(tmp_path, {"a.jpg": picture(), "a.txt": "a cat\n\na dog\n", "b.jpg": picture(), "b.txt": " \n"})
     (tmp_path / "c.jpg").symlink_to(tmp_path / "gone")
     (tmp_path / "c.txt").write_text("x")
-    source = FolderPairs(str(tmp_path))
+    source = FolderPairs(str(tmp_path), "photos")
     first, second, third = source
     assert first == Sample("a.jpg", picture(), ("a cat", "a dog"), {})
-    assert second == Rejected("b.jpg", "caption is empty: b.txt")
+    assert second == Rejected("photos: b.jpg", "caption is empty: b.txt")
     assert isinstance(third, Rejected)
     assert third.reason.startswith("cannot be read")
     assert source.position == source.size == 3
