@@ -16,7 +16,6 @@ import csv
 import datetime
 import json
 import os
-import resource
 import shlex
 import shutil
 import subprocess
@@ -29,7 +28,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from machine import machine
+from machine import machine, peak_mib
 
 _ROWS = 1_000_000
 
@@ -53,16 +52,16 @@ def read(sources: list[str], lake: str) -> dict[str, Any]:
     from lakeclip.lake.ingest import ingest
 
     deeplake()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mib()
     report = ingest(sources, lake)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    grown = peak_mib() - before
     size = sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(lake) for name in names)
     return {
         "rows": report.rows,
         "left_out": report.reasons.total(),
         "rows_per_second": round(report.rows_per_second),
         "mb_per_second": round(size / 1e6 / report.seconds, 1),
-        "rss_mb_grown": round(grown / 1e3),
+        "rss_mib_grown": round(grown),
     }
 
 
@@ -212,9 +211,8 @@ def show(result: dict[str, Any]) -> None:
     print(f"{result['date']}  {result['machine']['cpu']}, {result['machine']['cores']} cores\n")
     print(f"{'source':24}{'rows':>12}{'rows/s':>10}{'MB/s':>8}{'memory grown':>15}")
     for name, run in result["sources"].items():
-        print(
-            f"{name:24}{run['rows']:12,}{run['rows_per_second']:10,}{run['mb_per_second']:8}{run['rss_mb_grown']:12} MB"
-        )
+        speed = f"{run['rows_per_second']:10,}{run['mb_per_second']:8}"
+        print(f"{name:24}{run['rows']:12,}{speed}{run['rss_mib_grown']:11} MiB")
 
 
 def _say(text: str) -> None:

@@ -1,7 +1,6 @@
 """The claims: from the same JPEGs, lakeclip's loader gives a core more 224-pixel samples a second than open_clip's
 WebDataset loader with its transform, and than Deep Lake's own `ds.pytorch()`; it comes close to what decoding and
-resizing alone allow; shuffled it is hardly slower than in order; and a million rows behind a query begin as soon as a
-thousand.
+resizing alone allow; and shuffled it is hardly slower than in order.
 
     .venv-peer/bin/python benchmarks/loader.py --data DIR --out benchmarks/results/NAME.json
 
@@ -16,7 +15,6 @@ import datetime
 import io
 import json
 import os
-import resource
 import shlex
 import statistics
 import subprocess
@@ -43,7 +41,6 @@ _IMAGE = 224
 #: Seconds of a measurement, after one pass over the photos that does not count.
 _SECONDS = 5.0
 _TILE = 448
-_ROWS = (1_000, 1_000_000)
 
 
 def main() -> None:
@@ -156,27 +153,9 @@ def decode_only(folder: Path, seconds: float) -> dict[str, Any]:
     return _rate(batches(), _count(folder), seconds)
 
 
-def first_batch(folder: Path, seconds: float) -> dict[str, Any]:
-    """Seconds from opening a lake with a query to its first shuffled batch, and the memory that took."""
-    import torch
-
-    from lakeclip.data.datamodule import PairDataModule
-    from lakeclip.lake import engine
-    from lakeclip.lake.dataset import open_lake
-
-    torch.set_num_threads(1)
-    engine.deeplake()
-    began = time.perf_counter()
-    lake = open_lake(folder, "NSFW == 'UNLIKELY' and width > 200")
-    module = PairDataModule(lake, batch_size=_BATCH, image_size=32)
-    next(iter(module.train_dataloader()))
-    took = time.perf_counter() - began
-    return {"seconds": took, "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "rows": len(lake)}
-
-
 SIDES: dict[str, Callable[[Path, float], dict[str, Any]]] = {
     side.__name__: side
-    for side in (lakeclip_shuffled, lakeclip_in_order, open_clip_loader, deep_lake_loader, decode_only, first_batch)
+    for side in (lakeclip_shuffled, lakeclip_in_order, open_clip_loader, deep_lake_loader, decode_only)
 }
 
 
@@ -257,32 +236,6 @@ def _pairs(data: Path) -> Iterator[tuple[bytes, str]]:
                     yield tar.extractfile(member).read(), caption  # type: ignore[union-attr]
 
 
-def make_rows(folder: Path, count: int) -> None:
-    """A lake of rows as LAION's metadata has them, each with a small picture."""
-    import numpy as np
-    from PIL import Image
-
-    from lakeclip.lake.sources.base import Sample
-    from lakeclip.lake.sources.images import ImageInfo
-    from lakeclip.lake.write import LakeWriter
-
-    random = np.random.default_rng(0)
-    pictures = []
-    for _ in range(64):
-        buffer = io.BytesIO()
-        Image.fromarray(random.integers(0, 255, (4, 4, 3), dtype=np.uint8)).resize((32, 32)).save(buffer, "JPEG")
-        pictures.append(buffer.getvalue())
-    with LakeWriter(str(folder)) as writer:
-        for row in range(count):
-            metadata = {
-                "URL": f"https://host{row % 997}.example/{row}.jpg",
-                "NSFW": ("UNLIKELY", "UNLIKELY", "UNLIKELY", "UNSURE")[row * 2654435761 % 4],
-                "similarity": row * 7919 % 1000 / 1000,
-            }
-            info = ImageInfo("jpeg", 100 + row * 31 % 1000, 32)
-            writer.append(Sample(f"{row}", pictures[row % 64], (f"a picture of thing {row}",), metadata), info)
-
-
 # ── all sides in turns ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -306,14 +259,6 @@ def measure(data: Path, work: Path, flags: argparse.Namespace) -> dict[str, Any]
             "of_decode_only": _ratio(rates, "lakeclip_shuffled", "decode_only"),
             "shuffled_of_in_order": _ratio(rates, "lakeclip_shuffled", "lakeclip_in_order"),
         }
-    starts: dict[str, list[dict[str, Any]]] = {}
-    for count in _ROWS:
-        _say(f"a lake of {count:,} rows")
-        make_rows(work / f"rows{count}", count)
-    for _ in range(flags.rounds):
-        for count in _ROWS:
-            starts.setdefault(f"{count}", []).append(_run("first_batch", work / f"rows{count}", flags.seconds))
-    few, many = ({name: statistics.median(run[name] for run in runs) for name in runs[0]} for runs in starts.values())
     packages = ("torch", "deeplake", "open_clip_torch", "webdataset", "simplejpeg", "pillow")
     return {
         "date": datetime.date.today().isoformat(),
@@ -321,11 +266,6 @@ def measure(data: Path, work: Path, flags: argparse.Namespace) -> dict[str, Any]
         "machine": machine(1),
         "versions": {name: version(name) for name in packages},
         "sizes": sizes,
-        "first_batch": {
-            "runs": starts,
-            "seconds_more": many["seconds"] - few["seconds"],
-            "rss_mib_more": many["rss_mib"] - few["rss_mib"],
-        },
     }
 
 
@@ -346,7 +286,7 @@ def _ratio(rates: dict[str, list[float]], ours: str, theirs: str) -> dict[str, f
 
 def _shown(words: list[str]) -> list[str]:
     """The command without this machine's folders."""
-    hidden = {"--data": "DIR", "--work": "DIR"}
+    hidden = {"--data": "DIR", "--work": "DIR", "--out": "FILE"}
     return [hidden.get(before, word) for before, word in zip(["", *words], words, strict=False)]
 
 
@@ -362,9 +302,6 @@ def show(result: dict[str, Any]) -> None:
     for claim in ("against_open_clip", "against_deep_lake", "of_decode_only", "shuffled_of_in_order"):
         cells = (size[claim] for size in result["sizes"].values())
         print(f"{claim:24}" + "".join(f"{cell['median']:7.2f} ({cell['min']:.2f})" for cell in cells))
-    start = result["first_batch"]
-    print(f"\nfirst batch at 1e6 rows with a query against 1e3: {start['seconds_more']:+.2f} s", end=", ")
-    print(f"{start['rss_mib_more']:+.0f} MiB")
 
 
 def _say(text: str) -> None:

@@ -10,6 +10,11 @@ from typing import Any
 
 
 def machine(threads: int) -> dict[str, Any]:
+    """CPU, cores, memory and system.
+
+    Args:
+        threads: how many each side may use.
+    """
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     bf16 = []
@@ -26,3 +31,12 @@ def machine(threads: int) -> dict[str, Any]:
         "memory_gib": round(memory / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+def peak_mib() -> float:
+    """The most memory that this process has had resident, in MiB.
+
+    Not `getrusage`: its figure outlives an exec, so a child begins with what its parent had.
+    """
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1024

@@ -13,7 +13,7 @@ from lakeclip.lake.sources.images import ImageInfo, check_image
 
 #: One task for a thread.
 _CHUNK = 32
-_CHUNK_BYTES = 16 * 2**20
+_CHUNK_BYTES = 4 * 2**20
 _MAX_THREADS = 8
 
 #: Why a row that has only an address cannot be used.

@@ -37,10 +37,10 @@ from lakeclip.lake.target import LOCK, take_lock
 
 #: Small appends and commits each cost files: 600 tiny commits are 2,405 of them.
 ROWS_PER_APPEND = 1_000
-BYTES_PER_APPEND = 32 * 2**20
+BYTES_PER_APPEND = 16 * 2**20
 ROWS_PER_COMMIT = 10_000
 #: Rows wait in memory for their commit.
-BYTES_PER_COMMIT = 96 * 2**20
+BYTES_PER_COMMIT = 64 * 2**20
 #: Room that an append must leave on the disk, for Deep Lake's log and everyone else.
 SPARE_BYTES = 4 * 2**20
 
