@@ -14,7 +14,7 @@ from lakeclip.errors import SourceError
 from lakeclip.lake.sources.record import Record
 
 #: Rows are decoded in batches of about this many bytes.
-_BATCH_BYTES = 8 * 2**20
+_BATCH_BYTES = 2 * 2**20
 _MAX_BATCH_ROWS = 1024
 
 
@@ -72,6 +72,7 @@ class ParquetTable:
                             yield Record(str(number), f"row {number}", row)
                             number += 1
                     self.position = os.path.getsize(self.path) * (group + 1) // groups
+                    pa.default_memory_pool().release_unused()  # else it keeps what each group needed
         except (pa.ArrowException, OSError, ValueError) as error:
             self.whole = False
             yield Record("", "", f"broken file: {_one_line(error)}; what follows row {number} is lost")
