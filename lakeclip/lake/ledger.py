@@ -12,7 +12,7 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lakeclip.lake.query import count_values, quote
 from lakeclip.lake.schema import COLUMNS, SOURCE, clean_text
-from lakeclip.lake.sources.base import Collision, Rejected, Sample, Source
+from lakeclip.lake.sources.base import Around, Rejected, Sample, Source
 
 #: Key in the dataset's metadata.
 _STATE = "lakeclip.ingest"
@@ -136,7 +136,7 @@ class Ledger:
         return np.asarray(view["row"][:], np.int64).reshape(-1)
 
 
-class Fresh:
+class Fresh(Around):
     """Of a source, what a lake does not hold yet (a `Source`).
 
     Args:
@@ -148,44 +148,9 @@ class Fresh:
     """
 
     def __init__(self, source: Source, ledger: Ledger) -> None:
-        self._source = source
+        super().__init__(source)
         self._ledger = ledger
         self.known = 0
-
-    @property
-    def name(self) -> str:
-        return self._source.name
-
-    @property
-    def part(self) -> str:
-        return self._source.part
-
-    @property
-    def size(self) -> int:
-        return self._source.size
-
-    @property
-    def position(self) -> int:
-        return self._source.position
-
-    @property
-    def collisions(self) -> list[Collision]:
-        return self._source.collisions
-
-    @property
-    def ignored(self) -> Counter[str]:
-        return self._source.ignored
-
-    @property
-    def mapping(self) -> dict[str, str]:
-        return self._source.mapping
-
-    @property
-    def ended(self) -> list[tuple[str, int]]:
-        return self._source.ended
-
-    def skip_parts(self, done: Collection[tuple[str, int]]) -> None:
-        self._source.skip_parts(done)
 
     def __iter__(self) -> Iterator[Sample | Rejected]:
         for item in self._source:

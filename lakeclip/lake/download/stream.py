@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from lakeclip.lake.download.memory import Claim, Memory
 from lakeclip.lake.download.network import is_public, open_session
 from lakeclip.lake.download.options import DownloadOptions
 from lakeclip.lake.download.shrink import check_and_shrink
-from lakeclip.lake.sources.base import Collision, Rejected, Sample, Source
+from lakeclip.lake.sources.base import Around, Rejected, Sample, Source
 
 #: What is read of the source ahead of the sample that is handed on. It lets a host be slow without holding up others.
 WINDOW = 4_096
@@ -48,7 +48,7 @@ class Picture(NamedTuple):
     held: int
 
 
-class Downloads:
+class Downloads(Around):
     """A source, with the pictures that it only gives addresses of (a `Source`).
 
     What has a picture, or no address, passes unchanged. The rest gets its picture, or the reason why there is none.
@@ -59,45 +59,21 @@ class Downloads:
     """
 
     def __init__(self, source: Source, options: DownloadOptions) -> None:
-        self.part = ""
-        self.position = 0
-        self._source = source
+        super().__init__(source)
+        self._part = ""
+        self._position = 0
         self._options = options
         self._allowed = _anywhere if options.allow_private else is_public
 
     @property
-    def name(self) -> str:
-        """The source's."""
-        return self._source.name
+    def part(self) -> str:
+        """Of the sample that was handed on last; the source is ahead of it."""
+        return self._part
 
     @property
-    def size(self) -> int:
-        """The source's."""
-        return self._source.size
-
-    @property
-    def collisions(self) -> list[Collision]:
-        """The source's."""
-        return self._source.collisions
-
-    @property
-    def ignored(self) -> Counter[str]:
-        """The source's."""
-        return self._source.ignored
-
-    @property
-    def mapping(self) -> dict[str, str]:
-        """The source's."""
-        return self._source.mapping
-
-    @property
-    def ended(self) -> list[tuple[str, int]]:
-        """Parts that the source has read to their end. Samples of theirs may still be on their way."""
-        return self._source.ended
-
-    def skip_parts(self, done: Collection[tuple[str, int]]) -> None:
-        """Do not read these parts (name, stamp)."""
-        self._source.skip_parts(done)
+    def position(self) -> int:
+        """Of the sample that was handed on last."""
+        return self._position
 
     def __iter__(self) -> Iterator[Sample | Rejected]:
         waiting: deque[_Pending] = deque()
@@ -115,14 +91,14 @@ class Downloads:
                     yield self._next(waiting.popleft(), downloader)
             while waiting:
                 yield self._next(waiting.popleft(), downloader)
-        self.position = self._source.position
+        self._position = self._source.position
 
     @staticmethod
     def _brought_by(entry: _Pending) -> int:
         return len(entry.item.image) if entry.picture is None and isinstance(entry.item, Sample) else 0
 
     def _next(self, entry: _Pending, downloader: _Downloader) -> Sample | Rejected:
-        self.part, self.position = entry.part, entry.position
+        self._part, self._position = entry.part, entry.position
         if entry.picture is None:
             return entry.item
         picture = downloader.finish(entry.picture)

@@ -102,6 +102,52 @@ class Source(Protocol):
         """Do not read these parts (name, stamp): they are in the lake, whole."""
 
 
+class Around:
+    """A source around another: what it says of itself is what the other says. Its subclasses iterate.
+
+    Args:
+        source: the other.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    @property
+    def name(self) -> str:
+        return self._source.name
+
+    @property
+    def part(self) -> str:
+        return self._source.part
+
+    @property
+    def size(self) -> int:
+        return self._source.size
+
+    @property
+    def position(self) -> int:
+        return self._source.position
+
+    @property
+    def collisions(self) -> list[Collision]:
+        return self._source.collisions
+
+    @property
+    def ignored(self) -> Counter[str]:
+        return self._source.ignored
+
+    @property
+    def mapping(self) -> dict[str, str]:
+        return self._source.mapping
+
+    @property
+    def ended(self) -> list[tuple[str, int]]:
+        return self._source.ended
+
+    def skip_parts(self, done: Collection[tuple[str, int]]) -> None:
+        self._source.skip_parts(done)
+
+
 class Samples:
     """Samples made in memory as a `Source`.
 
