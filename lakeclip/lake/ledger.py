@@ -44,7 +44,7 @@ def read_state(dataset: Any) -> State | None:
     """The state of a lake's last ingest; None where there has been none."""
     if _STATE not in dataset.metadata.keys():  # noqa: SIM118 Deep Lake's metadata is no dictionary
         # Stopped between the making of the lake and its first note.
-        ours = [column.name for column in dataset.schema.columns] == [*COLUMNS, SOURCE]
+        ours = {column.name for column in dataset.schema.columns} == {*COLUMNS, SOURCE}
         return State(False, []) if ours and not len(dataset) else None
     stored = json.loads(dataset.metadata[_STATE])
     return State(stored["complete"], stored["sources"])
@@ -100,6 +100,7 @@ class Ledger:
         Returns:
             "changed" where a row of its name is there with another image.
         """
+        part = clean_text(part)
         if not self._counts[part]:
             return "new"
         if part != self._part:

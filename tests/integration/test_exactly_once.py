@@ -180,7 +180,8 @@ def test_what_is_left_of_a_making_that_was_cut_short_is_begun_anew(tmp_path: Pat
     (tmp_path / "lock").mkdir()
     (tmp_path / "lock/lakeclip.lock").touch()
     deeplake().create(str(tmp_path / "bare")).commit()
-    for name in ("log", "lock", "bare"):
+    write.LakeWriter(str(tmp_path / "rowless")).abandon()
+    for name in ("log", "lock", "bare", "rowless"):
         assert ingest(sources, str(tmp_path / name)).rows == 3
         assert len(open_lake(tmp_path / name)) == 3
 
