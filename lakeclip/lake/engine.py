@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from lakeclip.errors import LakeError
-from lakeclip.lake.remote import deadline
-from lakeclip.lake.remote.trouble import Trouble, explain_trouble, spare_metadata_service, trouble
+from lakeclip.lake import deadline
+from lakeclip.lake.trouble import Trouble, explain_trouble, spare_metadata_service, trouble
 
 #: Environment variable that holds the Activeloop token for hub:// and al:// datasets.
 TOKEN_VARIABLE = "ACTIVELOOP_TOKEN"  # noqa: S105 a name, not a secret

@@ -259,7 +259,7 @@ def test_a_server_that_hangs_from_the_start_ends_the_program_in_order(s3: Store)
     result = _python(
         "import sys\n"
         "from lakeclip.errors import LakeError\n"
-        "from lakeclip.lake import engine\nfrom lakeclip.lake.remote import deadline\n"
+        "from lakeclip.lake import engine\nfrom lakeclip.lake import deadline\n"
         "engine.OPEN_SECONDS = deadline.EXIT_SECONDS = 1.0\n"
         "try:\n"
         f"    engine.open_dataset({REMOTE!r}, seconds=1.0)\n"

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lakeclip.errors import LakeError
-from lakeclip.lake import engine
-from lakeclip.lake.remote import deadline
+from lakeclip.lake import deadline, engine
 from lakeclip.lake.remote.cache import Cache, Chunk, Held, Lock, Stored
-from lakeclip.lake.remote.trouble import Trouble, explain_trouble, trouble
+from lakeclip.lake.trouble import Trouble, explain_trouble, trouble
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 
 from lakeclip.errors import LakeError
-from lakeclip.lake.remote import deadline
+from lakeclip.lake import deadline
 
 
 class Trouble(Enum):
