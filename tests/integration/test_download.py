@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -95,6 +99,43 @@ def test_failures_are_tried_again_on_demand(tmp_path: Path, capsys: pytest.Captu
     run("ingest", *flags, tmp_path / "lake")
     assert "rows in" in capsys.readouterr().out
     assert len(open_lake(tmp_path / "lake")) == 6
+
+
+#: `lakeclip` with commits so small that a hundred rows take many of them.
+SMALL_COMMITS = """
+import sys
+from lakeclip.cli.app import main
+from lakeclip.lake import write
+
+write.ROWS_PER_APPEND, write.ROWS_PER_COMMIT = 5, 10
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_download_that_is_killed_goes_on(tmp_path: Path, in_place: bool) -> None:
+    routes = {f"/{i}": respond(picture(i), delay=0.02) for i in range(400)}
+    with Server(routes) as server:
+        table = laion(tmp_path / "list.parquet", [server.url(f"/{i}") for i in range(400)])
+        flags = ["--download", "--allow-private", "--per-host-rate", "0", "--per-host", "8"]
+        lake = tmp_path / "lake"
+        if in_place:
+            run("ingest", table, lake)
+        words = ["ingest", *flags, *([] if in_place else [str(table)]), str(lake)]
+        process = subprocess.Popen([sys.executable, "-c", SMALL_COMMITS, *words], stdout=subprocess.DEVNULL)
+        while len(server.requests) < 250:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        landed = len(open_lake(lake))
+        assert 0 < landed < 250
+        asked = len(server.requests)
+        run(*words)
+        assert len(server.requests) - asked == 400 - landed, "what has landed is not asked for again"
+    found = open_lake(lake)
+    assert Counter(found.column("text")) == Counter(f"photo {i}" for i in range(400))
+    texts = found.column("text")
+    assert found.images(range(400)) == [picture(int(str(text).removeprefix("photo "))) for text in texts]
 
 
 def test_private_addresses_are_refused_unless_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
