@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from lakeclip.config.schema import ModelConfig
 from lakeclip.lake.ingest import fill_lake
 from lakeclip.lake.sources.base import Sample, Samples
 from lakeclip.lake.sources.scenes import scenes
+
+# A shell starts what is in the background deaf to Ctrl-C, and so is every process that a test starts to interrupt it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: The smallest model that reads CLIP's token ids: made in milliseconds, and good for nothing else.
 TINY = ModelConfig(

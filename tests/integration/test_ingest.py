@@ -227,7 +227,6 @@ def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 SLOW_INGEST = """
-import signal
 import sys
 from lakeclip.lake import write
 from lakeclip.lake.ingest import fill_lake
@@ -236,7 +235,6 @@ from tests.unit.lake.pairs import picture
 
 write.ROWS_PER_APPEND, write.ROWS_PER_COMMIT = 20, 100
 image = picture()
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background deaf to it
 
 def forever():
     for i in range(10**9):
