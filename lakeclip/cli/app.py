@@ -15,7 +15,7 @@ from lakeclip.errors import LakeclipError
 #: Verb → what it does. Each is the module of that name in this folder, with a function `run(argv)`.
 VERBS = {
     "demo": "make a small lake of drawn scenes, train on it, evaluate, and write a report",
-    "ingest": "images and captions into a lake: a folder of pairs, or WebDataset tars",
+    "ingest": "images and captions into a lake: folders, tars, tables, addresses, other lakes",
     "inspect": "what is in a lake: rows, columns, captions, sizes",
     "models": "the models, with their parameters and cost",
     "train": "train CLIP from scratch, or go on with a run",

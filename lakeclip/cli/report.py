@@ -103,7 +103,7 @@ def _validation_rows(lineage: dict[str, Any]) -> tuple[RowSource, list[int], str
     import numpy as np
 
     from lakeclip.data.order import Order
-    from lakeclip.data.plan import make_plans
+    from lakeclip.data.plan import every_place, make_plans
     from lakeclip.lake.pairs import open_pairs
 
     # A checkpoint may be older than a setting, or know one that is no more.
@@ -112,7 +112,7 @@ def _validation_rows(lineage: dict[str, Any]) -> tuple[RowSource, list[int], str
     path = lineage["data"]["path"]
     if data.val_lake:
         source = open_pairs(DataConfig(lake=data.val_lake))
-        _, rows = make_plans(source, 1.0, seed=0, shuffle=False)
+        rows = every_place(source)
         about = f"From the validation data, {source.path}."
     elif path:
         lake, folder = (None, path) if data.folder else (path, None)
@@ -122,7 +122,7 @@ def _validation_rows(lineage: dict[str, Any]) -> tuple[RowSource, list[int], str
         _, rows = make_plans(source, data.val_fraction, seed=0, shuffle=False)
         which = "Rows that training never saw, held out from"
         if not len(rows):
-            _, rows = make_plans(source, 1.0, seed=0, shuffle=False)
+            rows = every_place(source)
             which = "Rows that the model was trained on, from"
         about = f"{which} {source.path}."
     else:

@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 
 from lakeclip.data.order import Order
-from lakeclip.data.plan import Pass, make_plans, parts_of
+from lakeclip.data.plan import Pass, every_place, make_plans, parts_of
 from lakeclip.data.progress import Mark
 from lakeclip.data.stream import EvalSpans, PairLoader, PairStream, Span, TrainSpans
 from lakeclip.data.transforms import EvalTransform, TrainTransform
@@ -85,7 +85,7 @@ class PairDataModule(L.LightningDataModule):
         train_plan, held_out = make_plans(source, 0.0 if val_source else val_fraction, seed=seed, shuffle=shuffle)
         self.train_stream = PairStream(source, train_plan, TrainTransform(image_size, resize_ratio), self.tokenize)
         if val_source is not None:
-            _, held_out = make_plans(val_source, 1.0, seed=seed, shuffle=shuffle)
+            held_out = every_place(val_source)
         # Shuffled once, so that a batch is as mixed and a part as representative as the whole.
         val_plan = Pass(held_out, Order(len(held_out), seed=0))
         self.val_stream = PairStream(val_source or source, val_plan, EvalTransform(image_size), self.tokenize)

@@ -207,12 +207,18 @@ def parts_of(source: RowSource) -> list[RowSource]:
     return list(source.parts) if isinstance(source, Lakes) else [source]
 
 
+def every_place(source: RowSource) -> Places:
+    """All rows of a source, none held out."""
+    offsets = source.offsets if isinstance(source, Lakes) else [0]
+    return Chain([hold_out(len(part), 0.0)[0] for part in parts_of(source)], offsets)
+
+
 def make_plans(source: RowSource, held_fraction: float, *, seed: int, shuffle: bool) -> tuple[Plan, Places]:
     """Which rows of a source to train on and in which order, and which are held out from that.
 
     Args:
         source: one lake or folder, or a mixture, each part of which is divided by itself.
-        held_fraction: share of the rows to hold out; 1 for all, to train on none of them.
+        held_fraction: share of the rows to hold out.
         seed: of the order.
         shuffle: False to take the rows as they stand.
 
@@ -224,9 +230,7 @@ def make_plans(source: RowSource, held_fraction: float, *, seed: int, shuffle: b
     passes: list[Pass] = []
     held: list[Places] = []
     for number, (part, offset) in enumerate(zip(parts, offsets, strict=True)):
-        train, held_out = hold_out(len(part), held_fraction if held_fraction < 1 else 0.0)
-        if held_fraction >= 1:
-            held_out = train
+        train, held_out = hold_out(len(part), held_fraction)
         weights = None
         if isinstance(part, Lake) and part.weights is not None:
             own = part.weights[train[np.arange(len(train))]]

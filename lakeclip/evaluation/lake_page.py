@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import bisect
 from collections.abc import Sequence
 from datetime import datetime
@@ -10,10 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
-
 from lakeclip.errors import ImageError, OutputError
 from lakeclip.evaluation.gallery import Picture, thumbnail
+from lakeclip.evaluation.page import page_template
 from lakeclip.lake.sources.images import ImageInfo, check_image
 from lakeclip.lake.survey.census import TokenCount
 from lakeclip.lake.survey.samples import LakeSample
@@ -93,16 +91,7 @@ def render_lake_page(
     tokens: TokenCount | None,
 ) -> str:
     """The page as text. Everything that comes from data is escaped, and the page forbids scripts and the network."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = percent
-    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
-    return environment.get_template("lake_page.html.jinja").render(
+    return page_template("lake_page.html.jinja").render(
         summary=summary,
         name=Path(summary.path).name or summary.path,
         histograms=_histograms(summary),

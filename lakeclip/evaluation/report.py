@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -20,6 +18,7 @@ from lakeclip.errors import OutputError
 from lakeclip.evaluation.charts import draw_charts
 from lakeclip.evaluation.gallery import Gallery
 from lakeclip.evaluation.history import Curves
+from lakeclip.evaluation.page import page_template
 from lakeclip.evaluation.retrieval import RetrievalResult
 from lakeclip.evaluation.zeroshot import ZeroShotResult
 
@@ -109,16 +108,8 @@ def render_report(
     gallery: Gallery | None,
 ) -> str:
     """The page as text. Everything that comes from data is escaped, and the page forbids scripts and the network."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     headline, verdict = _headline(facts, zeroshot, retrieval)
-    return environment.get_template("report.html.jinja").render(
+    return page_template("report.html.jinja").render(
         title=f"{facts.name}: {headline}",
         headline=headline,
         verdict_text=verdict,

@@ -97,7 +97,7 @@ def find_image_column(columns: dict[str, str], wanted: str | None, path: str) ->
         f"the lake at {path} has no usable image column",
         found=list_columns(columns),
         allowed="a column of type image or bytes, called image, images, img, jpg, …",
-        next_step=f"{', '.join(links)} holds addresses, not images: download them and ingest the files"
+        next_step=f"{', '.join(links)} holds addresses, not images: lakeclip ingest --download {path} NEW_LAKE"
         if links
         else "name the column with --image-column",
     )

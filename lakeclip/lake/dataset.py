@@ -199,7 +199,11 @@ class Lake:
 
     def images(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> list[bytes]:
         """The encoded images at these indices, without their captions, damaged or not."""
-        return self._images(self.base_rows(indices))[0]
+        return self.images_and_damage(indices)[0]
+
+    def images_and_damage(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> tuple[list[bytes], list[str]]:
+        """The encoded images at these indices, and how each differs from what was ingested ('' where it does not)."""
+        return self._images(self.base_rows(indices))
 
     def captions(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> list[tuple[str, ...]]:
         """The captions at these indices, without their images."""

@@ -162,7 +162,7 @@ def fill_lake(
     try:
         if goes_on:
             writer = LakeWriter(path, existing=True)
-            writer.note(sources, complete=False)
+            writer.begin(sources)
             dataset = engine.open_dataset(path)
             report.rows_before = len(dataset)
             ledger, whole = Ledger(dataset), whole_parts(dataset)
@@ -182,7 +182,7 @@ def fill_lake(
                 if writer is None:
                     clear_target(path, overwrite=overwrite)
                     writer = LakeWriter(path)
-                    writer.note(sources, complete=False)
+                    writer.begin(sources)
                 if part != here:
                     _end_parts(writer, sources, here)
                     here = part
@@ -195,9 +195,7 @@ def fill_lake(
                 bar.show(report.rows)
         if writer is not None:
             _end_parts(writer, sources, here)
-            writer.commit()
-            writer.note(sources, complete=True)
-            writer.close()
+            writer.close(sources)
     except BaseException as error:
         if writer is not None:
             writer.abandon()

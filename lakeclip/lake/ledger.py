@@ -84,11 +84,7 @@ class Ledger:
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
-        self._columns = [column.name for column in dataset.schema.columns]
-        self.rows = len(dataset)
-        self._counts: Counter[str] = Counter()
-        if self.rows and SOURCE in self._columns:
-            self._counts.update(count_values(dataset, SOURCE))
+        self._counts = Counter(count_values(dataset, SOURCE) if len(dataset) else {})
         self._part: str | None = None
         self._names = np.empty(0, np.uint64)
         self._crc32 = np.empty(0, np.uint32)

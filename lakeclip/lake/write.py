@@ -123,12 +123,9 @@ class LakeWriter:
             if self._pending_rows >= ROWS_PER_COMMIT or self._pending_bytes >= BYTES_PER_COMMIT:
                 self.commit()
 
-    def note(self, sources: Sequence[Source], *, complete: bool) -> None:
-        """Leave word in the lake of what is being read into it, or that it all has been."""
-        try:
-            write_state(self._dataset, sources, complete=complete)
-        except Exception as error:
-            raise self._failure(engine.one_line(error)) from None
+    def begin(self, sources: Sequence[Source]) -> None:
+        """Leave word in the lake of what is being read into it."""
+        self._note(sources, complete=False)
 
     def end_part(self, part: str, stamp: int) -> None:
         """Note in the next commit that a part of the source, as it is by its `stamp`, has been read to its end."""
@@ -177,8 +174,11 @@ class LakeWriter:
         self._pending_rows = self._pending_bytes = self._replaced = 0
         self._parts, self._whole = [], []
 
-    def close(self) -> None:
+    def close(self, sources: Sequence[Source] | None = None) -> None:
         """Commit what is left, and see that the lake opens and holds every row.
+
+        Args:
+            sources: leave word that all of these have been read.
 
         Raises:
             OutputError: it does not.
@@ -190,6 +190,8 @@ class LakeWriter:
             raise self._failure(engine.one_line(error)) from None
         if found != self.rows:
             raise self._failure(f"{found:,} of {self.rows:,} rows can be read")
+        if sources is not None:
+            self._note(sources, complete=True)
         self._unlock()
 
     def abandon(self) -> None:
@@ -200,6 +202,12 @@ class LakeWriter:
             # Ctrl-C may have come between a commit and its being counted.
             self.rows = len(self._dataset)
         self._unlock()
+
+    def _note(self, sources: Sequence[Source], *, complete: bool) -> None:
+        try:
+            write_state(self._dataset, sources, complete=complete)
+        except Exception as error:
+            raise self._failure(engine.one_line(error)) from None
 
     def _open(self) -> Any:
         self._take_lock()

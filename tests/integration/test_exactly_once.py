@@ -191,7 +191,7 @@ def test_a_lake_that_is_being_written_is_not_replaced(tmp_path: Path) -> None:
     with write.LakeWriter(str(tmp_path / "lake")) as writer:
         with pytest.raises(LakeError, match="another process is writing"):
             ingest(sources, str(tmp_path / "lake"), overwrite=True)
-        writer.note([], complete=True)
+        writer.close([])
     ingest(sources, str(tmp_path / "lake"), overwrite=True)
 
 

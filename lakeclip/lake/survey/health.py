@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -63,17 +62,15 @@ def has_checksums(lake: Lake) -> bool:
 
 
 def _check(lake: Lake, indices: Sequence[int] | NDArray[np.integer[Any]], *, has_captions: bool) -> list[Finding]:
-    # Not `lake.images`: it refuses a damaged image, which here is to be counted.
-    images = [_as_bytes(value) for value in lake.values(lake.image_column, indices)]
+    images, damage = lake.images_and_damage(indices)
     unknown = [None] * len(images)
-    sums = lake.values("crc32", indices) if has_checksums(lake) else unknown
     noted = lake.values(UNUSABLE, indices) if lake.columns.get(UNUSABLE) == "text" else unknown
     captions = lake.captions(indices) if has_captions else unknown
     problems = [str(note or "") or ("" if image else NO_IMAGE) for image, note in zip(images, noted, strict=True)]
     unclear = [place for place, problem in enumerate(problems) if not problem]
     if unclear:
         with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="check") as pool:
-            found = pool.map(_problem, [images[place] for place in unclear], [sums[place] for place in unclear])
+            found = pool.map(_problem, [images[place] for place in unclear], [damage[place] for place in unclear])
             for place, problem in zip(unclear, found, strict=True):
                 problems[place] = problem
     return [
@@ -82,12 +79,8 @@ def _check(lake: Lake, indices: Sequence[int] | NDArray[np.integer[Any]], *, has
     ]
 
 
-def _problem(image: bytes, checksum: object) -> str:
-    if checksum is not None and zlib.crc32(image) != checksum:
+def _problem(image: bytes, damage: str) -> str:
+    if damage:
         return DAMAGED
     found = check_image(image)
     return found if isinstance(found, str) else ""
-
-
-def _as_bytes(value: object) -> bytes:
-    return bytes(value) if isinstance(value, (bytes, bytearray, memoryview)) else b""
