@@ -69,12 +69,16 @@ class DataConfig:
     """Column with the captions; several, with commas between them, are joined. Default: found by its name and type."""
     caption_template: str | None = None
     """Captions made from columns, e.g. "a photo of {label}, {text}"."""
+    same_by: tuple[str, ...] = ()
+    """Rows that share any of these are right answers for each other: `image`, `caption`, or columns of the lake."""
     mark_unusable: bool = False
     """After the run, mark in the lake the rows that could not be used (column `unusable`), for later runs to skip."""
     batch_size: int = 256
     """Pairs per device and step."""
     image_size: int | None = None
     """Side of the square crop in pixels. Default: the model's."""
+    small_images: str | None = None
+    """Smaller images first (CLIPA): "112:0.6" for 112 pixels in the first 60% of the run, "112:0.4 160:0.4" for two."""
     resize_ratio: float = 0.75
     """Smallest share of the image's area that the random square crop may keep; 1 for the largest square."""
     shuffle: bool = True
@@ -110,12 +114,39 @@ class OptimizerConfig:
     warmup_steps: int | None = None
     """Steps of linear warm-up. Default: the paper's 2,000, or a tenth of the run where that is less."""
 
+    states: Literal["32", "bf16", "8bit"] = "32"
+    """Bits of Adam's running averages: float32, bfloat16 rounded stochastically, or 8 bits a block (torchao)."""
+    text_weights: Literal["32", "bf16"] = "32"
+    """The text tower's weights: float32, or bfloat16 rounded stochastically, as in the paper."""
+    max_grad_norm: float | None = None
+    """Scale gradients down to this norm over all parameters. Default: as they are."""
+    ema_decay: float | None = None
+    """Keep an average of the weights that decays by this a step; validation, best and last checkpoints use it."""
+
     def __post_init__(self) -> None:
+        _require("max_grad_norm", self.max_grad_norm, self.max_grad_norm is None or self.max_grad_norm > 0, "above 0")
+        _require("ema_decay", self.ema_decay, self.ema_decay is None or 0 <= self.ema_decay < 1, "0 up to, not with, 1")
         _require("lr", self.lr, self.lr is None or self.lr > 0, "above 0")
         _require("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
         _require("warmup_steps", self.warmup_steps, (self.warmup_steps or 0) >= 0, "0 or more")
         _require("eps", self.eps, self.eps is None or self.eps > 0, "above 0")
         _require("betas", self.betas, all(0 <= beta < 1 for beta in self.betas or ()), "two numbers from 0 up to 1")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What the two towers are asked to agree on."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    objective: Literal["softmax", "sigmoid"] = "softmax"
+    """Softmax: pick each other out of the global batch (CLIP). Sigmoid: tell each pair on its own (SigLIP)."""
+    label_smoothing: float = 0.0
+    """Share of the softmax's answer that is spread evenly over the batch."""
+
+    def __post_init__(self) -> None:
+        allowed = "0 (none) up to, not with, 1"
+        _require("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, allowed)
 
 
 @dataclass(frozen=True)
@@ -130,6 +161,16 @@ class TrainerConfig:
     """Stop after this many steps, even within an epoch; the schedule ends there too."""
     minibatch_size: int | None = None
     """Embed at most this many pairs at once, for the same gradients in less memory. Default: the whole batch."""
+    accumulate: int = 1
+    """Add up the gradients of this many batches before a step. Each batch is compared within itself."""
+    patch_dropout: float = 0.0
+    """Leave out this share of each image's patches in training (FLIP), for vision transformers."""
+    checkpointing: Literal["off", "selective", "on"] = "off"
+    """Activations computed again instead of kept: none, those between matrix products, or all inside a block."""
+    compile: bool = False
+    """Compile the towers: some steps faster, after a minute or so at the start."""
+    max_skipped: int = 3
+    """Skip a step whose loss or gradient is not finite or far off; after so many in a row go back to good weights."""
     precision: Literal["32", "16", "bf16"] = "32"
     """Arithmetic: full, float16 with loss scaling, or bfloat16."""
     accelerator: Literal["auto", "cpu", "gpu", "mps", "tpu"] = "auto"
@@ -148,7 +189,9 @@ class TrainerConfig:
     """Name of this run's folder. Default: the model and the time."""
 
     def __post_init__(self) -> None:
-        for name in ("max_epochs", "max_steps", "minibatch_size", "devices", "num_nodes", "val_every_steps"):
+        _require("patch_dropout", self.patch_dropout, 0 <= self.patch_dropout < 1, "0 (none) up to, not with, 1")
+        counts = ("max_epochs", "max_steps", "minibatch_size", "accumulate", "max_skipped", "devices", "num_nodes")
+        for name in (*counts, "val_every_steps"):
             value = getattr(self, name)
             _require(name, value, value is None or value >= 1, "at least 1")
 
@@ -164,6 +207,7 @@ class TrainConfig:
     model_config: str | None = None
     """YAML file with models of your own, in the layout of lakeclip/models/configs."""
     data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 

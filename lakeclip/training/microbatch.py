@@ -9,7 +9,7 @@ case: its graph is kept, and nothing is computed twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 #: (images, texts) of a micro-batch → (image features, text features), each (micro-batch, embed) of unit length.
 Embed = Callable[[Tensor, Any], tuple[Tensor, Tensor]]
-#: (image features, text features, logit_scale) of this process's batch → loss.
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+#: (image features, text features) of this process's batch → loss.
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class StepResult(NamedTuple):
@@ -37,7 +37,7 @@ def backward_through_batch(
     model: nn.Module,
     embed: Embed,
     loss: Loss,
-    logit_scale: nn.Parameter,
+    scalars: Sequence[nn.Parameter],
     minibatch_size: int | None,
     backward: Callable[[Tensor], None],
     no_sync: Callable[[], AbstractContextManager[Any]],
@@ -47,52 +47,99 @@ def backward_through_batch(
     Args:
         images: (batch, …), this process's share of the global batch.
         texts: token ids (batch, context), or a mapping of such tensors.
-        model: holds the batch-norm layers whose statistics must move once per micro-batch.
+        model: holds the batch-norm layers whose statistics must move once.
+        scalars: what the loss depends on besides the features, such as `logit_scale`.
         minibatch_size: pairs embedded at a time; the whole batch when None. It need not divide the batch.
         backward: back-propagates a scalar (Lightning's `manual_backward`, which also scales it under float16).
         no_sync: context in which gradients are not averaged between processes; used until the last backward.
     """
-    size = min(minibatch_size or len(images), len(images))
-    chunks = [slice(start, start + size) for start in range(0, len(images), size)]
+    chunks = _micro_batches(len(images), texts, minibatch_size or len(images))
+    *earlier, kept = chunks
 
     # Every micro-batch but the last is embedded without a graph, and again with one once its gradient is known.
     states, parts = [], []
-    with torch.no_grad(), _batch_statistics_untouched(model):
-        for chunk in chunks[:-1]:
+    with _statistics_of_the_whole_batch(model, chunks) as statistics:
+        for chunk in earlier:
             states.append(_random_state(images.device))
-            parts.append(embed(images[chunk], _take(texts, chunk)))
-    last = embed(images[chunks[-1]], _take(texts, chunks[-1]))
-    parts.append(last)
+            with torch.no_grad():
+                parts.append(embed(images[chunk], _take(texts, chunk)))
+            statistics.note(chunk)
+        last = embed(images[kept], _take(texts, kept))
+        parts.append(last)
+        statistics.note(kept)
 
-    image_features = torch.cat([part[0].detach() for part in parts]).requires_grad_()
-    text_features = torch.cat([part[1].detach() for part in parts]).requires_grad_()
-    value = loss(image_features, text_features, logit_scale)
-    image_gradient, text_gradient, scale_gradient = torch.autograd.grad(
-        value, (image_features, text_features, logit_scale)
+    image_features, text_features = (_in_order(side, chunks).requires_grad_() for side in zip(*parts, strict=True))
+    value = loss(image_features, text_features)
+    image_gradient, text_gradient, *scalar_gradients = torch.autograd.grad(
+        value, (image_features, text_features, *scalars)
     )
 
-    def pull(features: tuple[Tensor, Tensor], chunk: slice) -> Tensor:
+    def pull(features: tuple[Tensor, Tensor], chunk: Tensor | slice) -> Tensor:
         """A scalar whose gradient with respect to the features is the loss's."""
         return (features[0] * image_gradient[chunk]).sum() + (features[1] * text_gradient[chunk]).sum()
 
     # The last micro-batch's graph exists already and goes first, so that it and another are never held at once. The
-    # processes average gradients in the last backward of all, which therefore has `logit_scale`'s.
-    *earlier, kept = chunks
-    scale_pull = logit_scale * scale_gradient
+    # processes average gradients in the last backward of all, which therefore has the scalars'.
+    scalar_pull = sum(scalar * gradient for scalar, gradient in zip(scalars, scalar_gradients, strict=True))
     with no_sync() if earlier else nullcontext():
-        backward(pull(last, kept) if earlier else pull(last, kept) + scale_pull)
+        backward(pull(last, kept) if earlier else pull(last, kept) + scalar_pull)
     del last, parts
-    for chunk, state in zip(earlier, states, strict=True):
-        is_final = chunk is earlier[-1]
-        with nullcontext() if is_final else no_sync(), _replayed(state, images.device):
-            scalar = pull(embed(images[chunk], _take(texts, chunk)), chunk)
-            backward(scalar + scale_pull if is_final else scalar)
+    with _statistics_untouched(model):
+        for chunk, state in zip(earlier, states, strict=True):
+            is_final = chunk is earlier[-1]
+            with nullcontext() if is_final else no_sync(), _replayed(state, images.device):
+                scalar = pull(embed(images[chunk], _take(texts, chunk)), chunk)
+                backward(scalar + scalar_pull if is_final else scalar)
     return StepResult(value.detach(), image_features.detach(), text_features.detach())
 
 
-def _take(texts: Any, chunk: slice) -> Any:
-    """Rows of a tensor, or of every tensor in a mapping such as a Hugging Face `BatchEncoding`."""
-    return texts[chunk] if isinstance(texts, Tensor) else {name: value[chunk] for name, value in texts.items()}
+# ── cutting a batch ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _micro_batches(batch: int, texts: Any, size: int) -> list[Tensor | slice]:
+    """Which pairs are embedded together: neighbours by the length of their captions, so that little is padding."""
+    if size >= batch:
+        return [slice(None)]
+    longest_first = _lengths(texts).argsort(descending=True, stable=True)
+    return list(torch.split(longest_first, size))
+
+
+def _lengths(texts: Any) -> Tensor:
+    """Tokens of each caption, by its mask or by where it ends; only the order of what is embedded hangs on it."""
+    if not isinstance(texts, Tensor):
+        if "attention_mask" in texts:
+            mask: Tensor = texts["attention_mask"]
+            return mask.sum(dim=-1)
+        texts = texts["input_ids"]
+    ends: Tensor = texts.argmax(dim=-1)
+    return ends
+
+
+def _take(texts: Any, chunk: Tensor | slice) -> Any:
+    """Rows of a tensor, or of every tensor in a mapping such as a Hugging Face `BatchEncoding`.
+
+    A mapping with a mask loses the columns that are padding in all of these rows; `CLIP` does so by itself.
+    """
+    if isinstance(texts, Tensor):
+        return texts[chunk]
+    taken: Mapping[str, Tensor] = {name: value[chunk] for name, value in texts.items()}
+    if isinstance(chunk, Tensor) and "attention_mask" in taken:
+        mask = taken["attention_mask"]
+        width = int(mask.any(dim=0).nonzero().max()) + 1
+        taken = {name: value[:, :width] if value.shape == mask.shape else value for name, value in taken.items()}
+    return taken
+
+
+def _in_order(parts: Sequence[Tensor], chunks: Sequence[Tensor | slice]) -> Tensor:
+    """The features of all micro-batches, detached and in the batch's order."""
+    joined = torch.cat([part.detach() for part in parts])
+    if isinstance(chunks[0], slice):
+        return joined
+    back = torch.cat([chunk for chunk in chunks if isinstance(chunk, Tensor)]).argsort()
+    return joined[back]
+
+
+# ── embedding twice, with the effects of once ─────────────────────────────────────────────────────────────────────
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
@@ -109,15 +156,107 @@ def _replayed(state: tuple[Tensor, Tensor | None], device: torch.device) -> Iter
         yield
 
 
+def _batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The layers that normalise by the batch and keep running statistics of it."""
+    return [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training and layer.running_mean is not None
+    ]
+
+
 @contextmanager
-def _batch_statistics_untouched(model: nn.Module) -> Iterator[None]:
-    """Normalise by the batch as in training, but leave the running statistics for the pass with a graph."""
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-    tracking = [layer.track_running_stats for layer in layers]
+def _statistics_untouched(model: nn.Module) -> Iterator[None]:
+    """Normalise by the batch as in training, and leave the running statistics as they are."""
+    layers = _batch_norms(model)
     for layer in layers:
         layer.track_running_stats = False
     try:
         yield
     finally:
-        for layer, tracked in zip(layers, tracking, strict=True):
-            layer.track_running_stats = tracked
+        for layer in layers:
+            layer.track_running_stats = True
+
+
+@contextmanager
+def _statistics_of_the_whole_batch(
+    model: nn.Module, chunks: Sequence[Tensor | slice]
+) -> Iterator[_Nothing | _BatchStatistics]:
+    """While all micro-batches are embedded: running statistics move once, by those of the whole batch.
+
+    Each layer normalises by its micro-batch, as it must; what it keeps for later evaluation is the mean and variance
+    over all of them together.
+    """
+    if len(chunks) == 1 or not (layers := _batch_norms(model)):
+        yield _Nothing()
+        return
+    statistics = _BatchStatistics(layers)
+    try:
+        yield statistics
+    finally:
+        statistics.close()
+
+
+class _Nothing:
+    """One micro-batch moves the statistics by itself, and most models have none."""
+
+    def note(self, chunk: Tensor | slice) -> None:
+        """Nothing to note."""
+
+
+class _BatchStatistics:
+    """Collects each micro-batch's mean and variance from layers that are told to forget all before it."""
+
+    def __init__(self, layers: list[nn.modules.batchnorm._BatchNorm]) -> None:
+        self._layers = layers
+        self._before = [(layer.running_mean.clone(), layer.running_var.clone()) for layer in layers]  # type: ignore[union-attr]
+        self._momenta = [layer.momentum for layer in layers]
+        self._counts = [layer.num_batches_tracked.clone() for layer in layers]  # type: ignore[union-attr]
+        self._sizes: dict[nn.Module, int] = {}
+        self._seen: list[list[tuple[int, Tensor, Tensor]]] = [[] for _ in layers]
+        self._hooks = [layer.register_forward_pre_hook(self._measure) for layer in layers]
+        for layer in layers:
+            layer.momentum = 1.0
+
+    def _measure(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._sizes[layer] = inputs[0].numel() // inputs[0].shape[1]
+
+    def note(self, chunk: Tensor | slice) -> None:
+        """A micro-batch has been embedded."""
+        for layer, seen in zip(self._layers, self._seen, strict=True):
+            if layer in self._sizes:
+                seen.append((self._sizes[layer], layer.running_mean.clone(), layer.running_var.clone()))  # type: ignore[union-attr]
+
+    @torch.no_grad()
+    def close(self) -> None:
+        """Let the layers be what they were, with statistics moved once."""
+        for hook in self._hooks:
+            hook.remove()
+        for layer, (mean, variance), momentum, count, seen in zip(
+            self._layers, self._before, self._momenta, self._counts, self._seen, strict=True
+        ):
+            layer.momentum = momentum
+            if seen:
+                share = 1 / (int(count) + 1) if momentum is None else momentum
+                whole_mean, whole_variance = _pooled(seen)
+                mean, variance = mean.lerp(whole_mean, share), variance.lerp(whole_variance, share)
+                count = count + 1
+            # Through `data`: the graph that is kept has seen these tensors, and does not read them again.
+            for buffer, value in (
+                (layer.running_mean, mean),
+                (layer.running_var, variance),
+                (layer.num_batches_tracked, count),
+            ):
+                assert buffer is not None
+                buffer.data.copy_(value)
+
+
+def _pooled(parts: Sequence[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance of samples, from the (number, mean, unbiased variance) of their parts."""
+    total = sum(number for number, _, _ in parts)
+    mean = torch.stack([part_mean * (number / total) for number, part_mean, _ in parts]).sum(dim=0)
+    squares = [
+        variance * (number - 1) + number * (part_mean - mean).square() if number > 1 else (part_mean - mean).square()
+        for number, part_mean, variance in parts
+    ]
+    return mean, torch.stack(squares).sum(dim=0) / max(1, total - 1)
