@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from lakeclip.config.schema import ModelConfig
 from lakeclip.errors import ModelError
 from lakeclip.models.resnet import ModifiedResNet
-from lakeclip.models.text_transformer import TextTransformer
+from lakeclip.models.text_transformer import TextTransformer, pack
 from lakeclip.models.transformer import LayerNorm
 from lakeclip.models.vision_transformer import HEAD_WIDTH, VisionTransformer
 
@@ -83,15 +83,15 @@ class CLIP(nn.Module):
         """Text features, not scaled to unit length: those of the end-of-text token, which has the highest id.
 
         Args:
-            ids: token ids, zeros after the end of text. Columns that are padding in every row may be left out: the
-                features stay the same.
+            ids: token ids. What stands after the end of text is not looked at, so any padding will do.
         """
         if ids.ndim != 2 or not 1 <= ids.shape[1] <= self.config.context_length:
             allowed = f"(batch, context) with at most {self.config.context_length} tokens"
             raise ModelError("the token ids do not fit the model", found=_shape(ids), allowed=allowed)
-        tokens = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]
-        feature: Tensor = self.ln_final(self.transformer(_autocast(tokens), ids.argmax(dim=-1)))
-        return feature @ self.text_projection
+        packed = pack(ids)
+        tokens = self.token_embedding(packed.ids) + packed.positions(self.positional_embedding)
+        feature: Tensor = self.ln_final(self.transformer(_autocast(tokens), packed.groups, packed.ends))
+        return feature[packed.back] @ self.text_projection
 
     def forward(
         self, images: Num[Tensor, "images 3 height width"], ids: Int[Tensor, "texts context"]

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lakeclip.models.recompute import Recompute, recomputed
 from lakeclip.models.transformer import attend
 from lakeclip.models.vision_transformer import HEAD_WIDTH
 
@@ -91,6 +92,7 @@ class ModifiedResNet(nn.Module):
 
     def __init__(self, *, resolution: int, layers: tuple[int, int, int, int], width: int, embed_dim: int) -> None:
         super().__init__()
+        self.recompute: Recompute = "off"
         self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width // 2)
         self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
@@ -113,7 +115,8 @@ class ModifiedResNet(nn.Module):
         x = F.relu(self.bn3(self.conv3(x)), inplace=True)
         x = F.avg_pool2d(x, 2)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
+            for bottleneck in stage:
+                x = recomputed(bottleneck, self.recompute, x)
         feature: Tensor = self.attnpool(x)
         return feature
 

@@ -1,15 +1,25 @@
 """The residual attention block of CLIP's image and text transformers, and a stack of them read out at one token.
 
 Parameter names are those of OpenAI's released weights: `resblocks.N.{ln_1, attn.in_proj_weight, attn.in_proj_bias,
-attn.out_proj, ln_2, mlp.c_fc, mlp.c_proj}`. Tensors are batch-first throughout.
+attn.out_proj, ln_2, mlp.c_fc, mlp.c_proj}`.
+
+Padding is not work: sequences lie one after another in one matrix of tokens, those of like length together. All
+products with weights are products of that matrix, and only attention looks at one group of sequences after another.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lakeclip.models.recompute import Recompute, recomputed
+
+#: How sequences lie in a matrix of tokens: (number of sequences, tokens of each) of every group, in order.
+Groups = Sequence[tuple[int, int]]
 
 
 def attend(
@@ -44,11 +54,6 @@ def attend(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).transpose(1, 2).flatten(2)
 
 
-def quick_gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """OpenAI's activation x · sigmoid(1.702 x), written so that autograd keeps one tensor instead of two."""
-    return F.silu(1.702 * x) / 1.702
-
-
 class LayerNorm(nn.LayerNorm):
     """Layer normalisation that computes in float32 when its input is half precision, and casts back.
 
@@ -74,28 +79,39 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x: Float[Tensor, "batch tokens width"], *, causal: bool) -> Float[Tensor, "batch tokens width"]:
-        q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
-        mixed: Tensor = self.out_proj(attend(q, k, v, heads=self.heads, causal=causal))
+    def forward(
+        self, x: Float[Tensor, "tokens width"], groups: Groups, *, causal: bool
+    ) -> Float[Tensor, "tokens width"]:
+        projected = _split(F.linear(x, self.in_proj_weight, self.in_proj_bias), groups)
+        parts = [attend(*part.chunk(3, dim=-1), heads=self.heads, causal=causal).flatten(0, 1) for part in projected]
+        mixed: Tensor = self.out_proj(_joined(parts))
         return mixed
 
     def at(
         self,
-        target: Float[Tensor, "batch width"],
-        x: Float[Tensor, "batch tokens width"],
-        visible: Bool[Tensor, "batch tokens"] | None,
-    ) -> Float[Tensor, "batch width"]:
-        """What `target`, one token of each sequence, gathers from the tokens of `x` that it may see."""
+        target: Float[Tensor, "sequences width"],
+        x: Float[Tensor, "tokens width"],
+        groups: Groups,
+        visible: Sequence[Bool[Tensor, "_ _"] | None],
+    ) -> Float[Tensor, "sequences width"]:
+        """What `target`, one token of each sequence, gathers from the tokens of its sequence in `x` that it may see."""
         width = x.shape[-1]
         weight, bias = self.in_proj_weight, self.in_proj_bias
-        q = F.linear(target, weight[:width], bias[:width])
-        k, v = F.linear(x, weight[width:], bias[width:]).chunk(2, dim=-1)
-        mixed: Tensor = self.out_proj(attend(q[:, None], k, v, heads=self.heads, visible=visible)[:, 0])
+        queries = torch.split(F.linear(target, weight[:width], bias[:width]), [sequences for sequences, _ in groups])
+        keys_values = _split(F.linear(x, weight[width:], bias[width:]), groups)
+        parts = [
+            attend(query[:, None], *part.chunk(2, dim=-1), heads=self.heads, visible=mask)[:, 0]
+            for query, part, mask in zip(queries, keys_values, visible, strict=True)
+        ]
+        mixed: Tensor = self.out_proj(_joined(parts))
         return mixed
 
 
 class MLP(nn.Module):
-    """Two linear layers, four times the width between them, with QuickGELU."""
+    """Two linear layers, four times the width between them, with OpenAI's activation QuickGELU: x · sigmoid(1.702 x).
+
+    That is silu(1.702 x) / 1.702. Both factors are put into the weights: these are smaller than what they multiply.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -103,8 +119,8 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * width, width)
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-        mixed: Tensor = self.c_proj(quick_gelu(self.c_fc(x)))
-        return mixed
+        hidden = F.silu(F.linear(x, 1.702 * self.c_fc.weight, 1.702 * self.c_fc.bias))
+        return F.linear(hidden, self.c_proj.weight / 1.702, self.c_proj.bias)
 
 
 class ResidualAttentionBlock(nn.Module):
@@ -117,37 +133,68 @@ class ResidualAttentionBlock(nn.Module):
         self.ln_2 = LayerNorm(width)
         self.mlp = MLP(width)
 
-    def forward(self, x: Float[Tensor, "batch tokens width"], *, causal: bool) -> Float[Tensor, "batch tokens width"]:
-        x = x + self.attn(self.ln_1(x), causal=causal)
+    def forward(self, x: Float[Tensor, "tokens width"], groups: Groups, causal: bool) -> Float[Tensor, "tokens width"]:
+        x = x + self.attn(self.ln_1(x), groups, causal=causal)
         out: Tensor = x + self.mlp(self.ln_2(x))
         return out
 
     def at(
-        self, position: Int[Tensor, " batch"], x: Float[Tensor, "batch tokens width"], *, causal: bool
-    ) -> Float[Tensor, "batch width"]:
-        """The block's output for one token of each sequence: exactly row `position` of `forward`, without the rest."""
-        rows = torch.arange(len(x), device=x.device)
-        visible = torch.arange(x.shape[1], device=x.device) <= position[:, None] if causal else None
+        self,
+        rows: Int[Tensor, " sequences"],
+        x: Float[Tensor, "tokens width"],
+        groups: Groups,
+        visible: Sequence[Bool[Tensor, "_ _"] | None],
+    ) -> Float[Tensor, "sequences width"]:
+        """The block's output for one token of each sequence: exactly these rows of `forward`, without the rest."""
         normed = self.ln_1(x)
-        target = x[rows, position] + self.attn.at(normed[rows, position], normed, visible)
+        target = x[rows] + self.attn.at(normed[rows], normed, groups, visible)
         out: Tensor = target + self.mlp(self.ln_2(target))
         return out
 
 
 class Transformer(nn.Module):
-    """A stack of blocks that is read out at one token per sequence; the last block computes that token only."""
+    """A stack of blocks that is read out at one token per sequence; the last block computes that token only.
+
+    Attributes:
+        recompute: which activations are computed again in the backward pass instead of kept.
+    """
 
     def __init__(self, width: int, layers: int, heads: int, *, causal: bool) -> None:
         super().__init__()
         self.causal = causal
+        self.recompute: Recompute = "off"
         self.resblocks = nn.ModuleList(ResidualAttentionBlock(width, heads) for _ in range(layers))
 
     def forward(
-        self, x: Float[Tensor, "batch tokens width"], position: Int[Tensor, " batch"]
-    ) -> Float[Tensor, "batch width"]:
+        self, x: Float[Tensor, "tokens width"], groups: Groups, position: Int[Tensor, " sequences"]
+    ) -> Float[Tensor, "sequences width"]:
         """Embedded tokens in; the features of the token at `position` of each sequence out."""
         *blocks, last = self.resblocks
         assert isinstance(last, ResidualAttentionBlock)
         for block in blocks:
-            x = block(x, causal=self.causal)
-        return last.at(position, x, causal=self.causal)
+            x = recomputed(block, self.recompute, x, groups, self.causal)
+        positions = torch.split(position, [sequences for sequences, _ in groups])
+        visible = [
+            torch.arange(length, device=x.device) <= own[:, None] if self.causal else None
+            for own, (_, length) in zip(positions, groups, strict=True)
+        ]
+        return recomputed(last.at, self.recompute, starts(groups, x.device) + position, x, groups, visible)
+
+
+def starts(groups: Groups, device: torch.device) -> Int[Tensor, " sequences"]:
+    """The row of the matrix of tokens at which each sequence begins."""
+    parts, first = [], 0
+    for sequences, length in groups:
+        parts.append(torch.arange(first, first + sequences * length, length, device=device))
+        first += sequences * length
+    return torch.cat(parts)
+
+
+def _split(x: Tensor, groups: Groups) -> list[Tensor]:
+    """(tokens, …) into every group's (sequences, tokens of each, …)."""
+    parts = torch.split(x, [sequences * length for sequences, length in groups])
+    return [part.reshape(*group, *part.shape[1:]) for part, group in zip(parts, groups, strict=True)]
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if len(parts) > 1 else parts[0]

@@ -38,6 +38,7 @@ class VisionTransformer(nn.Module):
         patches = self.conv1(images).flatten(2).transpose(1, 2)
         class_token = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         tokens = torch.cat([class_token, patches], dim=1) + self.positional_embedding.to(patches.dtype)
+        groups = [(tokens.shape[0], tokens.shape[1])]
         first = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
-        feature: Tensor = self.ln_post(self.transformer(self.ln_pre(tokens), first))
+        feature: Tensor = self.ln_post(self.transformer(self.ln_pre(tokens.flatten(0, 1)), groups, first))
         return feature @ self.proj

@@ -81,10 +81,10 @@ def backward_through_batch(
     # The last micro-batch's graph exists already and goes first, so that it and another are never held at once. The
     # processes average gradients in the last backward of all, which therefore has the scalars'.
     scalar_pull = sum(scalar * gradient for scalar, gradient in zip(scalars, scalar_gradients, strict=True))
-    with no_sync() if earlier else nullcontext():
-        backward(pull(last, kept) if earlier else pull(last, kept) + scalar_pull)
-    del last, parts
     with _statistics_untouched(model):
+        with no_sync() if earlier else nullcontext():
+            backward(pull(last, kept) if earlier else pull(last, kept) + scalar_pull)
+        del last, parts
         for chunk, state in zip(earlier, states, strict=True):
             is_final = chunk is earlier[-1]
             with nullcontext() if is_final else no_sync(), _replayed(state, images.device):
@@ -167,15 +167,21 @@ def _batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 
 @contextmanager
 def _statistics_untouched(model: nn.Module) -> Iterator[None]:
-    """Normalise by the batch as in training, and leave the running statistics as they are."""
+    """Normalise by the batch as in training, and leave the running statistics as they are.
+
+    By a momentum of zero: without running statistics the layers would keep other tensors for their backward pass, and
+    gradient checkpointing insists on the same.
+    """
     layers = _batch_norms(model)
+    before = [(layer.momentum, layer.num_batches_tracked.clone()) for layer in layers]  # type: ignore[union-attr]
     for layer in layers:
-        layer.track_running_stats = False
+        layer.momentum = 0.0
     try:
         yield
     finally:
-        for layer in layers:
-            layer.track_running_stats = True
+        for layer, (momentum, count) in zip(layers, before, strict=True):
+            layer.momentum = momentum
+            layer.num_batches_tracked = count
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from lakeclip.config.schema import ModelConfig
 from lakeclip.errors import ModelError
 from lakeclip.models.clip import CLIP, IMAGE_MEAN, IMAGE_STD, normalize_images
+from lakeclip.models.text_transformer import group_lengths, pack
 from lakeclip.models.zoo import available_models, model_config
 
 VIT = ModelConfig(
@@ -98,24 +100,58 @@ def test_normalised_pixels(dtype: torch.dtype) -> None:
     torch.testing.assert_close(normal.double(), exact, rtol=0, atol=1e-2 if dtype == torch.bfloat16 else 2e-6)
 
 
-@given(lengths=st.lists(st.integers(2, 16), min_size=1, max_size=5), extra=st.integers(0, 14))
+def padded_features(model: CLIP, ids: torch.Tensor) -> torch.Tensor:
+    """What OpenAI's model computes: every caption at the whole context, one matrix for all."""
+    tokens = model.token_embedding(ids) + model.positional_embedding
+    ends = ids.argmax(dim=-1)
+    feature = model.transformer(tokens.flatten(0, 1), [(len(ids), ids.shape[1])], ends)
+    return model.ln_final(feature) @ model.text_projection
+
+
+@given(lengths=st.lists(st.integers(2, 16), min_size=1, max_size=9), extra=st.integers(0, 14))
 @settings(max_examples=30, deadline=None)
-def test_trimming_padding_changes_nothing(lengths: list[int], extra: int) -> None:
+def test_padding_is_not_computed_and_not_missed(lengths: list[int], extra: int) -> None:
     torch.manual_seed(0)
     model = CLIP(VIT).double().eval()
     ids = captions(lengths, 16)
     trimmed = ids[:, : min(16, max(lengths) + extra)]
-    torch.testing.assert_close(model.encode_text(trimmed), model.encode_text(ids), rtol=1e-12, atol=1e-13)
+    assert len(pack(ids).ids) <= sum(lengths) + 4 * len(lengths)
+    torch.testing.assert_close(model.encode_text(trimmed), padded_features(model, ids), rtol=1e-12, atol=1e-13)
 
 
-def test_gradients_are_those_of_untrimmed_captions() -> None:
+def test_gradients_are_those_of_padded_captions() -> None:
     torch.manual_seed(0)
     model = CLIP(VIT).double()
-    ids = captions([5, 7], 16)
+    ids = captions([5, 7, 16, 5, 2], 16)
     parameters = [p for name, p in model.named_parameters() if not name.startswith(("visual", "logit_scale"))]
-    whole = torch.autograd.grad(model.encode_text(ids).square().sum(), parameters)
-    trimmed = torch.autograd.grad(model.encode_text(ids[:, :7]).square().sum(), parameters)
-    torch.testing.assert_close(whole, trimmed, rtol=1e-10, atol=1e-12)
+    whole = torch.autograd.grad(padded_features(model, ids).square().sum(), parameters)
+    packed = torch.autograd.grad(model.encode_text(ids).square().sum(), parameters)
+    torch.testing.assert_close(whole, packed, rtol=1e-10, atol=1e-12)
+
+
+def test_float32_features_and_gradients_hold_six_digits_without_padding() -> None:
+    torch.manual_seed(0)
+    model = CLIP(VIT)
+    ids = captions([5, 7, 16, 5, 2], 16)
+    whole, packed = padded_features(model, ids), model.encode_text(ids)
+    torch.testing.assert_close(packed, whole, rtol=1e-6, atol=1e-6)
+    weight = model.transformer.resblocks[0].attn.in_proj_weight
+    gradients = [torch.autograd.grad(features.square().mean(), weight)[0] for features in (whole, packed)]
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-6, atol=1e-6)
+
+
+@given(lengths=st.lists(st.integers(1, 77), min_size=1, max_size=60), cost=st.integers(0, 2000))
+@settings(max_examples=50, deadline=None)
+def test_captions_are_grouped_at_the_least_cost(lengths: list[int], cost: int) -> None:
+    lengths.sort()
+    groups = group_lengths(lengths, cost)
+    assert sum(captions for captions, _ in groups) == len(lengths)
+    padded = [length for captions, length in groups for _ in range(captions)]
+    assert all(has >= needs for has, needs in zip(padded, lengths, strict=True))
+    total = sum(padded) + cost * len(groups)
+    each = Counter(lengths)
+    assert total <= len(lengths) * lengths[-1] + cost, "all in one group"
+    assert total <= sum(lengths) + cost * len(each), "no padding"
 
 
 def test_every_parameter_gets_a_gradient(model: CLIP) -> None:

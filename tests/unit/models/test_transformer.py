@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lakeclip.models.transformer import Attention, LayerNorm, Transformer, attend, quick_gelu
+from lakeclip.models.recompute import Recompute, set_recompute
+from lakeclip.models.transformer import MLP, Attention, LayerNorm, Transformer, attend
 
 
 def test_attention_equals_torchs_with_the_same_weights() -> None:
@@ -16,8 +17,8 @@ def test_attention_equals_torchs_with_the_same_weights() -> None:
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(3, 7, 32, dtype=torch.float64)
     mask = torch.ones(7, 7, dtype=torch.bool).triu(1)
-    torch.testing.assert_close(ours(x, causal=False), theirs(x, x, x)[0])
-    torch.testing.assert_close(ours(x, causal=True), theirs(x, x, x, attn_mask=mask)[0])
+    for causal, expected in ((False, theirs(x, x, x)[0]), (True, theirs(x, x, x, attn_mask=mask)[0])):
+        torch.testing.assert_close(ours(x.flatten(0, 1), [(3, 7)], causal=causal).unflatten(0, (3, 7)), expected)
 
 
 def test_attention_is_initialised_as_torchs() -> None:
@@ -39,16 +40,54 @@ def test_computing_one_token_in_the_last_block_is_exact(causal: bool) -> None:
     x = torch.randn(4, 9, 32, dtype=torch.float64, requires_grad=True)
     position = torch.tensor([0, 3, 8, 5])
 
-    whole = x
+    whole, groups = x.flatten(0, 1), [(4, 9)]
     for block in transformer.resblocks:
-        whole = block(whole, causal=causal)
-    expected = whole[torch.arange(4), position]
-    torch.testing.assert_close(transformer(x, position), expected)
+        whole = block(whole, groups, causal)
+    expected = whole.unflatten(0, (4, 9))[torch.arange(4), position]
+    torch.testing.assert_close(transformer(x.flatten(0, 1), groups, position), expected)
 
     parameters = [x, *transformer.parameters()]
-    short = torch.autograd.grad(transformer(x, position).square().sum(), parameters)
+    short = torch.autograd.grad(transformer(x.flatten(0, 1), groups, position).square().sum(), parameters)
     full = torch.autograd.grad(expected.square().sum(), parameters)
     torch.testing.assert_close(short, full)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_sequences_of_several_lengths_do_not_see_each_other(causal: bool) -> None:
+    torch.manual_seed(0)
+    transformer = Transformer(32, layers=2, heads=4, causal=causal).double()
+    groups, position = [(2, 3), (1, 5), (3, 7)], torch.tensor([2, 0, 4, 6, 1, 3])
+    x = torch.randn(32, 32, dtype=torch.float64)
+    together = transformer(x, groups, position)
+    first = 0
+    for index, length in enumerate([3, 3, 5, 7, 7, 7]):
+        alone = transformer(x[first : first + length], [(1, length)], position[index : index + 1])
+        torch.testing.assert_close(together[index : index + 1], alone)
+        first += length
+
+
+@pytest.mark.parametrize("recompute", ["selective", "on"])
+def test_recomputed_activations_give_the_same_gradients_from_less_memory(recompute: Recompute) -> None:
+    torch.manual_seed(0)
+    transformer = Transformer(64, layers=4, heads=4, causal=True).double()
+    x = torch.randn(40, 64, dtype=torch.float64)
+
+    def gradients() -> tuple[list[torch.Tensor], int]:
+        kept: dict[int, int] = {}
+        transformer.zero_grad()
+
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: kept.setdefault(t.data_ptr(), t.numel()) and t, lambda t: t
+        ):
+            out = transformer(x, [(4, 10)], torch.tensor([9, 3, 5, 0]))
+        out.square().sum().backward()
+        return [p.grad.clone() for p in transformer.parameters()], sum(kept.values())
+
+    expected, plain = gradients()
+    set_recompute(transformer, recompute)
+    found, lean = gradients()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    assert lean < plain
 
 
 def test_invisible_tokens_are_not_attended_to() -> None:
@@ -60,15 +99,16 @@ def test_invisible_tokens_are_not_attended_to() -> None:
     torch.testing.assert_close(mixed[1:], attend(q[1:], k[1:], v[1:], heads=2))
 
 
-def test_quick_gelu_is_the_sigmoid_form_and_keeps_one_tensor() -> None:
-    x = torch.linspace(-8, 8, 101, dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(quick_gelu(x), x * torch.sigmoid(1.702 * x))
-    torch.autograd.gradcheck(quick_gelu, x)
-
-    kept: list[torch.Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):  # type: ignore[func-returns-value]
-        quick_gelu(x)
-    assert sum(t.numel() for t in kept if t.ndim) == x.numel()
+def test_the_activation_is_quick_gelu() -> None:
+    torch.manual_seed(0)
+    mlp, x = MLP(8).double(), torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
+    nn.init.normal_(mlp.c_fc.bias)
+    hidden = mlp.c_fc(x)
+    expected = mlp.c_proj(hidden * torch.sigmoid(1.702 * hidden))
+    torch.testing.assert_close(mlp(x), expected, rtol=1e-12, atol=1e-12)
+    parameters = [x, *mlp.parameters()]
+    ours, theirs = (torch.autograd.grad(out.square().sum(), parameters) for out in (mlp(x), expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
