@@ -120,7 +120,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         hidden = F.silu(F.linear(x, 1.702 * self.c_fc.weight, 1.702 * self.c_fc.bias))
-        return F.linear(hidden, self.c_proj.weight / 1.702, self.c_proj.bias)
+        return F.linear(hidden, (1 / 1.702) * self.c_proj.weight, self.c_proj.bias)
 
 
 class ResidualAttentionBlock(nn.Module):
