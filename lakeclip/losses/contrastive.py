@@ -1,10 +1,10 @@
 """The contrastive objective of CLIP (Radford et al. 2021, arXiv 2103.00020, figure 3), on one process or many.
 
-Let S = exp(logit_scale) · images @ textsᵀ over the N pairs of the global batch, and T the answers: T_ij = 1/|P(i)| where
-j is in P(i), the right answers of i. That is the pair itself, and rows that share an id with it (as UniCL's uniform soft
-target: Yang et al. 2022, arXiv 2204.03610, section 3.2). Label smoothing makes it (1 - ε) T_ij + ε/N. With
+Let S = exp(logit_scale) · images @ textsᵀ over the N pairs of the global batch, and T the answers: T_ij = 1/|P(i)| for
+all j in P(i), the right answers of i. Those are the pair itself, and the rows that share an id with it (all of them
+right alike, as in UniCL: Yang et al. 2022, arXiv 2204.03610, section 3.2). With
 
-    row_i = log Σ_j exp S_ij,    column_j = log Σ_i exp S_ij,    Q = T + Tᵀ with smoothing,
+    row_i = log Σ_j exp S_ij,    column_j = log Σ_i exp S_ij,    Q = (1 - ε)(T + Tᵀ) + 2ε/N for a label smoothing ε,
 
 the cross-entropies of images over texts and of texts over images are together
 
@@ -174,4 +174,6 @@ class _Answers:
         return share_an_id(self._own_keys[rows], self._keys[columns], self._first + rows.start - columns.start)
 
     def _diagonal(self, tile: Tile) -> int:
-        return self._first + tile.rows.start - tile.columns.start
+        """Where in a tile images meet their own texts, as for `torch.diagonal`; beyond it if they do not."""
+        diagonal: int = self._first + tile.rows.start - tile.columns.start
+        return diagonal

@@ -74,7 +74,10 @@ class Passing:
         self._sent, self._coming = rows.contiguous(), torch.empty_like(rows, memory_format=torch.contiguous_format)
         onwards, behind = (to.rank + 1) % to.world, (to.rank - 1) % to.world
         self._messages = dist.batch_isend_irecv(
-            [dist.P2POp(dist.isend, self._sent, onwards, tag=tag), dist.P2POp(dist.irecv, self._coming, behind, tag=tag)]
+            [
+                dist.P2POp(dist.isend, self._sent, onwards, tag=tag),
+                dist.P2POp(dist.irecv, self._coming, behind, tag=tag),
+            ]
         )
 
     def arrived(self) -> Tensor:

@@ -99,7 +99,7 @@ class Known(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients, each times the gradient of the value."""
         return None, None, *(gradient * upstream for gradient in ctx.saved_tensors)
