@@ -1,12 +1,12 @@
-"""The claim: the streamed loss takes at most 1/8 of the memory of dense logits at a batch of 32,768, in at most 1.3 times
-their time; and a small batch, which is one tile, is no slower than the plain formula.
+"""The claim: the streamed loss takes at most 1/8 of the memory of dense logits at a batch of 32,768, and at most 1.3
+times their time; and a small batch, which is one tile, is no slower than the plain formula.
 
     .venv-peer/bin/python benchmarks/loss_memory.py --out benchmarks/results/NAME.json
 
 Loss and gradients of N image and N text features of width 512, in float32, on the CPU. Memory is the peak of a process
-of its own beyond what it held with the features made. Time is of one process, in which the sides take turns. The sides:
-`streamed`, ours; `dense`, figure 3 of the paper in PyTorch, its logits computed once; `open_clip`, its ClipLoss, where it
-is installed. Dense at N = 32,768 needs some 20 GB: `--dense-up-to` says how far it goes.
+of its own beyond what it held with the features made. Time is of one process, in which the sides take turns. They are
+`streamed`, ours; `dense`, figure 3 of the paper in PyTorch, its logits computed once; and `open_clip`, its ClipLoss,
+where it is installed. Dense at N = 32,768 needs some 20 GB: `--dense-up-to` says how far it goes.
 """
 
 from __future__ import annotations
