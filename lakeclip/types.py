@@ -19,11 +19,14 @@ class Batch(NamedTuple):
             floating point if whoever made the batch has normalised already.
         texts: (batch, context) int64 token ids, trimmed to the longest caption; or a Hugging Face `BatchEncoding`.
         rows: (batch,) int64, the row of the lake each sample came from.
+        same: (batch, keys) int64, or None. Samples that agree in any column are right answers for each other; 0 agrees
+            with nothing.
     """
 
     images: Tensor
     texts: Any
     rows: Tensor
+    same: Tensor | None = None
 
 
 #: Captions to token ids: a tensor (batch, context) or a Hugging Face `BatchEncoding`.

@@ -62,6 +62,11 @@ class Checkpoint:
     model_config: ModelConfig
     state_dict: dict[str, Tensor]
 
+    @property
+    def is_sigmoid(self) -> bool:
+        """Whether it was trained with the sigmoid objective."""
+        return "logit_bias" in self.state_dict
+
 
 class LoadedModel(NamedTuple):
     """A model ready to encode, with the two functions that make its inputs."""
@@ -243,7 +248,7 @@ def build(checkpoint: Checkpoint) -> CLIP:
         CheckpointError: its weights do not fit its sizes.
     """
     try:
-        model = CLIP(checkpoint.model_config)
+        model = CLIP(checkpoint.model_config, sigmoid=checkpoint.is_sigmoid)
     except ModelError as error:
         raise CheckpointError(f"{checkpoint.path} names sizes that no model has", found=error.found) from None
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}

@@ -147,6 +147,8 @@ class LossConfig:
     def __post_init__(self) -> None:
         allowed = "0 (none) up to, not with, 1"
         _require("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, allowed)
+        fits = self.objective == "softmax" or not self.label_smoothing
+        _require("label_smoothing", self.label_smoothing, fits, "0 with the sigmoid, which has no batch to spread over")
 
 
 @dataclass(frozen=True)

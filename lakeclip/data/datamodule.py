@@ -6,6 +6,7 @@ On a resume Lightning restores its own counters but skips no data, so the loader
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lakeclip.data.stream import EvalSpans, PairLoader, PairStream, Span, TrainS
 from lakeclip.data.transforms import EvalTransform, TrainTransform
 from lakeclip.errors import ConfigError, DataError
 from lakeclip.lake.dataset import Lake
+from lakeclip.lake.pairs import columns_of
 from lakeclip.lake.rows import RowSource
 from lakeclip.lake.schema import UNUSABLE
 from lakeclip.text.tokenizer import Tokenizer
@@ -43,6 +45,8 @@ class PairDataModule(L.LightningDataModule):
         val_source: pairs to validate on.
         val_fraction: share of `source` to hold out for validation where there is no `val_source`.
         max_val_rows: validate on at most so many of those, chosen at random once.
+        same_by: what makes pairs right answers for each other: `image`, `caption`, or columns that the sources read
+            with each row (`open_lake(path, also=…)`).
         tokenize: captions to ids; CLIP's tokenizer by default.
 
     Raises:
@@ -63,6 +67,7 @@ class PairDataModule(L.LightningDataModule):
         val_source: RowSource | None = None,
         val_fraction: float = 0.0,
         max_val_rows: int | None = None,
+        same_by: Sequence[str] = (),
         tokenize: Tokenize | None = None,
     ) -> None:
         super().__init__()
@@ -76,6 +81,7 @@ class PairDataModule(L.LightningDataModule):
             for part in parts_of(pairs) if pairs is not None else []:
                 if len(part) == 0:
                     raise _no_pairs(part)
+                _require_columns(part, columns_of(same_by))
         self.source = source
         self.val_source = val_source
         self.batch_size = batch_size
@@ -83,12 +89,14 @@ class PairDataModule(L.LightningDataModule):
         self.tokenize = tokenize or Tokenizer()
 
         train_plan, held_out = make_plans(source, 0.0 if val_source else val_fraction, seed=seed, shuffle=shuffle)
-        self.train_stream = PairStream(source, train_plan, TrainTransform(image_size, resize_ratio), self.tokenize)
+        self.train_stream = PairStream(
+            source, train_plan, TrainTransform(image_size, resize_ratio), self.tokenize, same_by
+        )
         if val_source is not None:
             held_out = every_place(val_source)
         # Shuffled once, so that a batch is as mixed and a part as representative as the whole.
         val_plan = Pass(held_out, Order(len(held_out), seed=0))
-        self.val_stream = PairStream(val_source or source, val_plan, EvalTransform(image_size), self.tokenize)
+        self.val_stream = PairStream(val_source or source, val_plan, EvalTransform(image_size), self.tokenize, same_by)
         self.num_val_rows = min(len(held_out), max_val_rows or len(held_out))
         if not self.has_validation:
             # Lightning takes a loader of ours for a promise of data, and complains of one that is empty.
@@ -251,6 +259,16 @@ class _ResumableLoader(PairLoader):
 def _require(name: str, value: object, is_allowed: bool, allowed: str) -> None:
     if not is_allowed:
         raise ConfigError(f"{name} cannot be {value}", allowed=allowed)
+
+
+def _require_columns(source: RowSource, wanted: tuple[str, ...]) -> None:
+    read = source.also if isinstance(source, Lake) else ()
+    if wanted and wanted != read:
+        raise ConfigError(
+            f"rows of {source.path} are to be told alike by {', '.join(wanted)}",
+            found=f"read with {', '.join(read) or 'no column but the pairs'}",
+            next_step=f"open_lake(path, also={list(wanted)!r})",
+        )
 
 
 def _no_pairs(source: RowSource) -> DataError:

@@ -7,7 +7,7 @@ the same pairs meet in the same batch whatever the number of ranks and workers, 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from lakeclip.data.keys import keys, uniforms
 from lakeclip.data.order import BLOCK_ROWS, WINDOW_BLOCKS
 from lakeclip.data.plan import Plan
 from lakeclip.data.quarantine import Quarantine
+from lakeclip.data.same import same_keys
 from lakeclip.data.transforms import EvalTransform, TrainTransform
 from lakeclip.errors import DataError, ImageError, LakeclipError
 from lakeclip.lake.dataset import Lake
@@ -56,6 +57,9 @@ class PairStream(Dataset[Batch]):
             middle of the image and its first caption.
         tokenize: captions to ids.
 
+        same_by: what makes samples right answers for each other (`Batch.same`): `image`, `caption`, or the columns that
+            the source reads with each row.
+
     Attributes:
         quarantine: where rows that cannot be used are noted.
     """
@@ -66,8 +70,10 @@ class PairStream(Dataset[Batch]):
         plan: Plan,
         transform: TrainTransform | EvalTransform,
         tokenize: Tokenize,
+        same_by: Sequence[str] = (),
     ) -> None:
         self.source = source
+        self.same_by = tuple(same_by)
         self.plan = plan
         self.transform = transform
         self.tokenize = tokenize
@@ -89,17 +95,21 @@ class PairStream(Dataset[Batch]):
         images = torch.empty((len(rows), 3, size, size), dtype=torch.uint8)
         captions: list[str] = []
         used: list[int] = []
+        same: list[list[int]] = []
         sample_keys = keys(self.plan.seed, span.epoch, positions)
         draws = uniforms(sample_keys, _DRAWS)
         for image, row, key, draw in zip(images, self.source.read(rows.tolist()), sample_keys, draws, strict=True):
-            pixels, caption, number = self._usable(row, span.epoch, key, draw)
+            pixels, caption, found = self._usable(row, span.epoch, key, draw)
             image.copy_(pixels)
             captions.append(caption)
-            used.append(number)
+            used.append(found.row)
+            if self.same_by:
+                same.append(same_keys(found, caption, self.same_by))
         texts = self.tokenize(captions)
         if isinstance(self.tokenize, Tokenizer):
             texts = trim(texts)
-        return Batch(images, texts, torch.tensor(used, dtype=torch.int64))
+        shared = torch.tensor(same, dtype=torch.int64) if self.same_by else None
+        return Batch(images, texts, torch.tensor(used, dtype=torch.int64), shared)
 
     def _prefetch(self, span: Span) -> None:
         """Begin to fetch what will be wanted a window of rows from now, where rows come over a network.
@@ -110,11 +120,11 @@ class PairStream(Dataset[Batch]):
         if isinstance(self.source, (Lake, Lakes)) and self.source.is_remote and ahead[-1] < len(self):
             self.source.prefetch(self.plan.rows(span.epoch, ahead))
 
-    def _usable(self, row: Row, epoch: int, key: np.uint64, draw: _Draw) -> tuple[Tensor, str, int]:
+    def _usable(self, row: Row, epoch: int, key: np.uint64, draw: _Draw) -> tuple[Tensor, str, Row]:
         failed: list[tuple[Row, ImageError]] = []
         for attempt in range(_MOST_REPLACEMENTS):
             try:
-                pair = self._image(row, draw), self._caption(row, draw), row.row
+                pair = self._image(row, draw), self._caption(row, draw), row
             except ImageError as error:
                 failed.append((row, error))
             else:

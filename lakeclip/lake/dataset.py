@@ -36,6 +36,7 @@ def open_lake(
     caption_template: str | None = None,
     filter_nsfw: bool = False,
     weights: str | None = None,
+    also: Sequence[str] = (),
     include_unusable: bool = False,
 ) -> Lake:
     """Open a Deep Lake dataset for reading.
@@ -51,11 +52,12 @@ def open_lake(
         caption_template: captions made of columns, `a photo of {label}, {text}`: see `CaptionTemplate`.
         filter_nsfw: keep the rows that LAION's classifier held to be safe, and nothing more: see `safe_clause`.
         weights: a column, or an expression over columns, that says how often to draw each row in training.
+        also: columns whose values come with every row that is read (`Row.also`).
         include_unusable: keep rows without an image too, whose addresses are still to be downloaded, and those that
             were marked as unusable.
 
     Raises:
-        LakeError: there is no lake, it cannot be reached, is damaged, or the query is wrong.
+        LakeError: there is no lake, it cannot be reached, is damaged, lacks a column, or the query is wrong.
     """
     engine.keep_token(token)
     normal = engine.normal_path(path)
@@ -74,6 +76,9 @@ def open_lake(
     if weights is not None:
         every = row_weights(dataset, weights, normal)
         lake.weights = every[rows[np.arange(len(rows))]] if rows is not None else every
+    for name in also:
+        lake.require(name)
+    lake.also = tuple(also)
     if caption_template is not None:
         lake.template = CaptionTemplate(caption_template, lake.columns, normal)
     elif caption_column is not None and caption_column not in lake.columns and "," in caption_column:
@@ -95,6 +100,7 @@ class Lake:
         columns: name → type of every column, or of those that a SELECT named.
         total_rows: rows in the lake, before the query.
         template: makes the captions, where they are not simply a column.
+        also: columns whose values come with every row that is read.
         weights: (rows,) how often to draw each row, where that differs.
     """
 
@@ -112,6 +118,7 @@ class Lake:
         self.query = query
         self.version = f"{dataset.id}@{dataset.version}"
         self.template: CaptionTemplate | None = None
+        self.also: tuple[str, ...] = ()
         self._stored = type_names(dataset)
         self._names = names
         self.columns = {name: self._stored[stored] for name, stored in names.items()}
@@ -177,8 +184,10 @@ class Lake:
         rows = self.base_rows(indices)
         self.prefetch(indices)
         captions = self._captions(rows)
+        also = [self._plain(name, rows) for name in self.also]
         images, damage = self._images(rows)
-        return [Row(*parts) for parts in zip(rows.tolist(), images, captions, damage, strict=True)]
+        others = list(zip(*also, strict=True)) or [()] * len(rows)
+        return [Row(*parts) for parts in zip(rows.tolist(), images, captions, damage, others, strict=True)]
 
     @property
     def is_remote(self) -> bool:
@@ -194,7 +203,7 @@ class Lake:
         if self._remote is not None:
             checksums = ["crc32"] if self._has_checksums else []
             texts = self.template.names if self.template is not None else [self.caption_column]
-            columns = [self._names[name] for name in (*texts, self.image_column)]
+            columns = [self._names[name] for name in (*texts, *self.also, self.image_column)]
             self._remote.prefetch([*columns[:-1], *checksums, columns[-1]], self.base_rows(indices))
 
     def images(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> list[bytes]:
@@ -226,6 +235,15 @@ class Lake:
 
     def values(self, name: str, indices: Sequence[int] | NDArray[np.integer[Any]]) -> list[object]:
         """The values of one column at these indices, as `column` gives them."""
+        self.require(name)
+        return self._plain(name, self.base_rows(indices))
+
+    def require(self, name: str) -> None:
+        """Make sure that a column is there and can be read.
+
+        Raises:
+            LakeError: it is not, or cannot safely.
+        """
         if name not in self.columns:
             raise LakeError(f"the lake at {self.path} has no column {name!r}", found=list_columns(self.columns))
         if not is_readable(self.columns[name]):
@@ -234,7 +252,6 @@ class Lake:
                 found=f"type {self.columns[name]}, which makes Deep Lake crash",
                 next_step="store several texts as one JSON text",
             )
-        return self._plain(name, self.base_rows(indices))
 
     def _plain(self, name: str, rows: NDArray[np.int64]) -> list[object]:
         values = self._fetch(self._names[name], rows)

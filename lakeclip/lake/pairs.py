@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from lakeclip.config.schema import DataConfig
@@ -12,6 +14,8 @@ from lakeclip.lake.several import SEPARATOR, Lakes, parse_share
 from lakeclip.lake.sources.folder import open_folder
 
 _EXAMPLES = 5
+#: What rows of any source may share (`DataConfig.same_by`).
+OF_PAIRS = ("image", "caption")
 
 
 def open_pairs(data: DataConfig, *, token: str | None = None) -> RowSource:
@@ -39,6 +43,13 @@ def open_pairs(data: DataConfig, *, token: str | None = None) -> RowSource:
                     found=f"--{name.replace('_', '-')} {getattr(data, name)!r}",
                     next_step=f"lakeclip ingest {data.folder} LAKE, and use --lake LAKE",
                 )
+        if columns := columns_of(data.same_by):
+            raise ConfigError(
+                "a folder of pairs has no columns that rows could share",
+                found=f"--same-by {' '.join(columns)}",
+                allowed=" and ".join(OF_PAIRS),
+                next_step=f"lakeclip ingest {data.folder} LAKE, and use --lake LAKE",
+            )
         return open_folder(data.folder)
     assert data.lake is not None
     names = [parse_share(name) for name in data.lake.split(SEPARATOR)]
@@ -65,7 +76,13 @@ def _open(data: DataConfig, path: str, token: str | None) -> Lake:
         caption_template=data.caption_template,
         filter_nsfw=data.filter_nsfw,
         weights=data.weights,
+        also=columns_of(data.same_by),
     )
+
+
+def columns_of(same_by: Sequence[str]) -> tuple[str, ...]:
+    """Of what rows may share, the columns of a lake: all but the image and the caption, which any pair has."""
+    return tuple(name for name in same_by if name not in OF_PAIRS)
 
 
 def describe(source: RowSource) -> str:

@@ -17,12 +17,14 @@ class Row(NamedTuple):
         image: the encoded image, byte for byte as it was ingested.
         captions: its captions, best first; empty where the lake has none for it.
         damage: how the stored image differs from what was ingested; '' where it does not, or where that is not known.
+        also: the values of further columns that were asked for when the source was opened.
     """
 
     row: int
     image: bytes
     captions: tuple[str, ...]
     damage: str = ""
+    also: tuple[object, ...] = ()
 
 
 @runtime_checkable

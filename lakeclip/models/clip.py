@@ -26,6 +26,8 @@ IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 #: The initial temperature is 0.07 (section 2.5); the logits are multiplied by its inverse, learned as a logarithm.
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
+#: … and where every pair is told on its own (SigLIP: Zhai et al. 2023, arXiv 2303.15343, section 3.2).
+SIGMOID_LOGIT_SCALE, SIGMOID_LOGIT_BIAS = math.log(10), -10.0
 
 
 class CLIP(nn.Module):
@@ -33,9 +35,14 @@ class CLIP(nn.Module):
 
     A new model is float32 with random weights, drawn as OpenAI's code draws them.
 
+    Args:
+        config: its sizes.
+        sigmoid: it is to be trained with the sigmoid objective, which needs a bias.
+
     Attributes:
         config: the sizes that it was made from.
         logit_scale: logarithm of the inverse temperature, learned.
+        logit_bias: learned with the sigmoid objective; otherwise None, and not in the state dict.
 
     Raises:
         ModelError: the sizes cannot make a model.
@@ -44,7 +51,9 @@ class CLIP(nn.Module):
     image_mean: Tensor
     image_std: Tensor
 
-    def __init__(self, config: ModelConfig) -> None:
+    logit_bias: nn.Parameter | None
+
+    def __init__(self, config: ModelConfig, *, sigmoid: bool = False) -> None:
         super().__init__()
         if problems := size_problems(config):
             raise ModelError("these sizes cannot make a model", found="; ".join(problems))
@@ -57,7 +66,8 @@ class CLIP(nn.Module):
         self.positional_embedding = nn.Parameter(torch.empty(config.context_length, config.transformer_width))
         self.ln_final = LayerNorm(config.transformer_width)
         self.text_projection = nn.Parameter(torch.empty(config.transformer_width, config.embed_dim))
-        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
+        self.logit_scale = nn.Parameter(torch.tensor(SIGMOID_LOGIT_SCALE if sigmoid else INITIAL_LOGIT_SCALE))
+        self.logit_bias = nn.Parameter(torch.tensor(SIGMOID_LOGIT_BIAS)) if sigmoid else None
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         nn.init.normal_(self.text_projection, std=config.transformer_width**-0.5)
@@ -97,7 +107,10 @@ class CLIP(nn.Module):
         self, images: Num[Tensor, "images 3 height width"], ids: Int[Tensor, "texts context"]
     ) -> tuple[Float[Tensor, "images texts"], Float[Tensor, "texts images"]]:
         """Logits of each image over the texts, and of each text over the images."""
-        return cosine_logits(self.encode_image(images), self.encode_text(ids), self.logit_scale)
+        logits, _ = cosine_logits(self.encode_image(images), self.encode_text(ids), self.logit_scale)
+        if self.logit_bias is not None:
+            logits = logits + self.logit_bias
+        return logits, logits.T
 
 
 def cosine_logits(

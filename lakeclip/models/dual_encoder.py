@@ -35,6 +35,7 @@ class DualEncoder(nn.Module):
 
     image_mean: Tensor
     image_std: Tensor
+    logit_bias: None = None
 
     def __init__(
         self,

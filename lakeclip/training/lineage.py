@@ -46,4 +46,4 @@ def of(module: ContrastiveModule) -> dict[str, Any] | None:
 def _config_of(module: ContrastiveModule) -> TrainConfig:
     """What is known of a run that a user's own script started."""
     assert isinstance(module.optimizer_config, OptimizerConfig)
-    return TrainConfig(model=module.model_name, optimizer=module.optimizer_config)
+    return TrainConfig(model=module.model_name, loss=module.loss_config, optimizer=module.optimizer_config)

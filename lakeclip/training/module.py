@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -13,13 +14,13 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lakeclip.config.schema import ModelConfig, OptimizerConfig, TrainConfig
+from lakeclip.config.schema import LossConfig, ModelConfig, OptimizerConfig, TrainConfig
 from lakeclip.errors import ConfigError
 from lakeclip.evaluation.retrieval import retrieval_metrics
-from lakeclip.losses import contrastive_loss
+from lakeclip.losses import contrastive_loss, sigmoid_loss
 from lakeclip.models.clip import CLIP
 from lakeclip.models.dual_encoder import DualEncoder
 from lakeclip.models.zoo import model_config, model_config_from_dict
@@ -37,6 +38,7 @@ class ContrastiveModule(L.LightningModule):
         model_name: what to call the model; the paper's names bring the paper's learning rate.
         minibatch_size: embed at most this many pairs at a time; the whole batch when None or 0.
         optimizer: learning rate, decay and warm-up; what it leaves open is the paper's.
+        loss: what the towers are to agree on; by default CLIP's softmax over the batch.
     """
 
     def __init__(
@@ -46,11 +48,19 @@ class ContrastiveModule(L.LightningModule):
         model_name: str,
         minibatch_size: int | None = None,
         optimizer: OptimizerConfig | None = None,
+        loss: LossConfig | None = None,
     ) -> None:
         super().__init__()
         if minibatch_size is not None and minibatch_size < 0:
             raise ConfigError(
                 f"a minibatch_size of {minibatch_size} is asked for", allowed="a positive number of pairs"
+            )
+        self.loss_config = loss or LossConfig()
+        if (self.loss_config.objective == "sigmoid") != (model.logit_bias is not None):
+            raise ConfigError(
+                f"the {self.loss_config.objective} objective does not fit the model",
+                found="no logit_bias" if model.logit_bias is None else "a logit_bias",
+                allowed="CLIP(config, sigmoid=True) for the sigmoid, and a model without a bias for the softmax",
             )
         # The step back-propagates once per micro-batch, so it calls the optimiser itself.
         self.automatic_optimization = False
@@ -77,6 +87,25 @@ class ContrastiveModule(L.LightningModule):
         return self.embed(images, texts)
 
     @property
+    def scalars(self) -> tuple[nn.Parameter, ...]:
+        """The parameters that the loss depends on besides the features."""
+        scale, bias = self.model.logit_scale, self.model.logit_bias
+        return (scale,) if bias is None else (scale, bias)
+
+    def compare(self, images: Tensor, texts: Tensor, *, same: Tensor | None, alone: bool = False) -> Tensor:
+        """The loss of both sides' features.
+
+        Args:
+            same: (batch, keys) hashes; rows that agree in any column are right answers for each other.
+            alone: compare within this process only, and without label smoothing: for validation.
+        """
+        scale, bias = self.model.logit_scale, self.model.logit_bias
+        if bias is not None:
+            return sigmoid_loss(images, texts, scale, bias, same=same, alone=alone)
+        smoothing = 0.0 if alone else self.loss_config.label_smoothing
+        return contrastive_loss(images, texts, scale, same=same, label_smoothing=smoothing, alone=alone)
+
+    @property
     def seconds(self) -> float:
         """Wall-clock time of the training so far, validation and earlier parts of the run included."""
         return self.seconds_before + time.perf_counter() - self._started
@@ -97,16 +126,18 @@ class ContrastiveModule(L.LightningModule):
             batch[1],
             model=self.model,
             embed=self.embed,
-            loss=lambda images, texts: contrastive_loss(images, texts, self.model.logit_scale),
-            scalars=(self.model.logit_scale,),
+            loss=partial(self.compare, same=getattr(batch, "same", None)),
+            scalars=self.scalars,
             minibatch_size=self.minibatch_size,
             backward=self.manual_backward,
             no_sync=self._no_sync,
         )
         optimizer.step()
         self.lr_schedulers().step()  # type: ignore[union-attr]
-        with torch.no_grad():
-            self.model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+        if self.model.logit_bias is None:
+            # The sigmoid's scale has no cap: SigLIP's published models end near 117.
+            with torch.no_grad():
+                self.model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
         self.samples_seen += len(batch[0]) * self.trainer.world_size
 
@@ -114,6 +145,8 @@ class ContrastiveModule(L.LightningModule):
         self.log("train/loss", result.loss, prog_bar=True, sync_dist=True, batch_size=len(batch[0]))
         self.log("train/lr", optimizer.param_groups[0]["lr"])
         self.log("train/logit_scale", self.model.logit_scale.detach().exp())
+        if self.model.logit_bias is not None:
+            self.log("train/logit_bias", self.model.logit_bias.detach())
         return result.loss
 
     def _no_sync(self) -> AbstractContextManager[Any]:
@@ -149,10 +182,8 @@ class ContrastiveModule(L.LightningModule):
         """Loss over this batch, and its features for the retrieval over the whole split."""
         image_features, text_features = self.embed(batch[0], batch[1])
         # Processes may hold a different number of rows here, so each compares within its own batch.
-        logits = self.model.logit_scale.exp() * image_features @ text_features.T
-        own = torch.arange(len(logits), device=logits.device)
-        loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
-        self.log("val/loss", loss, batch_size=len(logits), on_epoch=True, sync_dist=True, prog_bar=True)
+        loss = self.compare(image_features, text_features, same=getattr(batch, "same", None), alone=True)
+        self.log("val/loss", loss, batch_size=len(image_features), on_epoch=True, sync_dist=True, prog_bar=True)
         self._validation_features.append((image_features.cpu(), text_features.cpu()))
 
     def on_validation_epoch_end(self) -> None:
@@ -192,6 +223,7 @@ class CLIPWrapper(ContrastiveModule):
         config: the model's sizes, as in `lakeclip/models/configs`; by default those of `model_name`.
         minibatch_size: embed at most this many pairs at a time, for the same gradients in less memory.
         optimizer: learning rate, decay and warm-up; by default the paper's.
+        loss: what the towers are to agree on; by default CLIP's softmax over the batch.
 
     Raises:
         ModelError: the name is unknown and no config is given, or the config cannot make a model.
@@ -204,14 +236,28 @@ class CLIPWrapper(ContrastiveModule):
         minibatch_size: int | None = None,
         *,
         optimizer: OptimizerConfig | None = None,
+        loss: LossConfig | Mapping[str, Any] | None = None,
     ) -> None:
         if config is None:
             config = model_config(model_name)
         elif not isinstance(config, ModelConfig):
             config = model_config_from_dict(model_name, config)
-        super().__init__(CLIP(config), model_name=model_name, minibatch_size=minibatch_size, optimizer=optimizer)
+        if not isinstance(loss, LossConfig):
+            loss = LossConfig(**(loss or {}))
+        super().__init__(
+            CLIP(config, sigmoid=loss.objective == "sigmoid"),
+            model_name=model_name,
+            minibatch_size=minibatch_size,
+            optimizer=optimizer,
+            loss=loss,
+        )
         self.save_hyperparameters(
-            {"model_name": model_name, "config": _plain(asdict(config)), "minibatch_size": minibatch_size}
+            {
+                "model_name": model_name,
+                "config": _plain(asdict(config)),
+                "minibatch_size": minibatch_size,
+                "loss": asdict(loss),
+            }
         )
 
 

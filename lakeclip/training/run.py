@@ -26,7 +26,7 @@ from lakeclip.config.load import write_config
 from lakeclip.config.schema import DataConfig, FinetuneConfig, ModelConfig, TrainConfig, TrainerConfig
 from lakeclip.data.datamodule import PairDataModule
 from lakeclip.data.quarantine import read_quarantine
-from lakeclip.errors import DeviceError, ModelError, OutputError
+from lakeclip.errors import ConfigError, DeviceError, ModelError, OutputError
 from lakeclip.lake.mark import mark_unusable
 from lakeclip.lake.pairs import describe, open_pairs
 from lakeclip.models.pretrained import load_image_encoder, load_text_encoder
@@ -87,14 +87,21 @@ def train(config: TrainConfig, *, resume: Path | None = None, token: str | None 
     checkpoint = None
     if resume is not None:
         checkpoint = resume / LAST
-        read_checkpoint(checkpoint, expect=sizes)
+        if read_checkpoint(checkpoint, expect=sizes).is_sigmoid != (config.loss.objective == "sigmoid"):
+            raise ConfigError(
+                f"{resume} cannot go on with another objective",
+                found=f"objective {config.loss.objective}",
+                allowed="the one that the run began with",
+            )
     datamodule = make_datamodule(config.data, sizes.image_resolution, Tokenizer(sizes.context_length), token=token)
     datamodule.setup("fit")
     folder = _run_folder(config.trainer, config.model, resume)
     _show(datamodule, folder)
 
     L.seed_everything(config.data.seed, verbose=False)
-    module = CLIPWrapper(config.model, sizes, config.trainer.minibatch_size, optimizer=config.optimizer)
+    module = CLIPWrapper(
+        config.model, sizes, config.trainer.minibatch_size, optimizer=config.optimizer, loss=config.loss
+    )
     module.run_config = replace(config, optimizer=module.optimizer_config)
     if _is_main():
         write_config(config, folder / "config.yaml")
@@ -220,9 +227,12 @@ def make_datamodule(
         shuffle=data.shuffle,
         num_workers=data.num_workers,
         seed=data.seed,
-        val_source=open_pairs(DataConfig(lake=data.val_lake), token=token) if data.val_lake else None,
+        val_source=open_pairs(DataConfig(lake=data.val_lake, same_by=data.same_by), token=token)
+        if data.val_lake
+        else None,
         val_fraction=data.val_fraction,
         max_val_rows=data.max_val_rows,
+        same_by=data.same_by,
         tokenize=tokenize,
     )
 

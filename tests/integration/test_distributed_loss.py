@@ -1,41 +1,113 @@
-"""Several gloo processes against one: the loss and its gradients are those of the global batch."""
+"""Several gloo processes against one: each loss and its gradients are those of the global batch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
+from torch.distributed.tensor.debug import CommDebugMode
 
-from lakeclip.losses import contrastive_loss
-from tests.unit.losses.test_contrastive import dense, pairs
+from lakeclip.losses import contrastive_loss, sigmoid_loss, tiles
+from tests.unit.losses.dense import dense_sigmoid, dense_softmax, keys, pairs
+
+_OWN = 5
 
 
-def rank_gradients(rank: int, world: int, address: str, expected: Tensor) -> None:
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
-    images, texts, scale = pairs(3 * world)
-    own = slice(3 * rank, 3 * rank + 3)
-    inputs = [images[own].clone().requires_grad_(), texts[own].clone().requires_grad_(), scale.requires_grad_()]
-    loss = contrastive_loss(*inputs)
-    loss.backward()
-    # DistributedDataParallel takes the mean of the processes' gradients.
-    mean_loss, scale_gradient = loss.detach() / world, scale.grad / world
-    torch.distributed.all_reduce(mean_loss)
-    torch.distributed.all_reduce(scale_gradient)
-    whole = [tensor.clone().requires_grad_() for tensor in pairs(3 * world)]
-    dense(*whole).backward()
-    close = {"rtol": 1e-12, "atol": 1e-12}
-    torch.testing.assert_close(mean_loss, expected, **close)
-    torch.testing.assert_close(scale_gradient, whole[2].grad, **close)
-    torch.testing.assert_close(inputs[0].grad / world, whole[0].grad[own], **close)
-    torch.testing.assert_close(inputs[1].grad / world, whole[1].grad[own], **close)
-    torch.distributed.destroy_process_group()
+def everything(world: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The inputs of all processes in one, and the ids of all rows: many are shared across processes."""
+    bias = torch.tensor(-2.0, dtype=torch.float64)
+    return tuple(tensor.requires_grad_() for tensor in (*pairs(_OWN * world), bias)), keys(_OWN * world)
+
+
+def of_process(rank: int, world: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    inputs, same = everything(world)
+    own = slice(_OWN * rank, _OWN * (rank + 1))
+    parts = (inputs[0][own], inputs[1][own], inputs[2], inputs[3])
+    return tuple(part.detach().clone().requires_grad_() for part in parts), same[own]
+
+
+Loss = Callable[..., Tensor]
+OBJECTIVES: dict[str, tuple[Loss, Loss]] = {
+    "softmax": (lambda i, t, s, b, same: contrastive_loss(i, t, s), lambda i, t, s, b, same: dense_softmax(i, t, s)),
+    "softmax, smoothed": (
+        lambda i, t, s, b, same: contrastive_loss(i, t, s, label_smoothing=0.1),
+        lambda i, t, s, b, same: dense_softmax(i, t, s, None, 0.1),
+    ),
+    "softmax, shared ids": (
+        lambda i, t, s, b, same: contrastive_loss(i, t, s, same=same, label_smoothing=0.1),
+        lambda i, t, s, b, same: dense_softmax(i, t, s, same, 0.1),
+    ),
+    "sigmoid": (lambda i, t, s, b, same: sigmoid_loss(i, t, s, b), lambda i, t, s, b, same: dense_sigmoid(i, t, s, b)),
+    "sigmoid, shared ids": (
+        lambda i, t, s, b, same: sigmoid_loss(i, t, s, b, same=same),
+        lambda i, t, s, b, same: dense_sigmoid(i, t, s, b, same),
+    ),
+}
+
+
+def compare_with_one_process(rank: int, world: int, address: str) -> None:
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
+    close = {"rtol": 1e-12, "atol": 1e-13}
+    for name, (streamed, dense) in OBJECTIVES.items():
+        for tiles._SIDE in (2, 1024):
+            mine, same = of_process(rank, world)
+            loss = streamed(*mine, same)
+            loss.backward()
+            whole, every = everything(world)
+            expected = dense(*whole, every)
+            expected.backward()
+
+            def check(found: Tensor, wanted: Tensor, objective: str = name) -> None:
+                torch.testing.assert_close(found, wanted, **close, msg=lambda m: f"{objective}: {m}")
+
+            # DistributedDataParallel takes the mean of the processes' gradients.
+            mean = loss.detach() / world
+            dist.all_reduce(mean)
+            check(mean, expected.detach())
+            for scalar, wanted in zip(mine[2:], whole[2:], strict=True):
+                if wanted.grad is not None:
+                    assert scalar.grad is not None
+                    gradient = scalar.grad / world
+                    dist.all_reduce(gradient)
+                    check(gradient, wanted.grad)
+            own = slice(_OWN * rank, _OWN * (rank + 1))
+            for features, wanted in zip(mine[:2], whole[:2], strict=True):
+                assert features.grad is not None
+                assert wanted.grad is not None
+                check(features.grad / world, wanted.grad[own])
+    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_together_equal_one(world: int, tmp_path: Path) -> None:
-    """Defects 6 and 9: the towers' and the scale's gradients, and the loss, are those of the global batch."""
-    expected = dense(*pairs(3 * world))
-    mp.spawn(rank_gradients, args=(world, f"file://{tmp_path}/store", expected), nprocs=world)
+    """Defects 5, 6 and 9: the towers' and the scalars' gradients, and the loss, are those of the global batch."""
+    mp.spawn(compare_with_one_process, args=(world, f"file://{tmp_path}/store"), nprocs=world)
+
+
+def count_messages(rank: int, world: int, address: str) -> None:
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
+    inputs, same = of_process(rank, world)
+    with CommDebugMode() as comm:
+        contrastive_loss(*inputs[:3]).backward()
+    # Texts are gathered; the largest and the sum of the columns reduced; the texts' gradients sent home.
+    counts = {str(name): number for name, number in comm.get_comm_counts().items()}
+    assert counts == {"c10d.allgather_": 1, "c10d.allreduce_": 2, "c10d.reduce_scatter_": 1}, counts
+    with CommDebugMode() as comm:
+        contrastive_loss(*inputs[:3], same=same).backward()
+    counts = {str(name): number for name, number in comm.get_comm_counts().items()}
+    # The ids travel with the texts; the other is how many answers each row has.
+    assert counts["c10d.allgather_"] == 2, counts
+    with CommDebugMode() as comm:
+        contrastive_loss(*inputs[:3], same=same, alone=True).backward()
+        sigmoid_loss(*inputs, same=same, alone=True).backward()
+    assert comm.get_total_counts() == 0, "a validation batch may differ in size between processes"
+    dist.destroy_process_group()
+
+
+def test_features_are_gathered_once(tmp_path: Path) -> None:
+    mp.spawn(count_messages, args=(2, f"file://{tmp_path}/store"), nprocs=2)

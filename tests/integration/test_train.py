@@ -137,3 +137,35 @@ def test_micro_batches_equal_the_whole_batch(pairs_lake: Path, tiny_models: Path
     main(words(pairs_lake, tiny_models, tmp_path, "whole", "--max-steps", "3"))
     main(words(pairs_lake, tiny_models, tmp_path, "parts", "--max-steps", "3", "--minibatch-size", "3"))
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_the_sigmoid_objective_trains_resumes_and_is_evaluated(
+    pairs_lake: Path, tiny_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = ("--objective", "sigmoid", "--same-by", "image", "caption", "label")
+    main(words(pairs_lake, tiny_models, tmp_path, "a", "--max-steps", "12", *shared))
+    losses = [float(row["train/loss"]) for row in curves(tmp_path / "a") if row["train/loss"]]
+    assert losses[-1] < losses[0]
+    assert [row for row in curves(tmp_path / "a") if row["val/loss"]]
+    model = load(tmp_path / "a").model
+    assert model.logit_bias is not None
+    assert float(model.logit_bias.detach()) != -10
+    main(["evaluate", "retrieval", "--checkpoint", str(tmp_path / "a"), "--lake", str(pairs_lake)])
+    assert "R@" in capsys.readouterr().out
+    main(["train", "--resume", str(tmp_path / "a"), "--max-steps", "14"])
+    assert progress(tmp_path / "a")["step"] == 14
+    with pytest.raises(SystemExit):
+        main(["train", "--resume", str(tmp_path / "a"), "--objective", "softmax"])
+    assert "another objective" in capsys.readouterr().err
+
+
+def test_shared_ids_train_in_two_processes_as_in_one(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
+    """Rows of different processes that share a label are no wrong answers for each other, as in one process."""
+    shared = ("--max-steps", "3", "--same-by", "image", "caption", "label", "--label-smoothing", "0.1")
+    main(words(pairs_lake, tiny_models, tmp_path, "one", *shared))
+    two = words(pairs_lake, tiny_models, tmp_path, "two", *shared, "--devices", "2", "--strategy", "ddp")
+    two[two.index("--batch-size") + 1] = "4"
+    with start(two) as process:
+        output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, output + errors
+    assert_same_weights(tmp_path / "one", tmp_path / "two")

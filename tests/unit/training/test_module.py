@@ -13,11 +13,16 @@ import yaml
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lakeclip.config.schema import OptimizerConfig
+from lakeclip.checkpoints.native import build, read_checkpoint
+from lakeclip.config.schema import LossConfig, OptimizerConfig
 from lakeclip.errors import ConfigError, ModelError
+from lakeclip.models.clip import CLIP
 from lakeclip.text.tokenizer import tokenize
-from lakeclip.training.module import CLIPWrapper
-from tests.conftest import TINY_MODELS
+from lakeclip.training.module import CLIPWrapper, ContrastiveModule
+from lakeclip.training.optimizers import MAX_LOGIT_SCALE
+from lakeclip.types import Batch
+from tests.conftest import TINY, TINY_MODELS
+from tests.unit.losses.dense import dense_sigmoid, dense_softmax
 
 CONFIGS = yaml.safe_load(TINY_MODELS)
 pytestmark = pytest.mark.filterwarnings("ignore:.*(many workers|logging interval|val_dataloader|LeafSpec)")
@@ -153,3 +158,76 @@ def test_an_unknown_name_offers_near_ones() -> None:
 def test_a_negative_minibatch_is_refused() -> None:
     with pytest.raises(ConfigError, match="minibatch_size"):
         wrapper(minibatch_size=-1)
+
+
+def sigmoid_wrapper(**optimizer: Any) -> CLIPWrapper:
+    torch.manual_seed(0)
+    loss = LossConfig(objective="sigmoid")
+    return CLIPWrapper("tiny-vit", CONFIGS["tiny-vit"], optimizer=OptimizerConfig(**optimizer), loss=loss)
+
+
+def test_the_sigmoid_objective_trains_its_bias_and_validates(tmp_path: Path) -> None:
+    model = sigmoid_wrapper(lr=1e-2, warmup_steps=0)
+    assert model.model.logit_bias is not None
+    assert float(model.model.logit_bias.detach()) == -10
+    assert float(model.model.logit_scale.detach().exp()) == pytest.approx(10)
+    with torch.no_grad():
+        model.model.logit_scale.fill_(5.0)
+    fit = trainer(tmp_path, max_epochs=2, enable_checkpointing=False)
+    fit.fit(model, pairs(8, 4), pairs(4, 4))
+    assert float(model.model.logit_bias.detach()) != -10
+    assert float(model.model.logit_scale.detach()) > MAX_LOGIT_SCALE, "the cap is the softmax's"
+    with torch.no_grad():
+        features = model(*next(iter(pairs(4, 4))))
+        expected = dense_sigmoid(*features, model.model.logit_scale, model.model.logit_bias)
+    assert float(fit.callback_metrics["val/loss"]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_weight_decay_leaves_the_bias_alone() -> None:
+    model = sigmoid_wrapper()
+    decayed, others = model.make_optimizer().param_groups
+    assert any(parameter is model.model.logit_bias for parameter in others["params"])
+    assert not any(parameter is model.model.logit_bias for parameter in decayed["params"])
+
+
+def test_a_sigmoid_checkpoint_loads_again(tmp_path: Path) -> None:
+    fit = trainer(tmp_path, max_steps=1)
+    fit.fit(sigmoid_wrapper(lr=1e-2, warmup_steps=0), pairs(4, 4))
+    (file,) = tmp_path.rglob("*.ckpt")
+    bias = torch.load(file, weights_only=True)["state_dict"]["model.logit_bias"]
+    assert float(bias) != -10
+    assert build(read_checkpoint(file)).logit_bias == bias
+    restored = CLIPWrapper.load_from_checkpoint(file, weights_only=True)
+    assert restored.model.logit_bias == bias
+    assert restored.loss_config.objective == "sigmoid"
+
+
+def test_the_softmax_has_no_bias() -> None:
+    assert "logit_bias" not in wrapper().model.state_dict()
+
+
+def test_an_objective_that_does_not_fit_the_model_is_refused() -> None:
+    with pytest.raises(ConfigError, match="sigmoid"):
+        ContrastiveModule(CLIP(TINY), model_name="x", loss=LossConfig(objective="sigmoid"))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_shared_ids_and_smoothing_reach_the_step(smoothing: float, tmp_path: Path) -> None:
+    """The ids in validation too; label smoothing in training alone."""
+    images, ids = next(iter(pairs(4, 4)))
+    batch = Batch(images, ids, torch.arange(4), torch.tensor([[3], [3], [0], [0]]))
+    torch.manual_seed(0)
+    model = CLIPWrapper(
+        "tiny-vit",
+        CONFIGS["tiny-vit"],
+        optimizer=OptimizerConfig(lr=1e-9),
+        loss=LossConfig(label_smoothing=smoothing),
+    )
+    with torch.no_grad():
+        features = model(images, ids)
+        expected = [dense_softmax(*features, model.model.logit_scale, batch.same, share) for share in (smoothing, 0.0)]
+    fit = trainer(tmp_path, max_steps=1, enable_checkpointing=False)
+    loader = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
+    fit.fit(model, loader, loader)
+    found = [float(fit.callback_metrics[name]) for name in ("train/loss", "val/loss")]
+    assert found == pytest.approx([float(loss) for loss in expected], rel=1e-4)
