@@ -14,6 +14,9 @@ from lakeclip.config.schema import OptimizerConfig
 #: exp(logit_scale) may not pass 100; there is no lower bound (section 2.5).
 MAX_LOGIT_SCALE = math.log(100)
 
+#: Parameters that share one float32 scale in 8-bit states.
+BLOCK = 256
+
 _PAPER_LR = {
     "RN50": 5e-4,
     "RN101": 5e-4,
@@ -51,6 +54,11 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
         {"params": [p for p in trainable if id(p) not in gains_and_biases], "weight_decay": weight_decay},
         {"params": [p for p in trainable if id(p) in gains_and_biases], "weight_decay": 0.0},
     ]
+
+
+def state_bytes(config: OptimizerConfig) -> float:
+    """Bytes that Adam's two running averages take for each parameter."""
+    return {"32": 8.0, "bf16": 4.0, "8bit": 2 * (1 + 4 / BLOCK)}[config.states]
 
 
 def adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
