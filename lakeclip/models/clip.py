@@ -108,8 +108,9 @@ def cosine_logits(
     logit_scale: Float[Tensor, ""],
 ) -> tuple[Float[Tensor, "images texts"], Float[Tensor, "texts images"]]:
     """Cosine similarities times exp(logit_scale), as seen from the images and from the texts (figure 3)."""
-    images = F.normalize(image_features, dim=-1)
-    logits = logit_scale.exp() * images @ F.normalize(text_features, dim=-1).T
+    dtype = torch.promote_types(image_features.dtype, text_features.dtype)
+    images, texts = (F.normalize(features.to(dtype), dim=-1) for features in (image_features, text_features))
+    logits = logit_scale.exp() * images @ texts.T
     return logits, logits.T
 
 
