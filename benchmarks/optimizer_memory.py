@@ -2,7 +2,7 @@
 
     python benchmarks/optimizer_memory.py --data DIR --out benchmarks/results/NAME.json
 
-DIR holds WebDataset shards: train-*.tar with KEY.jpg (32 × 32 pixels) and KEY.txt. First, the bytes, the peak memory and
+DIR holds WebDataset shards: train-*.tar with KEY.jpg (32 × 32 pixels) and KEY.txt. First, the bytes, peak memory and
 the milliseconds of a step of the optimiser alone on ViT-B/32's 151 million parameters: each side is a process of its
 own, and they take turns. Then the same small CLIP is trained on the photos with each setting, from the same seeds.
 """
