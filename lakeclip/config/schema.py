@@ -115,9 +115,11 @@ class OptimizerConfig:
     """Steps of linear warm-up. Default: the paper's 2,000, or a tenth of the run where that is less."""
 
     states: Literal["32", "bf16", "8bit"] = "32"
-    """Bits of Adam's running averages: float32, bfloat16 rounded stochastically, or 8 bits a block (torchao)."""
+    """Bits of Adam's running averages: float32, bfloat16 rounded stochastically, or 8 bits a block (torchao), which
+    follow too slowly where beta2 is 0.999, as for ResNets."""
     text_weights: Literal["32", "bf16"] = "32"
-    """The text tower's weights: float32, or bfloat16 rounded stochastically, as in the paper."""
+    """The text tower's weights: float32, or bfloat16 rounded stochastically, as in the paper. That tower then computes
+    in bfloat16 under any precision."""
     max_grad_norm: float | None = None
     """Scale gradients down to this norm over all parameters. Default: as they are."""
     ema_decay: float | None = None

@@ -26,7 +26,7 @@ from lakeclip.models.dual_encoder import DualEncoder
 from lakeclip.models.zoo import model_config, model_config_from_dict
 from lakeclip.training import lineage
 from lakeclip.training.microbatch import backward_through_batch
-from lakeclip.training.optimizers import MAX_LOGIT_SCALE, adamw, with_paper_values
+from lakeclip.training.optimizers import MAX_LOGIT_SCALE, adamw, store_text_in_bfloat16, with_paper_values
 from lakeclip.training.schedule import warmup_cosine, warmup_steps
 
 
@@ -69,6 +69,10 @@ class ContrastiveModule(L.LightningModule):
         self.minibatch_size = minibatch_size or None
         is_resnet = not (isinstance(model, CLIP) and model.config.vision_patch_size)
         self.optimizer_config = with_paper_values(optimizer or OptimizerConfig(), model_name, is_resnet=is_resnet)
+        if self.optimizer_config.text_weights == "bf16":
+            if not isinstance(model, CLIP):
+                raise ConfigError("text weights in bf16 are asked for, and the towers are not CLIP's", allowed="32")
+            store_text_in_bfloat16(model)
         #: What the run was started with, for the checkpoint; set by `run.train`.
         self.run_config: TrainConfig | None = None
         #: Pairs over all processes so far, those before a resume included.
@@ -174,7 +178,8 @@ class ContrastiveModule(L.LightningModule):
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """The paper's: Adam with decoupled weight decay on weights, not on gains and biases."""
-        return adamw(self.model, self.optimizer_config)
+        seed = self.run_config.data.seed if self.run_config else 0
+        return adamw(self.model, self.optimizer_config, seed=seed)
 
     # ── validation ────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -10,6 +10,9 @@ import torch
 from torch import nn
 
 from lakeclip.config.schema import OptimizerConfig
+from lakeclip.models.clip import CLIP
+from lakeclip.training.eight_bit import BLOCK, eight_bit_adamw
+from lakeclip.training.rounded_adamw import RoundedAdamW
 
 #: exp(logit_scale) may not pass 100; there is no lower bound (section 2.5).
 MAX_LOGIT_SCALE = math.log(100)
@@ -53,14 +56,46 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     ]
 
 
-def adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """The optimiser for a module's trainable parameters, in its fused form.
+def state_bytes(config: OptimizerConfig) -> float:
+    """Bytes that Adam's two running averages take for each parameter."""
+    return {"32": 8.0, "bf16": 4.0, "8bit": 2 * (1 + 4 / BLOCK)}[config.states]
+
+
+def store_text_in_bfloat16(model: CLIP) -> None:
+    """Make the weights of the text tower bfloat16, as in the paper; it then computes in bfloat16 too.
+
+    The image tower and the scalars of the loss stay as they are. `adamw` rounds the updates stochastically.
+    """
+    for name, parameter in model.named_parameters():
+        if not name.startswith("visual.") and parameter.ndim:
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def adamw(module: nn.Module, config: OptimizerConfig, *, seed: int = 0) -> torch.optim.Optimizer:
+    """The optimiser for a module's trainable parameters: PyTorch's fused form where everything is float32.
 
     Args:
         config: complete, as `with_paper_values` returns it.
+        seed: of stochastic rounding, the same in every process.
+
+    Raises:
+        ConfigError: 8-bit states are asked for, and torchao is not installed.
     """
     assert config.lr is not None
     assert config.betas is not None
     assert config.eps is not None
+    lr, betas, eps = config.lr, config.betas, config.eps
     groups = parameter_groups(module, config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    if config.states == "8bit":
+        return eight_bit_adamw(groups, lr=lr, betas=betas, eps=eps)
+    if config.states == "bf16" or any(p.dtype == torch.bfloat16 for group in groups for p in group["params"]):
+        return RoundedAdamW(
+            groups,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=config.weight_decay,
+            state_dtype=torch.bfloat16 if config.states == "bf16" else None,
+            seed=seed,
+        )
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)

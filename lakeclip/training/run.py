@@ -34,8 +34,10 @@ from lakeclip.models.zoo import model_config
 from lakeclip.text.huggingface import HuggingFaceTokenizer
 from lakeclip.text.tokenizer import Tokenizer
 from lakeclip.training.callbacks import GracefulStop, LastCheckpoint, RunProgress, Stopped, Throughput, ValidateAtEnd
+from lakeclip.training.eight_bit import require_torchao
 from lakeclip.training.finetune import CustomCLIPWrapper
 from lakeclip.training.module import CLIPWrapper, ContrastiveModule
+from lakeclip.training.optimizers import state_bytes
 from lakeclip.types import Tokenize
 
 #: Where a run lists the rows that it could not use.
@@ -84,6 +86,8 @@ def train(config: TrainConfig, *, resume: Path | None = None, token: str | None 
             allowed=f"{Tokenizer.vocab_size} or more: CLIP's tokenizer has as many ids",
         )
     check_devices(config)
+    if config.optimizer.states == "8bit":
+        require_torchao()
     checkpoint = None
     if resume is not None:
         checkpoint = resume / LAST
@@ -340,7 +344,8 @@ def _run_folder(config: TrainerConfig, model: str, resume: Path | None) -> Path:
 
 def _check_disk(folder: Path, module: ContrastiveModule) -> None:
     """Weights and two moments, for the best checkpoint, the last, and the one being written."""
-    needed = 3 * 3 * sum(p.numel() * p.element_size() for p in module.parameters())
+    states = state_bytes(module.optimizer_config)
+    needed = 3 * sum(p.numel() * (p.element_size() + states) for p in module.parameters())
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OutputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections import Counter
@@ -17,6 +18,7 @@ from lakeclip.errors import ModelError
 from lakeclip.models.clip import CLIP, IMAGE_MEAN, IMAGE_STD, normalize_images
 from lakeclip.models.text_transformer import group_lengths, pack
 from lakeclip.models.zoo import available_models, model_config
+from lakeclip.training.optimizers import store_text_in_bfloat16
 
 VIT = ModelConfig(
     embed_dim=32,
@@ -245,3 +247,40 @@ def test_impossible_sizes_are_all_named() -> None:
         CLIP(dataclasses.replace(VIT, vision_width=100, image_resolution=30, transformer_heads=7))
     for field in ("vision_width: 100", "image_resolution: 30", "transformer_heads: 7"):
         assert field in str(caught.value)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_text_tower_in_bfloat16_computes_in_bfloat16_with_nearly_the_same_features(autocast: bool) -> None:
+    """With a float32 image tower beside it; the tower that autocast makes bfloat16 is off by as much."""
+    torch.manual_seed(0)
+    exact = CLIP(VIT).eval()
+    half = CLIP(VIT).eval()
+    half.load_state_dict(exact.state_dict())
+    store_text_in_bfloat16(half)
+    ids = captions([3, 9, 16], 16)
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = exact.encode_text(ids)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            features, logits = half.encode_text(ids), half(images, ids)[0]
+            allowed = exact.encode_text(ids).float() if autocast else expected
+    assert features.dtype == torch.bfloat16
+    assert F.cosine_similarity(features.float(), expected).min() > 0.999
+    assert F.cosine_similarity(features.float(), allowed).min() > 0.999
+    assert logits.isfinite().all()
+
+
+def test_the_gradient_of_a_token_that_is_in_every_caption_is_whole_in_bfloat16() -> None:
+    """Added up in bfloat16, the gradients of the later captions would be lost."""
+    torch.manual_seed(0)
+    exact = CLIP(VIT)
+    exact.requires_grad_(False)
+    exact.token_embedding.weight.requires_grad_(True)
+    half = copy.deepcopy(exact)
+    store_text_in_bfloat16(half)
+    ids = captions([3], 16)[:, :3].expand(3000, -1)
+    for model in (exact, half):
+        model.encode_text(ids).sum().backward()
+    found, expected = (model.token_embedding.weight.grad[ids[0]].float() for model in (half, exact))  # type: ignore[index]
+    assert half.token_embedding.weight.grad.dtype == torch.bfloat16  # type: ignore[union-attr]
+    assert ((found - expected).norm(dim=1) / expected.norm(dim=1)).max() < 0.05

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import math
+from typing import Literal
 
 import pytest
 import torch
 from torch import nn
 
 from lakeclip.config.schema import ModelConfig, OptimizerConfig
+from lakeclip.errors import ConfigError
 from lakeclip.models.clip import CLIP
-from lakeclip.training.optimizers import MAX_LOGIT_SCALE, adamw, parameter_groups, with_paper_values
+from lakeclip.training import eight_bit
+from lakeclip.training.optimizers import (
+    MAX_LOGIT_SCALE,
+    adamw,
+    parameter_groups,
+    state_bytes,
+    store_text_in_bfloat16,
+    with_paper_values,
+)
 
 SMALL = ModelConfig(
     embed_dim=16,
@@ -85,3 +97,75 @@ def test_decay_is_decoupled() -> None:
     optimizer.step()
     torch.testing.assert_close(layer.weight.detach(), before[0] * (1 - 0.1 * 0.5))
     torch.testing.assert_close(layer.bias.detach(), before[1])
+
+
+# ── half precision ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def trained(config: OptimizerConfig) -> tuple[CLIP, torch.optim.Optimizer]:
+    """A small model after one step."""
+    torch.manual_seed(0)
+    model = CLIP(SMALL)
+    if config.text_weights == "bf16":
+        store_text_in_bfloat16(model)
+    optimizer = adamw(model, with_paper_values(config, "mine", is_resnet=False))
+    images, texts = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8), torch.randint(1, 50, (3, 12))
+    model(images, texts)[0].diagonal().sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def test_float32_stays_with_pytorchs_fused_form() -> None:
+    _, optimizer = trained(OptimizerConfig())
+    assert type(optimizer) is torch.optim.AdamW
+    assert all(group["fused"] for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("states", ["32", "bf16"])
+@pytest.mark.parametrize("text_weights", ["32", "bf16"])
+def test_states_take_the_bytes_that_are_said(
+    states: Literal["32", "bf16"], text_weights: Literal["32", "bf16"]
+) -> None:
+    config = OptimizerConfig(states=states, text_weights=text_weights)
+    model, optimizer = trained(config)
+    held = sum(entry[name].nbytes for entry in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq"))
+    assert held == state_bytes(config) * sum(parameter.numel() for parameter in model.parameters())
+    for name, parameter in model.named_parameters():
+        in_half = text_weights == "bf16" and not name.startswith("visual.") and name != "logit_scale"
+        assert parameter.dtype == (torch.bfloat16 if in_half else torch.float32), name
+
+
+def test_without_torchao_8_bits_are_refused_with_the_command_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eight_bit, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'lakeclip\[low-bit\]'"):
+        trained(OptimizerConfig(states="8bit"))
+
+
+def test_8_bit_states_are_a_quarter_and_go_on_from_plain_tensors() -> None:
+    pytest.importorskip("torchao", reason="8-bit states are torchao's")
+    config = with_paper_values(OptimizerConfig(states="8bit", lr=1e-2), "mine", is_resnet=False)
+
+    def run(layer: nn.Linear, optimizer: torch.optim.Optimizer, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in layer.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+
+    torch.manual_seed(0)
+    whole = nn.Linear(256, 64)
+    cut = copy.deepcopy(whole)
+    one, first = adamw(whole, config), adamw(cut, config)
+    run(whole, one, 0)
+    run(whole, one, 1)
+    run(cut, first, 0)
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    assert b"torchao" not in file.getvalue(), "a checkpoint can be read without it"
+    weight = first.state_dict()["state"][0]["exp_avg"]
+    assert weight["codes"].nbytes + weight["scale"].nbytes == state_bytes(config) / 2 * 256 * 64
+    file.seek(0)
+    second = adamw(cut, config)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    run(cut, second, 1)
+    assert torch.equal(whole.weight, cut.weight)
+    assert torch.equal(whole.bias, cut.bias)
