@@ -346,6 +346,7 @@ def _quiet_lightning() -> Iterator[None]:
                 "(Experiment logs|Checkpoint) directory",
                 ".*does not have many workers",
                 ".*isinstance.treespec",
+                "It is recommended to use `self.log.* when logging on epoch level in distributed",
                 "You defined a `validation_step` but have no `val_dataloader`",
                 "The number of training batches .* is smaller than the logging interval",
                 "You're using the WeightAveraging callback with a model that overrides the configure_model",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
@@ -25,12 +25,19 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
         for block in stack.children():
             # A block has parts with parts of their own; a bare layer in a sequence is too small to gather alone.
             if any(list(part.children()) for part in block.children()) or len(list(block.children())) > 3:
+                methods = [name for name in vars(type(block)) if name[0] != "_" and name != "forward"]
                 fully_shard(block, mesh=mesh)
+                _gather_for(block, methods)
     scalars = {parameter for parameter in model.parameters() if parameter.ndim == 0}
     fully_shard(model, mesh=mesh, ignored_params=scalars)
-    # The step calls these and never `forward`, which is what gathers the weights.
-    for method in ("encode_image", "encode_text"):
-        register_fsdp_forward_method(model, method)
+    _gather_for(model, ["encode_image", "encode_text"])
+
+
+def _gather_for(model: nn.Module, methods: Iterable[str]) -> None:
+    """Weights are gathered for `forward`; what calls another method wants them too."""
+    for method in methods:
+        if callable(getattr(model, method)):
+            register_fsdp_forward_method(model, method)
 
 
 @contextmanager
