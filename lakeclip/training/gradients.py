@@ -48,12 +48,13 @@ def agree(model: nn.Module, loss: Tensor, *, stop: bool, factor: float) -> Agree
     sharded = any(isinstance(parameter, DTensor) for parameter in (*image, *text))
     squares = [_squared_norm(gradients(part)) for part in (image, text)]
     single = [parameter.grad for parameter in scalars if parameter.grad is not None]
+    precise = torch.promote_types(loss.dtype, torch.float32)
     own = torch.stack(
         [
-            loss.detach().float(),
-            torch.tensor(float(stop), device=loss.device),
-            *(square.to(loss.device) for square in squares),
-            *(gradient.float() for gradient in single),
+            loss.detach().to(precise),
+            torch.tensor(float(stop), device=loss.device, dtype=precise),
+            *(square.to(loss.device, precise) for square in squares),
+            *(gradient.to(precise) for gradient in single),
         ]
     )
     world = 1
@@ -107,7 +108,7 @@ def _squared_norm(tensors: Sequence[Tensor]) -> Tensor:
     if not filled:
         return torch.zeros(())
     norms = torch._foreach_norm(filled, 2.0, dtype=torch.promote_types(filled[0].dtype, torch.float32))
-    return torch.stack(norms).float().square().sum()
+    return torch.stack(norms).square().sum()
 
 
 def _root(square: float) -> float:
