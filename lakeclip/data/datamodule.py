@@ -49,6 +49,9 @@ class PairDataModule(L.LightningDataModule):
             with each row (`open_lake(path, also=…)`).
         tokenize: captions to ids; CLIP's tokenizer by default.
 
+    Attributes:
+        batches_per_step: batches whose gradients are accumulated. An epoch has whole steps of them only.
+
     Raises:
         ConfigError: a value that cannot work, alone or with this data.
         DataError: the source is empty.
@@ -86,6 +89,7 @@ class PairDataModule(L.LightningDataModule):
         self.val_source = val_source
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.batches_per_step = 1
         self.tokenize = tokenize or Tokenizer()
 
         train_plan, held_out = make_plans(source, 0.0 if val_source else val_fraction, seed=seed, shuffle=shuffle)
@@ -118,8 +122,8 @@ class PairDataModule(L.LightningDataModule):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full global batches in an epoch, for the number of devices of the attached trainer (1 without one)."""
-        return self.num_train_rows // self._global_batch
+        """Whole steps in an epoch, for the number of devices of the attached trainer (1 without one)."""
+        return self.num_train_rows // (self._global_batch * self.batches_per_step)
 
     @property
     def samples_seen(self) -> int:
@@ -166,23 +170,32 @@ class PairDataModule(L.LightningDataModule):
 
     def _require_full_batch(self) -> None:
         world, rows = self._world_size, self.num_train_rows
-        if self._global_batch <= rows:
+        steps = self.batches_per_step
+        if self._global_batch * steps <= rows:
             return
         held_out = f" after {len(self.source) - rows} are held out for validation" if rows < len(self.source) else ""
         raise ConfigError(
             f"a batch of {self.batch_size} pairs"
             + (f" on each of {world} devices" if world > 1 else "")
+            + (f", {steps} times a step," if steps > 1 else "")
             + " is too large",
             found=f"{rows} rows to train on in {self.source.path}{held_out}",
-            allowed=f"a batch size of at most {rows // world}" if rows >= world else f"at most {rows} devices",
-            next_step=f"--batch_size {rows // world}" if rows >= world else "",
+            allowed=f"a batch size of at most {rows // (world * steps)}"
+            if rows >= world * steps
+            else f"at most {rows} devices",
+            next_step=f"--batch_size {rows // (world * steps)}" if rows >= world * steps else "",
         )
 
     def train_dataloader(self) -> PairLoader:
         """Batches from where the run stands to the end of its epoch; then, when iterated again, the next epoch."""
         self._require_full_batch()
         spans = TrainSpans(
-            self.train_stream, self.batch_size, rank=self._rank, world_size=self._world_size, place=self._begin
+            self.train_stream,
+            self.batch_size,
+            rank=self._rank,
+            world_size=self._world_size,
+            place=self._begin,
+            batches_per_step=self.batches_per_step,
         )
         return _ResumableLoader(self, spans)
 
@@ -238,12 +251,13 @@ class PairDataModule(L.LightningDataModule):
         if self.trainer is None:
             return self._mark
         limit = self.trainer.limit_train_batches
+        batches = self.steps_per_epoch * self.batches_per_step
         return self._mark.after(
             self.trainer.global_step,
             num_rows=self.num_train_rows,
             global_batch=self._global_batch,
-            max_batches=limit if isinstance(limit, int) else int(self.steps_per_epoch * limit),
-            batches_per_step=self.trainer.accumulate_grad_batches,
+            max_batches=min(batches, limit) if isinstance(limit, int) else int(batches * limit),
+            batches_per_step=self.batches_per_step,
         )
 
 

@@ -170,15 +170,24 @@ class TrainSpans(DistributedSampler[Span]):
         rank: this process among `world_size`.
         world_size: number of processes that train together.
         place: asked when an iteration begins: its epoch, and the position within it to start from.
+        batches_per_step: an epoch has a multiple of so many batches.
     """
 
     def __init__(
-        self, stream: PairStream, batch_size: int, *, rank: int, world_size: int, place: Callable[[], tuple[int, int]]
+        self,
+        stream: PairStream,
+        batch_size: int,
+        *,
+        rank: int,
+        world_size: int,
+        place: Callable[[], tuple[int, int]],
+        batches_per_step: int = 1,
     ) -> None:
         super().__init__(stream, num_replicas=world_size, rank=rank, shuffle=False, drop_last=True)
-        self.num_rows = len(stream)
         self.batch_size = batch_size
         self.global_batch = batch_size * world_size
+        a_step = self.global_batch * batches_per_step
+        self.num_rows = len(stream) // a_step * a_step
         self.place = place
 
     def __iter__(self) -> Iterator[Span]:

@@ -194,7 +194,7 @@ def _image_tower(config: ModelConfig) -> VisionTransformer | ModifiedResNet:
     )
 
 
-def _look_up(table: nn.Embedding, ids: Int[Tensor, "batch context"]) -> Float[Tensor, "batch context width"]:
+def _look_up(table: nn.Embedding, ids: Int[Tensor, " tokens"]) -> Float[Tensor, "tokens width"]:
     """Rows of a table; those of a half precision one in float32.
 
     So the gradients of a token's many uses are summed in float32 too. Summed in bfloat16 on a CPU, the gradient of a

@@ -24,6 +24,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from lakeclip.training.module import ContrastiveModule
+
 
 class Throughput(Callback):
     """Logs `train/samples_per_second`: pairs over all devices, by the wall clock, since the last time it was logged.
@@ -88,7 +90,8 @@ class RunProgress(ProgressBar):
             TimeRemainingColumn(),
         )
         self._progress = Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
-        total = int(trainer.estimated_stepping_batches)
+        assert isinstance(pl_module, ContrastiveModule)
+        total = pl_module.total_steps
         self._task = self._progress.add_task("train", total=total, completed=trainer.global_step, state="")
         self._progress.start()
 
@@ -145,7 +148,8 @@ class ValidateAtEnd(Callback):
         self._last_step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._last_step = int(trainer.estimated_stepping_batches)
+        assert isinstance(pl_module, ContrastiveModule)
+        self._last_step = pl_module.total_steps
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -160,11 +164,13 @@ class GracefulStop(Callback):
 
     def __init__(self, checkpoint: Path) -> None:
         self._checkpoint = checkpoint
-        self._requested = False
+        self._module: ContrastiveModule | None = None
         self._process = os.getpid()
         self._previous: dict[int, Any] = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, ContrastiveModule)
+        self._module = pl_module
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._ask)
 
@@ -173,17 +179,17 @@ class GracefulStop(Callback):
             # A loading process inherits the handler. Ctrl-C reaches it too, but the step still needs its batches.
             if number == signal.SIGTERM:
                 sys.exit(1)
-        elif self._requested:
+        elif self._module is None or self._module.stop_requested:
             raise KeyboardInterrupt
         else:
-            self._requested = True
+            self._module.stop_requested = True
             sys.stderr.write("\nfinishing this step, then writing a checkpoint; once more to stop at once\n")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # The signal reaches the processes at different moments: they stop together once one of them has it.
-        if trainer.strategy.reduce_boolean_decision(self._requested, all=False):
+        # The signal reaches the processes at different moments: the step finds out together whether one of them has it.
+        if self._module is not None and self._module.stop_agreed:
             trainer.save_checkpoint(self._checkpoint)
             raise Stopped
 

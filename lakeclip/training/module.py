@@ -7,14 +7,17 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
+from math import ceil, isfinite
 from typing import Any
 
 import lightning as L
 import torch
 import torch.distributed as dist
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 
 from lakeclip.config.schema import LossConfig, ModelConfig, OptimizerConfig, TrainConfig
@@ -24,7 +27,9 @@ from lakeclip.losses import contrastive_loss, sigmoid_loss
 from lakeclip.models.clip import CLIP
 from lakeclip.models.dual_encoder import DualEncoder
 from lakeclip.models.zoo import model_config, model_config_from_dict
-from lakeclip.training import lineage
+from lakeclip.training import lineage, sharding
+from lakeclip.training.gradients import Agreed, agree, clip, gradients
+from lakeclip.training.guard import Guard
 from lakeclip.training.microbatch import backward_through_batch
 from lakeclip.training.optimizers import MAX_LOGIT_SCALE, adamw, store_text_in_bfloat16, with_paper_values
 from lakeclip.training.schedule import warmup_cosine, warmup_steps
@@ -39,6 +44,12 @@ class ContrastiveModule(L.LightningModule):
         minibatch_size: embed at most this many pairs at a time; the whole batch when None or 0.
         optimizer: learning rate, decay and warm-up; what it leaves open is the paper's.
         loss: what the towers are to agree on; by default CLIP's softmax over the batch.
+
+    Attributes:
+        accumulate: batches whose mean gradient makes a step. Those at the end of an epoch may be fewer.
+        guard: decides which steps are not taken.
+        stop_requested: this process was asked to stop.
+        stop_agreed: one of the processes was, and all of them stand between the same two steps.
     """
 
     def __init__(
@@ -80,6 +91,11 @@ class ContrastiveModule(L.LightningModule):
         #: Seconds of training in the parts of the run before this one.
         self.seconds_before = 0.0
         self._started = time.perf_counter()
+        self.accumulate = 1
+        self.guard = Guard()
+        self.stop_requested = self.stop_agreed = False
+        #: The losses of the batches since the last step.
+        self._losses: list[Tensor] = []
         self._validation_features: list[tuple[Tensor, Tensor]] = []
 
     def embed(self, images: Tensor, texts: Any) -> tuple[Tensor, Tensor]:
@@ -117,58 +133,128 @@ class ContrastiveModule(L.LightningModule):
     def on_train_start(self) -> None:
         """The clock of the run starts with its first step."""
         self._started = time.perf_counter()
+        self._losses.clear()
 
     # ── the step ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Embed, compare over the global batch, back-propagate, update, cap the temperature."""
+        """Embed, compare over the global batch, back-propagate; and with the last batch of a step, take it."""
         optimizer = self.optimizers(use_pl_optimizer=True)
-        assert not isinstance(optimizer, list)
-        optimizer.zero_grad()
-        result = backward_through_batch(
-            batch[0],
-            batch[1],
-            model=self.model,
-            embed=self.embed,
-            loss=partial(self.compare, same=getattr(batch, "same", None)),
-            scalars=self.scalars,
-            minibatch_size=self.minibatch_size,
-            backward=self.manual_backward,
-            no_sync=self._no_sync,
+        assert isinstance(optimizer, LightningOptimizer)
+        if not self._losses:
+            optimizer.zero_grad()
+            self.guard.begin(self.model)
+        is_last = (
+            len(self._losses) + 1 == self.accumulate
+            or self.trainer.is_last_batch
+            or batch_idx + 1 == self.trainer.num_training_batches
         )
+        # The processes average their gradients in the last backward of the last batch.
+        with nullcontext() if is_last else self._no_sync():
+            result = backward_through_batch(
+                batch[0],
+                batch[1],
+                model=self.model,
+                embed=self.embed,
+                loss=partial(self.compare, same=getattr(batch, "same", None)),
+                scalars=self.scalars,
+                minibatch_size=self.minibatch_size,
+                backward=lambda scalar: self.manual_backward(scalar / self.accumulate),
+                no_sync=self._no_sync if is_last else nullcontext,
+            )
+        self._losses.append(result.loss)
+        self.guard.note(batch, batch_idx, result)
+        self.samples_seen += len(batch[0]) * self.trainer.world_size
+        if is_last:
+            self._finish_step(optimizer)
+        return result.loss
+
+    def _finish_step(self, optimizer: LightningOptimizer) -> None:
+        """Update the weights by the gradients of the batches since the last step, unless the guard finds fault."""
+        losses, self._losses = torch.stack(self._losses), []
+        # Float16's gradients are scaled until the optimiser has them; a norm is as easily read scaled.
+        scaler: torch.amp.GradScaler | None = getattr(self.trainer.precision_plugin, "scaler", None)
+        share = self.accumulate / len(losses)
+        scale = scaler.get_scale() if scaler else 1.0
+        agreed = agree(self.model, losses.mean(), stop=self.stop_requested, factor=share / scale)
+        self.stop_agreed = agreed.stop
+        fault = self.guard.judge(agreed, is_scaled=scaler is not None)
+        if fault is None:
+            clip(self.model, agreed.grad_norm, self.optimizer_config.max_grad_norm, share)
+            self._log_step(agreed, optimizer)
+        else:
+            self._drop_gradients(is_scaled=scaler is not None)
+        # One that is left out is a step all the same: the schedule and the place in the data hang on their number.
         optimizer.step()
+        if fault is not None:
+            self.guard.leave_out(self, fault, agreed)
         self.lr_schedulers().step()  # type: ignore[union-attr]
         if self.model.logit_bias is None:
             # The sigmoid's scale has no cap: SigLIP's published models end near 117.
             with torch.no_grad():
                 self.model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
-        self.samples_seen += len(batch[0]) * self.trainer.world_size
+    def _drop_gradients(self, *, is_scaled: bool) -> None:
+        """Let the optimiser's next step change nothing."""
+        if is_scaled:
+            # A scaler must be shown gradients, and passes over those that are not finite.
+            for gradient in gradients(list(self.model.parameters())):
+                gradient.fill_(torch.nan)
+        else:
+            self.model.zero_grad(set_to_none=True)
 
-        # Each process's loss is a mean over its own pairs; the mean of those is the loss of the global batch.
-        self.log("train/loss", result.loss, prog_bar=True, sync_dist=True, batch_size=len(batch[0]))
+    def _log_step(self, agreed: Agreed, optimizer: LightningOptimizer) -> None:
+        """The curves of the run, one point a step whatever the number of its batches."""
+        self.log("train/loss", agreed.loss, prog_bar=True)
         self.log("train/lr", optimizer.param_groups[0]["lr"])
         self.log("train/logit_scale", self.model.logit_scale.detach().exp())
         if self.model.logit_bias is not None:
             self.log("train/logit_bias", self.model.logit_bias.detach())
         return result.loss
+        norms = {"": agreed.grad_norm, "_image": agreed.image_norm, "_text": agreed.text_norm}
+        self.log_dict({f"train/grad_norm{part}": norm for part, norm in norms.items() if isfinite(norm)})
+        if self.accumulate > 1:
+            # Lightning would count batches.
+            self.log("step", float(self.trainer.global_step))
 
     def _no_sync(self) -> AbstractContextManager[Any]:
+        if isinstance(self.model, FSDPModule):
+            return sharding.no_sync(self.model)
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
+    def configure_model(self) -> None:
+        """Cut the model up where the strategy is to (`--strategy fsdp2`)."""
+        if self.device_mesh is not None:
+            sharding.shard(self.model, self.device_mesh["data_parallel"])
+
     # ── the optimiser ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW over weights and gains, and the schedule over the run's true number of steps."""
-        total = self.trainer.estimated_stepping_batches
-        if total == float("inf"):
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run, those before a resume included.
+
+        Raises:
+            ConfigError: the run has no end.
+        """
+        batches = self.trainer.estimated_stepping_batches
+        if self.accumulate > 1 and isfinite(self.trainer.num_training_batches):
+            epochs = self.trainer.max_epochs
+            steps = ceil(self.trainer.num_training_batches / self.accumulate)
+            # Lightning's estimate takes each batch for a step.
+            total = steps * max(1, epochs) if epochs is not None and epochs >= 0 else float("inf")
+            batches = min(total, self.trainer.max_steps) if self.trainer.max_steps >= 0 else total
+        if batches == float("inf"):
             raise ConfigError(
                 "the length of the run is unknown, and the learning rate's schedule needs it",
                 found="a dataloader without a length, or max_epochs=-1",
                 next_step="give the trainer max_steps",
             )
-        total = int(total)
+        return int(batches)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW over weights and gains, and the schedule over the run's true number of steps."""
+        total = self.total_steps
         warmup = warmup_steps(total, self.optimizer_config.warmup_steps)
         optimizer = self.make_optimizer()
         schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -194,6 +280,8 @@ class ContrastiveModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Retrieval both ways over all validation rows of all processes."""
         features, self._validation_features = self._validation_features, []
+        if self.accumulate > 1:
+            self.log("step", float(self.trainer.global_step - 1))
         if dist.is_available() and dist.is_initialized():
             everyone: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(everyone, features)

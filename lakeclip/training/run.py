@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import logging
+import os
 import shutil
 import sys
 import time
@@ -18,12 +19,20 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from lakeclip.checkpoints.native import LAST, read_checkpoint
 from lakeclip.config.command import command
 from lakeclip.config.load import write_config
-from lakeclip.config.schema import DataConfig, FinetuneConfig, ModelConfig, TrainConfig, TrainerConfig
+from lakeclip.config.schema import (
+    DataConfig,
+    FinetuneConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+    TrainerConfig,
+)
 from lakeclip.data.datamodule import PairDataModule
 from lakeclip.data.quarantine import read_quarantine
 from lakeclip.errors import ConfigError, DeviceError, ModelError, OutputError
@@ -33,9 +42,12 @@ from lakeclip.models.pretrained import load_image_encoder, load_text_encoder
 from lakeclip.models.zoo import model_config
 from lakeclip.text.huggingface import HuggingFaceTokenizer
 from lakeclip.text.tokenizer import Tokenizer
+from lakeclip.training import sharding
 from lakeclip.training.callbacks import GracefulStop, LastCheckpoint, RunProgress, Stopped, Throughput, ValidateAtEnd
 from lakeclip.training.eight_bit import require_torchao
+from lakeclip.training.ema import AveragedWeights
 from lakeclip.training.finetune import CustomCLIPWrapper
+from lakeclip.training.guard import Guard
 from lakeclip.training.module import CLIPWrapper, ContrastiveModule
 from lakeclip.training.optimizers import state_bytes
 from lakeclip.types import Tokenize
@@ -88,6 +100,7 @@ def train(config: TrainConfig, *, resume: Path | None = None, token: str | None 
     check_devices(config)
     if config.optimizer.states == "8bit":
         require_torchao()
+    check_together(config.optimizer, config.trainer)
     checkpoint = None
     if resume is not None:
         checkpoint = resume / LAST
@@ -173,6 +186,8 @@ def _fit(
     if _is_main():
         _check_disk(folder, module)
     torch.set_float32_matmul_precision("high")
+    module.accumulate = datamodule.batches_per_step = config.accumulate
+    module.guard = Guard(config.max_skipped, folder)
     interrupted = False
     started = time.perf_counter()
     with _quiet_lightning():
@@ -182,6 +197,7 @@ def _fit(
             folder,
             has_validation=datamodule.has_validation,
             log_every=1 if datamodule.steps_per_epoch < 200 else 10,
+            ema_decay=module.optimizer_config.ema_decay,
         )
         try:
             trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
@@ -196,6 +212,20 @@ def sized_model(config: TrainConfig) -> ModelConfig:
     """The model's sizes, at the image size that was asked for."""
     sizes = model_config(config.model, config.model_config)
     return replace(sizes, image_resolution=config.data.image_size) if config.data.image_size else sizes
+
+
+def check_together(optimizer: OptimizerConfig, trainer: TrainerConfig) -> None:
+    """Say before anything is built which settings do not go together.
+
+    Raises:
+        ConfigError: an average of weights that are cut up between devices.
+    """
+    if optimizer.ema_decay is not None and trainer.strategy == sharding.NAME:
+        raise ConfigError(
+            "an average of the weights (ema_decay) is asked for together with --strategy fsdp2",
+            found="weights that no device holds whole",
+            allowed="--strategy ddp with ema_decay, or fsdp2 without",
+        )
 
 
 def check_devices(config: TrainConfig | FinetuneConfig) -> None:
@@ -241,8 +271,15 @@ def make_datamodule(
     )
 
 
-def make_trainer(wanted: TrainerConfig, folder: Path, *, has_validation: bool, log_every: int) -> L.Trainer:
-    """Lightning's trainer with the checkpoints, logs and bars of a run."""
+def make_trainer(
+    wanted: TrainerConfig, folder: Path, *, has_validation: bool, log_every: int, ema_decay: float | None = None
+) -> L.Trainer:
+    """Lightning's trainer with the checkpoints, logs and bars of a run.
+
+    Args:
+        log_every: steps from one point of the curves to the next.
+        ema_decay: of an average of the weights; None for none.
+    """
     throughput = Throughput()
     best = ModelCheckpoint(
         dirpath=folder / "checkpoints",
@@ -252,31 +289,42 @@ def make_trainer(wanted: TrainerConfig, folder: Path, *, has_validation: bool, l
         auto_insert_metric_name=False,
         save_on_train_epoch_end=None if has_validation else True,
     )
-    callbacks: list[Callback] = [throughput, RunProgress(throughput), best]
+    # The average is brought up to date before anything is saved.
+    callbacks: list[Callback] = [AveragedWeights(ema_decay)] if ema_decay is not None else []
+    callbacks += [throughput, RunProgress(throughput), best]
     callbacks += [LastCheckpoint(folder / LAST, within_epochs=wanted.val_every_steps is not None)]
     callbacks += [GracefulStop(folder / LAST)] + ([ValidateAtEnd()] if has_validation else [])
     loggers: list[Logger] = [_curves(folder), TensorBoardLogger(folder, name="", version="tensorboard")]
     # On a CPU one process uses every core, so "all there are" is one.
     on_cpu = wanted.accelerator == "cpu" or (wanted.accelerator == "auto" and not torch.cuda.is_available())
+    # What starts the processes of a node, torchrun, says how many they are.
+    devices = wanted.devices or int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or (1 if on_cpu else "auto")
     return L.Trainer(
         accelerator=wanted.accelerator,
-        devices=wanted.devices or (1 if on_cpu else "auto"),
+        devices=devices,
         num_nodes=wanted.num_nodes,
-        strategy=wanted.strategy,
+        strategy=_sharding(devices, wanted.num_nodes) if wanted.strategy == sharding.NAME else wanted.strategy,
         precision=_PRECISION[wanted.precision],  # type: ignore[arg-type]
         max_epochs=wanted.max_epochs,
         max_steps=wanted.max_steps if wanted.max_steps is not None else -1,
-        val_check_interval=wanted.val_every_steps,
+        # Lightning counts batches here, and the data module hands out whole steps of them.
+        val_check_interval=wanted.val_every_steps * wanted.accumulate if wanted.val_every_steps else None,
         check_val_every_n_epoch=None if wanted.val_every_steps else 1,
         num_sanity_val_steps=0,
         limit_val_batches=None if has_validation else 0,
-        log_every_n_steps=log_every,
+        log_every_n_steps=log_every * wanted.accumulate,
         callbacks=callbacks,
         logger=loggers,
         use_distributed_sampler=False,
         enable_model_summary=False,
         default_root_dir=folder,
     )
+
+
+def _sharding(devices: int | str, num_nodes: int) -> ModelParallelStrategy:
+    """FSDP2 over all devices, with checkpoints in one file that anything reads."""
+    local = torch.cuda.device_count() if isinstance(devices, str) else devices
+    return ModelParallelStrategy(local * num_nodes, tensor_parallel_size=1, save_distributed_checkpoint=False)
 
 
 def _is_main() -> bool:
@@ -312,8 +360,10 @@ def _quiet_lightning() -> Iterator[None]:
                 "(Experiment logs|Checkpoint) directory",
                 ".*does not have many workers",
                 ".*isinstance.treespec",
+                "It is recommended to use `self.log.* when logging on epoch level in distributed",
                 "You defined a `validation_step` but have no `val_dataloader`",
                 "The number of training batches .* is smaller than the logging interval",
+                "You're using the WeightAveraging callback with a model that overrides the configure_model",
             ):
                 warnings.filterwarnings("ignore", message=message)
             yield
