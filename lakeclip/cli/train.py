@@ -68,6 +68,8 @@ def train(config: TrainConfig, *, resume: Path | None = None, report: bool = Tru
     finished = train_run(config, resume=resume, token=os.environ.get("ACTIVELOOP_TOKEN"))
     if finished.is_main:
         say = sys.stdout.write
+        if finished.speed is not None:
+            say(f"{finished.speed}\n")
         if finished.interrupted:
             say(f"stopped after step {finished.steps}\n  go on with: lakeclip train --resume {finished.folder}\n")
         else:

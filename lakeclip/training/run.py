@@ -33,9 +33,10 @@ from lakeclip.models.pretrained import load_image_encoder, load_text_encoder
 from lakeclip.models.zoo import model_config
 from lakeclip.text.huggingface import HuggingFaceTokenizer
 from lakeclip.text.tokenizer import Tokenizer
-from lakeclip.training.callbacks import GracefulStop, LastCheckpoint, RunProgress, Stopped, Throughput, ValidateAtEnd
+from lakeclip.training.callbacks import GracefulStop, LastCheckpoint, RunProgress, Stopped, ValidateAtEnd
 from lakeclip.training.finetune import CustomCLIPWrapper
 from lakeclip.training.module import CLIPWrapper, ContrastiveModule
+from lakeclip.training.throughput import Speed, Throughput
 from lakeclip.types import Tokenize
 
 #: Where a run lists the rows that it could not use.
@@ -55,6 +56,7 @@ class FinishedRun:
         seconds: wall-clock time of this part of the run.
         interrupted: it was stopped by a signal, and `resume` goes on from there.
         is_main: this process is the first of the run, the one that reports.
+        speed: on average, the first step left out; None where there was no step.
     """
 
     folder: Path
@@ -62,6 +64,7 @@ class FinishedRun:
     seconds: float
     interrupted: bool
     is_main: bool
+    speed: Speed | None = None
 
 
 def train(config: TrainConfig, *, resume: Path | None = None, token: str | None = None) -> FinishedRun:
@@ -178,7 +181,15 @@ def _fit(
             interrupted = True
         except (OSError, RuntimeError) as error:
             raise _explain_disk(error, folder) from error
-    return FinishedRun(folder, trainer.global_step, time.perf_counter() - started, interrupted, trainer.is_global_zero)
+    (throughput,) = [callback for callback in trainer.callbacks if isinstance(callback, Throughput)]  # type: ignore[attr-defined]
+    return FinishedRun(
+        folder,
+        trainer.global_step,
+        time.perf_counter() - started,
+        interrupted,
+        trainer.is_global_zero,
+        throughput.average(),
+    )
 
 
 def sized_model(config: TrainConfig) -> ModelConfig:
@@ -229,7 +240,7 @@ def make_datamodule(
 
 def make_trainer(wanted: TrainerConfig, folder: Path, *, has_validation: bool, log_every: int) -> L.Trainer:
     """Lightning's trainer with the checkpoints, logs and bars of a run."""
-    throughput = Throughput()
+    throughput = Throughput(wanted.patch_dropout)
     best = ModelCheckpoint(
         dirpath=folder / "checkpoints",
         filename="best",
@@ -238,9 +249,11 @@ def make_trainer(wanted: TrainerConfig, folder: Path, *, has_validation: bool, l
         auto_insert_metric_name=False,
         save_on_train_epoch_end=None if has_validation else True,
     )
-    callbacks: list[Callback] = [throughput, RunProgress(throughput), best]
+    callbacks: list[Callback] = [RunProgress(throughput), best]
     callbacks += [LastCheckpoint(folder / LAST, within_epochs=wanted.val_every_steps is not None)]
     callbacks += [GracefulStop(folder / LAST)] + ([ValidateAtEnd()] if has_validation else [])
+    # Last, so that the work of the others on a step counts as the step's.
+    callbacks += [throughput]
     loggers: list[Logger] = [_curves(folder), TensorBoardLogger(folder, name="", version="tensorboard")]
     # On a CPU one process uses every core, so "all there are" is one.
     on_cpu = wanted.accelerator == "cpu" or (wanted.accelerator == "auto" and not torch.cuda.is_available())
