@@ -138,8 +138,8 @@ class _Card:
     fp32: float
 
 
-# NVIDIA's data sheets (consumer cards: the whitepapers of Ampere GA102 and Ada). Where those give figures with sparsity,
-# half of them; with accumulation in float32. Names as the driver gives them, without NVIDIA, Tesla and GeForce.
+# NVIDIA's data sheets (consumer cards: the whitepapers of Ampere GA102 and Ada), with accumulation in float32; half of
+# the figure where that is for sparse matrices. Names as the driver gives them, without NVIDIA, Tesla and GeForce.
 _CARDS = (
     _Card("V100-SXM.*", 125, None, None, 15.7),
     _Card("V100-PCI.*", 112, None, None, 14),
@@ -193,7 +193,7 @@ def _measured(device: torch.device, dtype: torch.dtype) -> float:
         _timed(left, right)
         seconds = min(_timed(left, right) for _ in range(5))
         best = max(best, 2 * size**3 / seconds)
-        if seconds > 0.01 and time.perf_counter() - started > 0.2 or size >= 16_384:
+        if (seconds > 0.01 and time.perf_counter() - started > 0.2) or size >= 16_384:
             return best
         if seconds < 0.02:
             size *= 2

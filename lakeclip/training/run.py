@@ -79,14 +79,7 @@ def train(config: TrainConfig, *, resume: Path | None = None, token: str | None 
     Raises:
         LakeclipError: of the kind that says what is wrong: configuration, model, data, device, checkpoint or output.
     """
-    sizes = sized_model(config)
-    if sizes.vocab_size < Tokenizer.vocab_size:
-        raise ModelError(
-            f"the vocabulary of {config.model} is too small for the tokenizer",
-            found=f"vocab_size {sizes.vocab_size}",
-            allowed=f"{Tokenizer.vocab_size} or more: CLIP's tokenizer has as many ids",
-        )
-    check_devices(config)
+    sizes = checked_sizes(config)
     checkpoint = None
     if resume is not None:
         checkpoint = resume / LAST
@@ -96,9 +89,7 @@ def train(config: TrainConfig, *, resume: Path | None = None, token: str | None 
     folder = _run_folder(config.trainer, config.model, resume)
     _show(datamodule, folder)
 
-    L.seed_everything(config.data.seed, verbose=False)
-    module = CLIPWrapper(config.model, sizes, config.trainer.minibatch_size, optimizer=config.optimizer)
-    module.run_config = replace(config, optimizer=module.optimizer_config)
+    module = make_module(config, sizes)
     if _is_main():
         write_config(config, folder / "config.yaml")
     finished = _fit(module, datamodule, config.trainer, folder, checkpoint)
@@ -112,6 +103,46 @@ def finetune(config: FinetuneConfig, *, token: str | None = None) -> FinishedRun
     Raises:
         LakeclipError: as `train`; also where a tower cannot be had.
     """
+    module, datamodule = finetune_parts(config, token=token)
+    folder = _run_folder(config.trainer, "finetune", None)
+    _show(datamodule, folder)
+    finished = _fit(module, datamodule, config.trainer, folder, None)
+    _account(finished, config.data)
+    return finished
+
+
+def checked_sizes(config: TrainConfig) -> ModelConfig:
+    """The model's sizes, once what was asked for is known to be possible here.
+
+    Raises:
+        ModelError: the model is unknown, or its vocabulary too small.
+        DeviceError: see `check_devices`.
+    """
+    sizes = sized_model(config)
+    if sizes.vocab_size < Tokenizer.vocab_size:
+        raise ModelError(
+            f"the vocabulary of {config.model} is too small for the tokenizer",
+            found=f"vocab_size {sizes.vocab_size}",
+            allowed=f"{Tokenizer.vocab_size} or more: CLIP's tokenizer has as many ids",
+        )
+    check_devices(config)
+    return sizes
+
+
+def make_module(config: TrainConfig, sizes: ModelConfig) -> CLIPWrapper:
+    """What `train` trains, with the initial weights of the configuration's seed."""
+    L.seed_everything(config.data.seed, verbose=False)
+    module = CLIPWrapper(config.model, sizes, config.trainer.minibatch_size, optimizer=config.optimizer)
+    module.run_config = replace(config, optimizer=module.optimizer_config)
+    return module
+
+
+def finetune_parts(config: FinetuneConfig, *, token: str | None = None) -> tuple[CustomCLIPWrapper, PairDataModule]:
+    """What `finetune` trains, and on what; both are checked.
+
+    Raises:
+        LakeclipError: a tower, the data or a device cannot be had.
+    """
     check_devices(config)
     text = load_text_encoder(config.text_encoder)
     image_encoder = load_image_encoder(config.image_encoder)
@@ -119,8 +150,6 @@ def finetune(config: FinetuneConfig, *, token: str | None = None) -> FinishedRun
     image_size = config.data.image_size or 224
     datamodule = make_datamodule(config.data, image_size, tokenize, token=token)
     datamodule.setup("fit")
-    folder = _run_folder(config.trainer, "finetune", None)
-    _show(datamodule, folder)
     L.seed_everything(config.data.seed, verbose=False)
     module = CustomCLIPWrapper(
         image_encoder,
@@ -131,9 +160,7 @@ def finetune(config: FinetuneConfig, *, token: str | None = None) -> FinishedRun
         embed_dim=config.embed_dim,
         image_size=image_size,
     )
-    finished = _fit(module, datamodule, config.trainer, folder, None)
-    _account(finished, config.data)
-    return finished
+    return module, datamodule
 
 
 def _show(datamodule: PairDataModule, folder: Path) -> None:
@@ -167,7 +194,7 @@ def _fit(
     torch.set_float32_matmul_precision("high")
     interrupted = False
     started = time.perf_counter()
-    with _quiet_lightning():
+    with quiet_lightning():
         # A point in the curves for every step of a short run; reading the loss off a GPU at each of many costs time.
         trainer = make_trainer(
             config,
@@ -299,7 +326,7 @@ def _curves(folder: Path) -> CSVLogger:
 
 
 @contextmanager
-def _quiet_lightning() -> Iterator[None]:
+def quiet_lightning() -> Iterator[None]:
     """Without Lightning's greetings and tips: what a run has to say, it says itself."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import re
 import resource
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +24,8 @@ from lakeclip.training.cost import PairFlops, Peak, Tokens, count_tokens, peak
 
 #: Steady enough to read, and so rare that reading numbers off a GPU costs nothing.
 _WINDOW_SECONDS = 1.0
+#: Where Linux tells of this process, and lets it forget its peak (man 5 proc).
+_PROCESS = Path("/proc/self")
 
 
 @dataclass(frozen=True)
@@ -244,14 +249,14 @@ class _DeviceGaps:
 
     def take(self) -> float:
         seconds = 0.0
-        while self._closed and self._closed[0][1].query():
+        while self._closed and self._closed[0][1].query():  # type: ignore[no-untyped-call]
             opened, closed = self._closed.popleft()
             seconds += opened.elapsed_time(closed) / 1e3
         return seconds
 
     @staticmethod
     def _now() -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
@@ -260,11 +265,31 @@ def peak_memory(device: torch.device) -> int:
     """Bytes at most so far: allocated on a GPU, or else resident for this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.exists() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
-        return int(found[1]) * 1024
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest if sys.platform == "darwin" else largest * 1024
+    return _status("VmHWM") or (largest if sys.platform == "darwin" else largest * 1024)
+
+
+def resident_memory() -> int:
+    """Bytes of this process now; 0 where that cannot be known."""
+    return _status("VmRSS")
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let `peak_memory` begin anew, from what is held now; without Linux or a GPU it cannot."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _PROCESS.exists():
+        with suppress(OSError, AttributeError):
+            # What was freed is given back first, or it would hide what is taken from now on.
+            ctypes.CDLL(None).malloc_trim(0)
+            (_PROCESS / "clear_refs").write_text("5")
+
+
+def _status(name: str) -> int:
+    file = _PROCESS / "status"
+    found = re.search(rf"{name}:\s*(\d+) kB", file.read_text()) if file.exists() else None
+    return int(found[1]) * 1024 if found else 0
 
 
 def _dtype(precision: str | None) -> torch.dtype:
