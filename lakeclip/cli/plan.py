@@ -106,7 +106,7 @@ def _step(plan: Plan) -> str:
     if plan.mfu is not None:
         words += f", {plan.mfu:.0%} of {plan.peak}"
     return (
-        words + f"\nmean of {_count(plan.batches_timed, 'batch', 'batches')}; the first took {plan.seconds_first:.2g} s"
+        words + f"\nmean of {_count(plan.batches_timed, 'batch', 'batches')}; the first took {plan.seconds_first:.3g} s"
     )
 
 

@@ -271,8 +271,8 @@ def _few_steps(plan: Plan) -> Doubt | None:
 
 def _loss(plan: Plan) -> Doubt | None:
     expected = plan.expected_loss
-    # At a temperature of 0.07 random features differ enough for some tenths.
-    if expected is None or abs(plan.first_loss - expected) <= max(0.5, 0.15 * expected):
+    # At a temperature of 0.07 random features of small models differ enough for half a unit.
+    if expected is None or abs(plan.first_loss - expected) <= max(1.0, 0.15 * expected):
         return None
     return Doubt(
         f"the loss starts at {plan.first_loss:.2f}; towers that know nothing have ln {round(math.exp(expected)):,} = "
@@ -341,13 +341,17 @@ def _rehearse_what_fits(
 
     A GPU says when its memory is out. A CPU's process is killed for it, so there a small step foretells a large one.
     """
-    size, untrained = asked, {name: value.clone() for name, value in module.state_dict().items()}
-    if on_cpu and asked >= 32:
+    size, foretell = asked, on_cpu and asked >= 32
+    untrained = {name: value.clone() for name, value in module.state_dict().items()} if foretell or not on_cpu else {}
+    if foretell:
         part = max(8, asked // 8)
         module.minibatch_size = None
         small = rehearse(module, [_part(batches[0], part)], wanted, num=1, steps_per_epoch=per_epoch).footprint
         each = small.activations / part
         module.load_state_dict(untrained)
+        # Both would count as the program's.
+        untrained.clear()
+        module.zero_grad(set_to_none=True)
         while size > 1 and small.total - small.activations + each * size > 0.9 * memory:
             size = max(1, size // 2)
     while True:

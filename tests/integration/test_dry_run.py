@@ -50,7 +50,7 @@ def test_a_plan_has_the_runs_numbers(pairs_lake: Path, tiny_models: Path, tmp_pa
     assert plan.footprint.weights == plan.footprint.gradients == 4 * plan.parameters
     assert plan.footprint.states == pytest.approx(8 * plan.parameters, rel=1e-3)
     assert plan.footprint.program > 0
-    assert abs(plan.first_loss - math.log(8)) < 0.5
+    assert abs(plan.first_loss - math.log(8)) < 1
     assert plan.mfu is not None
     assert 0 < plan.mfu < 1.2
     assert plan.rate < min(plan.step_rate, plan.loader_rate), "without workers one waits for the other"
