@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from lakeclip.cli.plan import show_plan
 from lakeclip.config.load import read_recipe
 from lakeclip.config.schema import TrainConfig
 from lakeclip.errors import CheckpointError, ConfigError
@@ -27,6 +28,8 @@ class TrainFlags:
     """A YAML recipe, or the name of a shipped one (small, flickr, cc3m, cc12m, laion400m)."""
     resume: str | None = None
     """Folder of an earlier run: its configuration, and on from its last checkpoint."""
+    dry_run: bool = False
+    """Train nothing: try a few steps and print what the run would need, how long it takes, and what looks wrong."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
 
 
@@ -52,6 +55,14 @@ def run(argv: list[str]) -> None:
         default=TrainFlags(recipe=recipe, resume=resume, config=start),
         config=(tyro.conf.OmitArgPrefixes,),
     )
+    if flags.dry_run:
+        if resume:
+            raise ConfigError(
+                "a run to resume is planned already",
+                next_step=f"lakeclip train --recipe {Path(resume) / 'config.yaml'} --dry-run, for such a run anew",
+            )
+        show_plan(flags.config)
+        return
     train(flags.config, resume=Path(resume) if resume else None)
 
 
@@ -68,6 +79,8 @@ def train(config: TrainConfig, *, resume: Path | None = None, report: bool = Tru
     finished = train_run(config, resume=resume, token=os.environ.get("ACTIVELOOP_TOKEN"))
     if finished.is_main:
         say = sys.stdout.write
+        if finished.speed is not None:
+            say(f"{finished.speed}\n")
         if finished.interrupted:
             say(f"stopped after step {finished.steps}\n  go on with: lakeclip train --resume {finished.folder}\n")
         else:

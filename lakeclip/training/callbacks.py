@@ -1,11 +1,10 @@
-"""What watches a run: the progress bar, the rate, and the stop that leaves a checkpoint."""
+"""What watches a run: the progress bar, and the stop that leaves a checkpoint."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,42 +24,11 @@ from rich.progress import (
 )
 
 from lakeclip.training.module import ContrastiveModule
-
-
-class Throughput(Callback):
-    """Logs `train/samples_per_second`: pairs over all devices, by the wall clock, since the last time it was logged.
-
-    Validation and checkpoints are left out.
-    """
-
-    def __init__(self) -> None:
-        self.rate = 0.0
-        self._samples = 0
-        self._seconds = 0.0
-        self._mark = 0.0
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._mark = time.perf_counter()
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        now = time.perf_counter()
-        self._seconds += now - self._mark
-        self._samples += len(batch[0]) * trainer.world_size
-        self._mark = now
-        # A rate over a second is steady enough to read, and costs nothing.
-        if self._seconds >= 1.0 or self.rate == 0.0:
-            self.rate = self._samples / max(self._seconds, 1e-9)
-            self._samples, self._seconds = 0, 0.0
-        pl_module.log("train/samples_per_second", self.rate, rank_zero_only=True)
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._mark = time.perf_counter()
+from lakeclip.training.throughput import Throughput
 
 
 class RunProgress(ProgressBar):
-    """One bar for the whole run with samples/s, loss and the time left; nothing at all when standard error is piped."""
+    """One bar for the whole run with its speed, loss and the time left; nothing at all when standard error is piped."""
 
     def __init__(self, throughput: Throughput) -> None:
         super().__init__()
@@ -101,7 +69,7 @@ class RunProgress(ProgressBar):
         if self._progress is None or self._task is None:
             return
         metrics = trainer.callback_metrics
-        state = f"{self._throughput.rate:,.0f} samples/s"
+        state = str(self._throughput.speed)
         for name in ("train/loss", "val/loss"):
             if name in metrics:
                 state += f"  {name.replace('/', ' ')} {float(metrics[name]):.3f}"

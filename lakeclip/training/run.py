@@ -43,13 +43,14 @@ from lakeclip.models.zoo import model_config
 from lakeclip.text.huggingface import HuggingFaceTokenizer
 from lakeclip.text.tokenizer import Tokenizer
 from lakeclip.training import sharding
-from lakeclip.training.callbacks import GracefulStop, LastCheckpoint, RunProgress, Stopped, Throughput, ValidateAtEnd
+from lakeclip.training.callbacks import GracefulStop, LastCheckpoint, RunProgress, Stopped, ValidateAtEnd
 from lakeclip.training.eight_bit import require_torchao
 from lakeclip.training.ema import AveragedWeights
 from lakeclip.training.finetune import CustomCLIPWrapper
 from lakeclip.training.guard import Guard
 from lakeclip.training.module import CLIPWrapper, ContrastiveModule
 from lakeclip.training.optimizers import state_bytes
+from lakeclip.training.throughput import Speed, Throughput
 from lakeclip.types import Tokenize
 
 #: Where a run lists the rows that it could not use.
@@ -69,6 +70,7 @@ class FinishedRun:
         seconds: wall-clock time of this part of the run.
         interrupted: it was stopped by a signal, and `resume` goes on from there.
         is_main: this process is the first of the run, the one that reports.
+        speed: on average, the first step left out; None where there was no step.
     """
 
     folder: Path
@@ -76,6 +78,7 @@ class FinishedRun:
     seconds: float
     interrupted: bool
     is_main: bool
+    speed: Speed | None = None
 
 
 def train(config: TrainConfig, *, resume: Path | None = None, token: str | None = None) -> FinishedRun:
@@ -90,17 +93,7 @@ def train(config: TrainConfig, *, resume: Path | None = None, token: str | None 
     Raises:
         LakeclipError: of the kind that says what is wrong: configuration, model, data, device, checkpoint or output.
     """
-    sizes = sized_model(config)
-    if sizes.vocab_size < Tokenizer.vocab_size:
-        raise ModelError(
-            f"the vocabulary of {config.model} is too small for the tokenizer",
-            found=f"vocab_size {sizes.vocab_size}",
-            allowed=f"{Tokenizer.vocab_size} or more: CLIP's tokenizer has as many ids",
-        )
-    check_devices(config)
-    if config.optimizer.states == "8bit":
-        require_torchao()
-    check_together(config.optimizer, config.trainer)
+    sizes = checked_sizes(config)
     checkpoint = None
     if resume is not None:
         checkpoint = resume / LAST
@@ -115,11 +108,7 @@ def train(config: TrainConfig, *, resume: Path | None = None, token: str | None 
     folder = _run_folder(config.trainer, config.model, resume)
     _show(datamodule, folder)
 
-    L.seed_everything(config.data.seed, verbose=False)
-    module = CLIPWrapper(
-        config.model, sizes, config.trainer.minibatch_size, optimizer=config.optimizer, loss=config.loss
-    )
-    module.run_config = replace(config, optimizer=module.optimizer_config)
+    module = make_module(config, sizes)
     if _is_main():
         write_config(config, folder / "config.yaml")
     finished = _fit(module, datamodule, config.trainer, folder, checkpoint)
@@ -133,6 +122,51 @@ def finetune(config: FinetuneConfig, *, token: str | None = None) -> FinishedRun
     Raises:
         LakeclipError: as `train`; also where a tower cannot be had.
     """
+    module, datamodule = finetune_parts(config, token=token)
+    folder = _run_folder(config.trainer, "finetune", None)
+    _show(datamodule, folder)
+    finished = _fit(module, datamodule, config.trainer, folder, None)
+    _account(finished, config.data)
+    return finished
+
+
+def checked_sizes(config: TrainConfig) -> ModelConfig:
+    """The model's sizes, once what was asked for is known to be possible here.
+
+    Raises:
+        ModelError: the model is unknown, or its vocabulary too small.
+        DeviceError: see `check_devices`.
+    """
+    sizes = sized_model(config)
+    if sizes.vocab_size < Tokenizer.vocab_size:
+        raise ModelError(
+            f"the vocabulary of {config.model} is too small for the tokenizer",
+            found=f"vocab_size {sizes.vocab_size}",
+            allowed=f"{Tokenizer.vocab_size} or more: CLIP's tokenizer has as many ids",
+        )
+    check_devices(config)
+    if config.optimizer.states == "8bit":
+        require_torchao()
+    check_together(config.optimizer, config.trainer)
+    return sizes
+
+
+def make_module(config: TrainConfig, sizes: ModelConfig) -> CLIPWrapper:
+    """What `train` trains, with the initial weights of the configuration's seed."""
+    L.seed_everything(config.data.seed, verbose=False)
+    module = CLIPWrapper(
+        config.model, sizes, config.trainer.minibatch_size, optimizer=config.optimizer, loss=config.loss
+    )
+    module.run_config = replace(config, optimizer=module.optimizer_config)
+    return module
+
+
+def finetune_parts(config: FinetuneConfig, *, token: str | None = None) -> tuple[CustomCLIPWrapper, PairDataModule]:
+    """What `finetune` trains, and on what; both are checked.
+
+    Raises:
+        LakeclipError: a tower, the data or a device cannot be had.
+    """
     check_devices(config)
     text = load_text_encoder(config.text_encoder)
     image_encoder = load_image_encoder(config.image_encoder)
@@ -140,8 +174,6 @@ def finetune(config: FinetuneConfig, *, token: str | None = None) -> FinishedRun
     image_size = config.data.image_size or 224
     datamodule = make_datamodule(config.data, image_size, tokenize, token=token)
     datamodule.setup("fit")
-    folder = _run_folder(config.trainer, "finetune", None)
-    _show(datamodule, folder)
     L.seed_everything(config.data.seed, verbose=False)
     module = CustomCLIPWrapper(
         image_encoder,
@@ -152,9 +184,7 @@ def finetune(config: FinetuneConfig, *, token: str | None = None) -> FinishedRun
         embed_dim=config.embed_dim,
         image_size=image_size,
     )
-    finished = _fit(module, datamodule, config.trainer, folder, None)
-    _account(finished, config.data)
-    return finished
+    return module, datamodule
 
 
 def _show(datamodule: PairDataModule, folder: Path) -> None:
@@ -190,7 +220,7 @@ def _fit(
     module.guard = Guard(config.max_skipped, folder)
     interrupted = False
     started = time.perf_counter()
-    with _quiet_lightning():
+    with quiet_lightning():
         # A point in the curves for every step of a short run; reading the loss off a GPU at each of many costs time.
         trainer = make_trainer(
             config,
@@ -205,7 +235,15 @@ def _fit(
             interrupted = True
         except (OSError, RuntimeError) as error:
             raise _explain_disk(error, folder) from error
-    return FinishedRun(folder, trainer.global_step, time.perf_counter() - started, interrupted, trainer.is_global_zero)
+    (throughput,) = [callback for callback in trainer.callbacks if isinstance(callback, Throughput)]  # type: ignore[attr-defined]
+    return FinishedRun(
+        folder,
+        trainer.global_step,
+        time.perf_counter() - started,
+        interrupted,
+        trainer.is_global_zero,
+        throughput.average(),
+    )
 
 
 def sized_model(config: TrainConfig) -> ModelConfig:
@@ -280,7 +318,7 @@ def make_trainer(
         log_every: steps from one point of the curves to the next.
         ema_decay: of an average of the weights; None for none.
     """
-    throughput = Throughput()
+    throughput = Throughput(wanted.patch_dropout)
     best = ModelCheckpoint(
         dirpath=folder / "checkpoints",
         filename="best",
@@ -291,9 +329,11 @@ def make_trainer(
     )
     # The average is brought up to date before anything is saved.
     callbacks: list[Callback] = [AveragedWeights(ema_decay)] if ema_decay is not None else []
-    callbacks += [throughput, RunProgress(throughput), best]
+    callbacks += [RunProgress(throughput), best]
     callbacks += [LastCheckpoint(folder / LAST, within_epochs=wanted.val_every_steps is not None)]
     callbacks += [GracefulStop(folder / LAST)] + ([ValidateAtEnd()] if has_validation else [])
+    # Last, so that the work of the others on a step counts as the step's.
+    callbacks += [throughput]
     loggers: list[Logger] = [_curves(folder), TensorBoardLogger(folder, name="", version="tensorboard")]
     # On a CPU one process uses every core, so "all there are" is one.
     on_cpu = wanted.accelerator == "cpu" or (wanted.accelerator == "auto" and not torch.cuda.is_available())
@@ -348,7 +388,7 @@ def _curves(folder: Path) -> CSVLogger:
 
 
 @contextmanager
-def _quiet_lightning() -> Iterator[None]:
+def quiet_lightning() -> Iterator[None]:
     """Without Lightning's greetings and tips: what a run has to say, it says itself."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]

@@ -68,12 +68,16 @@ def test_a_run_leaves_everything_and_is_quiet(pairs_lake: Path, tiny_models: Pat
     assert process.returncode == 0, errors
     assert errors == "", "nothing but mistakes goes to a pipe"
     assert "trained" in output
+    assert "% waiting" in output, "one line of averages"
     run = tmp_path / "a"
     for name in ("config.yaml", "metrics.csv", "report.html", "checkpoints/best.ckpt", "checkpoints/last.ckpt"):
         assert (run / name).stat().st_size > 0, name
     assert list((run / "tensorboard").glob("events*"))
     rows = curves(run)
     assert [row for row in rows if row["train/loss"] and row["train/samples_per_second"]]
+    assert all(0 < float(row["train/mfu"]) < 1.2 for row in rows if row["train/loss"])
+    assert all(0 <= float(row["train/data_wait"]) <= 1 for row in rows if row["train/loss"])
+    assert all(0.05 < float(row["train/memory_gb"]) < 50 for row in rows if row["train/loss"])
     assert [row for row in rows if row["val/loss"] and row["val/image_to_text_R@5"]]
 
     model, tokenize, _ = load(run)
