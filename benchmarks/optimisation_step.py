@@ -6,7 +6,6 @@ Of lakeclip this needs only what a step needs, torch and jaxtyping, so that gpu.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -252,22 +251,23 @@ def counted_flops(side: Side, images: Tensor, ids: Tensor) -> float:
     return counter.get_total_flops()
 
 
-def matmul_peak(*, bf16: bool, device: str = "cpu", size: int = 2048) -> float:
+def matmul_peak(*, bf16: bool, clock: Callable[[], float], device: str = "cpu", size: int = 2048) -> float:
     """Floating-point operations a second of a large square matrix product: the best of several."""
     left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else None) for _ in range(2))
     best = math.inf
     for _ in range(12):
-        began = now(device)
+        settle(device)
+        began = clock()
         left @ right
-        best = min(best, now(device) - began)
+        settle(device)
+        best = min(best, clock() - began)
     return 2 * size**3 / best
 
 
-def now(device: str) -> float:
-    """Seconds, once all that was asked of the device is done."""
+def settle(device: str) -> None:
+    """Wait until all that was asked of the device is done."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def _autocast(bf16: bool, device: str) -> AbstractContextManager[Any]:

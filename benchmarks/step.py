@@ -39,6 +39,8 @@ MODELS = {
 #: competes. `context=32` is not: that model cannot read longer texts.
 TRIED = ("", "fused", "foreach", "fused,channels_last", "fused,context=32")
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
 
 def main() -> None:
     """Parse the flags; measure every cell, print and write the result; or be one side."""
@@ -57,7 +59,7 @@ def main() -> None:
 
 def _side(flags: argparse.Namespace) -> dict[str, Any]:
     import torch
-    from optimisation_step import counted_flops, lakeclip, matmul_peak, needed_flops, now, open_clip
+    from optimisation_step import counted_flops, lakeclip, matmul_peak, needed_flops, open_clip
 
     from lakeclip.models.zoo import model_config
 
@@ -65,7 +67,7 @@ def _side(flags: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     bf16 = flags.precision[0] == "bf16"
     if flags.side == "peak":
-        return {"flops_per_second": matmul_peak(bf16=bf16)}
+        return {"flops_per_second": matmul_peak(bf16=bf16, clock=CLOCKS[flags.clock])}
     name = flags.model[0]
     config = model_config(name)
     if flags.side == "lakeclip":
@@ -82,11 +84,12 @@ def _side(flags: argparse.Namespace) -> dict[str, Any]:
     for ids in batches[: flags.warmup]:
         side.step(images, ids)
     warm = time.perf_counter() - began
+    clock = CLOCKS[flags.clock]
     seconds, losses = [], []
     for ids in batches:
-        began = now("cpu")
+        began = clock()
         loss = side.step(images, ids)
-        seconds.append(now("cpu") - began)
+        seconds.append(clock() - began)
         losses.append(float(loss))
     if not all(math.isfinite(loss) for loss in losses):
         sys.exit(f"{flags.side}: a loss is not finite: {losses}")
@@ -124,7 +127,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     for model in flags.model:
         for precision in flags.precision:
             cells.append(_cell(flags, model, precision, peaks[precision]))
-    ids = __import__("torch").cat(caption_ids(flags, flags.steps))
+    lengths = [int(ids.argmax()) + 1 for batch in caption_ids(flags, flags.steps) for ids in batch]
     return {
         "date": datetime.date.today().isoformat(),
         "command": shlex.join(["python", "benchmarks/step.py", *_shown(sys.argv[1:])]),
@@ -133,8 +136,9 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
         "versions": {name: version(name) for name in ("torch", "lightning", "open_clip_torch")},
         "batch": flags.batch,
         "captions": "drawn: log-normal lengths" if flags.captions is None else "from a file",
-        "tokens_a_caption": round(float((ids.argmax(dim=-1) + 1).double().mean()), 2),
+        "tokens_a_caption": round(statistics.mean(lengths), 2),
         "compiled": flags.compile,
+        "clock": flags.clock,
         "matmul_peak_gflops": {precision: round(peak / 1e9, 1) for precision, peak in peaks.items()},
         "cells": cells,
     }
@@ -159,7 +163,10 @@ def _cell(flags: argparse.Namespace, model: str, precision: str, peak: float) ->
     for turn in range(flags.rounds):
         for side in sides if turn % 2 == 0 else sides[::-1]:
             rounds[side].append(_run(flags, side, model, precision, peer=peer))
-        _say(f"{model} {precision}, round {turn + 1}: " + ", ".join(f"{s} {_median(r[-1]):.2f} s" for s, r in rounds.items()))
+        _say(
+            f"{model} {precision}, round {turn + 1}: "
+            + ", ".join(f"{s} {_median(r[-1]):.2f} s" for s, r in rounds.items())
+        )
     cell: dict[str, Any] = {"model": model, "precision": precision, "open_clip_options": peer or "none"}
     cell |= {"tried_seconds_a_step": tried, "parameters": counts[sides[0]]["parameters"]}
     for side in sides:
@@ -183,8 +190,20 @@ def _cell(flags: argparse.Namespace, model: str, precision: str, peak: float) ->
 def _run(
     flags: argparse.Namespace, side: str, model: str, precision: str, *more: str, peer: str = ""
 ) -> dict[str, Any]:
-    words = ["--side", side, "--model", model, "--precision", precision, "--peer", peer, "--threads", str(flags.threads)]
+    words = [
+        "--side",
+        side,
+        "--model",
+        model,
+        "--precision",
+        precision,
+        "--peer",
+        peer,
+        "--threads",
+        str(flags.threads),
+    ]
     words += ["--batch", str(flags.batch), "--steps", str(flags.steps), "--warmup", str(flags.warmup), *more]
+    words += ["--clock", flags.clock]
     words += ["--captions", flags.captions] if flags.captions else []
     words += ["--compile"] if flags.compile and not more else []
     threads = {"OMP_NUM_THREADS": str(flags.threads), "MKL_NUM_THREADS": str(flags.threads)}
@@ -219,7 +238,7 @@ def show(result: dict[str, Any]) -> None:
             if side not in cell:
                 continue
             row, ratio = cell[side], cell.get("against_open_clip")
-            label = f"{cell['model']} {cell['precision']}" if side == next(s for s in cell if s in ("lakeclip", "open_clip")) else ""
+            label = f"{cell['model']} {cell['precision']}"
             print(f"{label:16}{side:12}{row['samples_per_second']:10.1f}{row['peak_mib']:10.0f}", end="")
             print(f"{row['utilisation']:9.0%}{row['mfu']:6.0%}", end="")
             shown = side == "lakeclip" and ratio
@@ -244,6 +263,12 @@ def _flags() -> argparse.Namespace:
     add("--warmup", type=int, default=2, help="steps before them, of as many at most (2)")
     add("--rounds", type=int, default=5, help="times that each side is measured (5)")
     add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each side (all cores)")
+    add(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="cpu: the process's own time, for a first look on a busy machine",
+    )
     add("--compile", action="store_true", help="open_clip's model and lakeclip's image tower by torch.compile")
     add("--sides", choices=("both", "lakeclip", "open_clip"), default="both", help="measure one side alone")
     add(
