@@ -1,6 +1,7 @@
-"""One optimisation step of lakeclip and of open_clip, each as its own trainer takes it: for step.py, microbatch.py, gpu.py.
+"""One optimisation step of lakeclip and of open_clip, each as its own trainer takes it.
 
-Of lakeclip this needs only what a step needs, torch and jaxtyping, so that gpu.py runs on a machine with little else.
+step.py, microbatch.py and gpu.py time it. Of lakeclip this needs only what a step needs, torch and jaxtyping, so that
+gpu.py runs on a machine with little else.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,7 +76,7 @@ def lakeclip(
 
     def step(images: Tensor, ids: Tensor) -> Tensor:
         # Lightning, too, has the whole of the training step within autocast.
-        with _autocast(bf16, device):
+        with autocast(bf16, device):
             optimizer.zero_grad()
             result = backward_through_batch(
                 images,
@@ -129,25 +131,11 @@ def open_clip(
     loss = library.ClipLoss(cache_labels=True)
     if "channels_last" in options:
         model = model.to(memory_format=torch.channels_last)
-    # The split of its main.py.
-    plain = ("bn", "ln", "bias", "logit_scale")
-    gains = [p for name, p in model.named_parameters() if p.ndim < 2 or any(word in name for word in plain)]
-    kept = {id(parameter) for parameter in gains}
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": gains, "weight_decay": 0.0},
-            {"params": [p for p in model.parameters() if id(p) not in kept], "weight_decay": DECAY},
-        ],
-        lr=LEARNING_RATE,
-        betas=BETAS,
-        eps=EPSILON,
-        fused="fused" in options or None,
-        foreach="foreach" in options or None,
-    )
+    optimizer = peer_optimizer(model, options)
     called = torch.compile(model) if compiled else model
 
     def whole(images: Tensor, ids: Tensor) -> Tensor:
-        with _autocast(bf16, device):
+        with autocast(bf16, device):
             value: Tensor = sum(loss(**called(images, ids), output_dict=True).values())
         value.backward()
         return value.detach()
@@ -155,13 +143,13 @@ def open_clip(
     def in_parts(images: Tensor, ids: Tensor) -> Tensor:
         parts = list(zip(images.chunk(accumulate), ids.chunk(accumulate), strict=True))
         features: dict[str, list[Tensor]] = {"image_features": [], "text_features": []}
-        with torch.no_grad(), _autocast(bf16, device):
+        with torch.no_grad(), autocast(bf16, device):
             for part in parts:
                 found = called(*part)
                 for side, known in features.items():
                     known.append(found[side])
         for number, part in enumerate(parts):
-            with _autocast(bf16, device):
+            with autocast(bf16, device):
                 found = called(*part)
                 joined = {
                     side: torch.cat([*known[:number], found[side], *known[number + 1 :]])
@@ -182,6 +170,24 @@ def open_clip(
         return value
 
     return Side(model, step, partial(normalised, device=device))
+
+
+def peer_optimizer(model: nn.Module, options: Sequence[str]) -> torch.optim.AdamW:
+    """The one of its main.py, whose gains and biases do not decay."""
+    plain = ("bn", "ln", "bias", "logit_scale")
+    gains = [p for name, p in model.named_parameters() if p.ndim < 2 or any(word in name for word in plain)]
+    kept = {id(parameter) for parameter in gains}
+    return torch.optim.AdamW(
+        [
+            {"params": gains, "weight_decay": 0.0},
+            {"params": [p for p in model.parameters() if id(p) not in kept], "weight_decay": DECAY},
+        ],
+        lr=LEARNING_RATE,
+        betas=BETAS,
+        eps=EPSILON,
+        fused="fused" in options or None,
+        foreach="foreach" in options or None,
+    )
 
 
 # ── what a step is given ────────────────────────────────────────────────────────────────────────────────────────────
@@ -214,6 +220,18 @@ def drawn_ids(pairs: int, batches: int, *, vocabulary: int = _VOCABULARY) -> lis
     ids[:, 0] = vocabulary - 2
     ids[place == lengths - 1] = vocabulary - 1
     return list(ids.split(pairs))
+
+
+def caption_ids(captions: str | None, pairs: int, batches: int) -> list[Tensor]:
+    """Batches of (pairs, 77) token ids from a file with a caption a line; without one, drawn."""
+    if captions is None:
+        return drawn_ids(pairs, batches)
+    from lakeclip.text.tokenizer import tokenize
+
+    lines = [line for line in Path(captions).read_text(encoding="utf-8").splitlines() if line.strip()]
+    # A stride that the number of captions an image, often five, does not divide: neighbours are of other images.
+    wanted = [lines[number * 7 % len(lines)] for number in range(batches * pairs)]
+    return list(tokenize(wanted, CONTEXT).split(pairs))
 
 
 def shortened(ids: Tensor, context: int) -> Tensor:
@@ -270,5 +288,6 @@ def settle(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _autocast(bf16: bool, device: str) -> AbstractContextManager[Any]:
+def autocast(bf16: bool, device: str) -> AbstractContextManager[Any]:
+    """bfloat16 where it may be, or nothing."""
     return torch.autocast(device.partition(":")[0], torch.bfloat16) if bf16 else nullcontext()

@@ -4,9 +4,9 @@ and 1.3 times with RN50, in float32 and in bfloat16.
 
     .venv-peer/bin/python benchmarks/step.py --captions FILE --out benchmarks/results/NAME.json
 
-FILE holds a caption a line. Without it, lengths are drawn (log-normal, mean 14 tokens, as Flickr's and COCO's are). Each
-measurement is a process of its own; the sides take turns. README.md beside this file says what is the same on both
-sides and what is not.
+FILE holds a caption a line. Without it, lengths are drawn (log-normal, mean 14 tokens, as Flickr's and COCO's are).
+Each measurement is a process of its own; the sides take turns. README.md beside this file says what is the same on
+both sides and what is not.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> None:
 
 def _side(flags: argparse.Namespace) -> dict[str, Any]:
     import torch
-    from optimisation_step import counted_flops, lakeclip, matmul_peak, needed_flops, open_clip
+    from optimisation_step import caption_ids, counted_flops, lakeclip, matmul_peak, needed_flops, open_clip
 
     from lakeclip.models.zoo import model_config
 
@@ -76,7 +76,7 @@ def _side(flags: argparse.Namespace) -> dict[str, Any]:
         options, context = _options(flags.peer)
         side = open_clip(MODELS[name], bf16=bf16, options=options, context=context, compiled=flags.compile)
     images = side.images(flags.batch, config.image_resolution)
-    batches = caption_ids(flags, flags.steps)
+    batches = caption_ids(flags.captions, flags.batch, flags.steps)
     if flags.count:
         counted = counted_flops(side, images, batches[0])
         return {"computed": counted, "needed": needed_flops(config, batches[0]), "parameters": side.parameters}
@@ -96,20 +96,6 @@ def _side(flags: argparse.Namespace) -> dict[str, Any]:
     return {"seconds": seconds, "warm_up_seconds": warm, "loss": losses[-1], "peak_mib": peak_mib()}
 
 
-def caption_ids(flags: argparse.Namespace, batches: int) -> list[Any]:
-    """As many batches of token ids, from the captions' file or drawn; the same on all sides."""
-    from optimisation_step import CONTEXT, drawn_ids
-
-    if flags.captions is None:
-        return drawn_ids(flags.batch, batches)
-    from lakeclip.text.tokenizer import tokenize
-
-    captions = [line for line in Path(flags.captions).read_text(encoding="utf-8").splitlines() if line.strip()]
-    # A stride that the number of captions an image, often five, does not divide: neighbours are of other images.
-    wanted = [captions[number * 7 % len(captions)] for number in range(batches * flags.batch)]
-    return list(tokenize(wanted, CONTEXT).split(flags.batch))
-
-
 def _options(words: str) -> tuple[list[str], int | None]:
     parts = [part for part in words.split(",") if part]
     context = next((int(part.removeprefix("context=")) for part in parts if part.startswith("context=")), None)
@@ -121,13 +107,17 @@ def _options(words: str) -> tuple[list[str], int | None]:
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
     """Every model in every precision."""
+    from optimisation_step import caption_ids
+
     peaks = {precision: _run(flags, "peak", "RN50", precision)["flops_per_second"] for precision in flags.precision}
     load = os.getloadavg()[0]
     cells = []
     for model in flags.model:
         for precision in flags.precision:
             cells.append(_cell(flags, model, precision, peaks[precision]))
-    lengths = [int(ids.argmax()) + 1 for batch in caption_ids(flags, flags.steps) for ids in batch]
+    lengths = [
+        int(ids.argmax()) + 1 for batch in caption_ids(flags.captions, flags.batch, flags.steps) for ids in batch
+    ]
     return {
         "date": datetime.date.today().isoformat(),
         "command": shlex.join(["python", "benchmarks/step.py", *_shown(sys.argv[1:])]),
