@@ -133,8 +133,7 @@ def _side(flags: argparse.Namespace) -> dict[str, Any]:
     side = SIDES[flags.side](flags, bf16=flags.precision == "bf16")
     images = side.images(flags.batch, 224)
     before = peak_mib()
-    batches = caption_ids(flags.captions, flags.batch, flags.steps + 1)
-    first, *timed = batches
+    first, *timed = map(side.texts, caption_ids(flags.captions, flags.batch, flags.steps + 1))
     losses = [float(side.step(images, first))]
     clock = CLOCKS[flags.clock]
     seconds = []

@@ -42,11 +42,13 @@ class Side:
     Attributes:
         step: (images, token ids) → loss; takes one whole optimisation step.
         images: (pairs, side in pixels) → the images as this side's own loader hands them over.
+        texts: (pairs, 77) token ids → the same.
     """
 
     model: nn.Module
     step: Callable[[Any, Tensor], Tensor]
     images: Callable[[int, int], Tensor]
+    texts: Callable[[Tensor], Tensor]
 
     @property
     def parameters(self) -> int:
@@ -94,7 +96,7 @@ def lakeclip(
                 model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
         return result.loss
 
-    return Side(model, step, partial(pixels, device=device))
+    return Side(model, step, partial(pixels, device=device), lambda ids: trimmed(ids).to(device))
 
 
 def _unit(features: Tensor) -> Tensor:
@@ -160,8 +162,6 @@ def open_clip(
         return value.detach()
 
     def step(images: Tensor, ids: Tensor) -> Tensor:
-        if context is not None:
-            ids = shortened(ids, context)
         optimizer.zero_grad()
         value = (whole if accumulate == 1 else in_parts)(images, ids)
         optimizer.step()
@@ -169,7 +169,12 @@ def open_clip(
             model.logit_scale.clamp_(0, math.log(100))
         return value
 
-    return Side(model, step, partial(normalised, device=device))
+    return Side(
+        model,
+        step,
+        partial(normalised, device=device),
+        lambda ids: (ids if context is None else shortened(ids, context)).to(device),
+    )
 
 
 def peer_optimizer(model: nn.Module, options: Sequence[str]) -> torch.optim.AdamW:
@@ -232,6 +237,11 @@ def caption_ids(captions: str | None, pairs: int, batches: int) -> list[Tensor]:
     # A stride that the number of captions an image, often five, does not divide: neighbours are of other images.
     wanted = [lines[number * 7 % len(lines)] for number in range(batches * pairs)]
     return list(tokenize(wanted, CONTEXT).split(pairs))
+
+
+def trimmed(ids: Tensor) -> Tensor:
+    """Without the columns that are padding in every row, as `lakeclip.data` leaves them out."""
+    return ids[:, : int(ids.argmax(dim=-1).max()) + 1]
 
 
 def shortened(ids: Tensor, context: int) -> Tensor:

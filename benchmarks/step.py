@@ -78,15 +78,16 @@ def _side(flags: argparse.Namespace) -> dict[str, Any]:
     images = side.images(flags.batch, config.image_resolution)
     batches = caption_ids(flags.captions, flags.batch, flags.steps)
     if flags.count:
-        counted = counted_flops(side, images, batches[0])
+        counted = counted_flops(side, images, side.texts(batches[0]))
         return {"computed": counted, "needed": needed_flops(config, batches[0]), "parameters": side.parameters}
+    texts = [side.texts(ids) for ids in batches]
     began = time.perf_counter()
-    for ids in batches[: flags.warmup]:
+    for ids in texts[: flags.warmup]:
         side.step(images, ids)
     warm = time.perf_counter() - began
     clock = CLOCKS[flags.clock]
     seconds, losses = [], []
-    for ids in batches:
+    for ids in texts:
         began = clock()
         loss = side.step(images, ids)
         seconds.append(clock() - began)
