@@ -25,8 +25,8 @@ import sys
 import tempfile
 import time
 import types
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ try:
 except ImportError:
     # lakeclip's shapes are comments to Python, which never evaluates them: any names will do.
     _shapes = types.ModuleType("jaxtyping")
-    _shapes.__getattr__ = lambda name: object  # type: ignore[method-assign]
+    for _name_of_kind in ("Float", "Int", "Int64", "Num", "UInt8", "Bool"):
+        setattr(_shapes, _name_of_kind, object)
     sys.modules["jaxtyping"] = _shapes
 
 #: lakeclip's name → open_clip's, and pairs a step on a card of 80 GB; halved until they fit.
@@ -104,7 +105,8 @@ def _side(flags: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     if flags.side == "card":
         size = 8192 if device == "cuda" else 256
-        found: dict[str, Any] = {"matmul": matmul_peak(bf16=True, clock=time.perf_counter, device=device, size=size)}
+        found: dict[str, Any] = {"open_clip": _importable("open_clip")}
+        found |= {"matmul": matmul_peak(bf16=True, clock=time.perf_counter, device=device, size=size)}
         if device == "cuda":
             card = torch.cuda.get_device_properties(0)
             found |= {"name": card.name, "memory_gib": card.total_memory / 2**30}
@@ -162,6 +164,15 @@ def _timed(side: Any, images: Any, texts: list[Any], device: str) -> tuple[list[
     return [start.elapsed_time(end) / 1e3 for start, end in itertools.pairwise(marks)], float(loss)
 
 
+def _importable(module: str) -> bool:
+    """Whether it and what it needs are there."""
+    try:
+        import_module(module)
+    except ImportError:
+        return False
+    return True
+
+
 def _config(name: str) -> Any:
     """Read without lakeclip's own reader, which needs more than PyTorch and Lightning bring."""
     import yaml
@@ -205,7 +216,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
         "command": shlex.join(["benchmarks/gpu.sh", *_shown(sys.argv[1:])]),
         "rehearsal": flags.rehearse,
         "machine": machine(len(os.sched_getaffinity(0))),
-        "card": {name: value for name, value in card.items() if name != "matmul"},
+        "card": {name: value for name, value in card.items() if name not in ("matmul", "open_clip")},
         "stated_peak_tflops": stated,
         "matmul_peak_tflops": card["matmul"] / 1e12,
         "versions": {name: _version(name) for name in ("torch", "triton", "lightning", "open_clip_torch")},
@@ -214,7 +225,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
         "models": [],
     }
     sides = ["lakeclip"]
-    if find_spec("open_clip"):
+    if card["open_clip"]:
         sides.append("open_clip")
     else:
         _say("open_clip cannot be imported: lakeclip alone is measured")
