@@ -1,0 +1,280 @@
+"""The claim: one optimisation step of a batch of 64 with captions of real lengths takes lakeclip less time and memory
+than open_clip, with the same model, the same PyTorch and the same threads: at least 1.4 times as fast with ViT-B/32
+and 1.3 times with RN50, in float32 and in bfloat16.
+
+    .venv-peer/bin/python benchmarks/step.py --captions FILE --out benchmarks/results/NAME.json
+
+FILE holds a caption a line. Without it, lengths are drawn (log-normal, mean 14 tokens, as Flickr's and COCO's are).
+Each measurement is a process of its own; the sides take turns. README.md beside this file says what is the same on
+both sides and what is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from machine import machine, peak_mib
+
+#: lakeclip's name of a model → open_clip's.
+MODELS = {
+    "ViT-B/32": "ViT-B-32-quickgelu",
+    "ViT-B/16": "ViT-B-16-quickgelu",
+    "ViT-L/14": "ViT-L-14-quickgelu",
+    "RN50": "RN50-quickgelu",
+    "RN101": "RN101-quickgelu",
+}
+#: Options of open_clip that may help it on a CPU, tried one set after the other; the fastest that is the same model
+#: competes. `context=32` is not: that model cannot read longer texts.
+TRIED = ("", "fused", "foreach", "fused,channels_last", "fused,context=32")
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def main() -> None:
+    """Parse the flags; measure every cell, print and write the result; or be one side."""
+    flags = _flags()
+    if flags.side:
+        print(json.dumps(_side(flags)))
+        return
+    result = measure(flags)
+    if flags.out:
+        Path(flags.out).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    show(result)
+
+
+# ── one side, in a process of its own ───────────────────────────────────────────────────────────────────────────────
+
+
+def _side(flags: argparse.Namespace) -> dict[str, Any]:
+    import torch
+    from optimisation_step import caption_ids, counted_flops, lakeclip, matmul_peak, needed_flops, open_clip
+
+    from lakeclip.models.zoo import model_config
+
+    torch.set_num_threads(flags.threads)
+    torch.manual_seed(0)
+    bf16 = flags.precision[0] == "bf16"
+    if flags.side == "peak":
+        return {"flops_per_second": matmul_peak(bf16=bf16, clock=CLOCKS[flags.clock])}
+    name = flags.model[0]
+    config = model_config(name)
+    if flags.side == "lakeclip":
+        side = lakeclip(config, bf16=bf16, compiled=flags.compile)
+    else:
+        options, context = _options(flags.peer)
+        side = open_clip(MODELS[name], bf16=bf16, options=options, context=context, compiled=flags.compile)
+    images = side.images(flags.batch, config.image_resolution)
+    batches = caption_ids(flags.captions, flags.batch, flags.steps)
+    if flags.count:
+        counted = counted_flops(side, images, side.texts(batches[0]))
+        return {"computed": counted, "needed": needed_flops(config, batches[0]), "parameters": side.parameters}
+    texts = [side.texts(ids) for ids in batches]
+    began = time.perf_counter()
+    for ids in texts[: flags.warmup]:
+        side.step(images, ids)
+    warm = time.perf_counter() - began
+    clock = CLOCKS[flags.clock]
+    seconds, losses = [], []
+    for ids in texts:
+        began = clock()
+        loss = side.step(images, ids)
+        seconds.append(clock() - began)
+        losses.append(float(loss))
+    if not all(math.isfinite(loss) for loss in losses):
+        sys.exit(f"{flags.side}: a loss is not finite: {losses}")
+    return {"seconds": seconds, "warm_up_seconds": warm, "loss": losses[-1], "peak_mib": peak_mib()}
+
+
+def _options(words: str) -> tuple[list[str], int | None]:
+    parts = [part for part in words.split(",") if part]
+    context = next((int(part.removeprefix("context=")) for part in parts if part.startswith("context=")), None)
+    return [part for part in parts if "=" not in part], context
+
+
+# ── both sides in turns ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def measure(flags: argparse.Namespace) -> dict[str, Any]:
+    """Every model in every precision."""
+    from optimisation_step import caption_ids
+
+    peaks = {precision: _run(flags, "peak", "RN50", precision)["flops_per_second"] for precision in flags.precision}
+    load = os.getloadavg()[0]
+    cells = []
+    for model in flags.model:
+        for precision in flags.precision:
+            cells.append(_cell(flags, model, precision, peaks[precision]))
+    lengths = [
+        int(ids.argmax()) + 1 for batch in caption_ids(flags.captions, flags.batch, flags.steps) for ids in batch
+    ]
+    return {
+        "date": datetime.date.today().isoformat(),
+        "command": shlex.join(["python", "benchmarks/step.py", *_shown(sys.argv[1:])]),
+        "machine": machine(flags.threads),
+        "load_before": round(load, 2),
+        "versions": {name: version(name) for name in ("torch", "lightning", "open_clip_torch")},
+        "batch": flags.batch,
+        "captions": "drawn: log-normal lengths" if flags.captions is None else "from a file",
+        "tokens_a_caption": round(statistics.mean(lengths), 2),
+        "compiled": flags.compile,
+        "clock": flags.clock,
+        "matmul_peak_gflops": {precision: round(peak / 1e9, 1) for precision, peak in peaks.items()},
+        "cells": cells,
+    }
+
+
+def _cell(flags: argparse.Namespace, model: str, precision: str, peak: float) -> dict[str, Any]:
+    peer, tried = flags.peer, {}
+    if peer == "fastest":
+        for words in TRIED:
+            if "channels_last" not in words or model.startswith("RN"):
+                tried[words or "as it is"] = _median(_run(flags, "open_clip", model, precision, peer=words))
+                _say(f"{model} {precision}: open_clip {words or 'as it is'}: {tried[words or 'as it is']:.2f} s")
+        same = {words: seconds for words, seconds in tried.items() if "context" not in words}
+        peer = min(same, key=lambda words: same[words]).replace("as it is", "")
+    if flags.peer_context:
+        peer = f"{peer},context={flags.peer_context}"
+    sides = ("lakeclip", "open_clip") if flags.sides == "both" else (flags.sides,)
+    counts = {side: _run(flags, side, model, precision, "--count", peer=peer) for side in sides}
+    if len({count["parameters"] for count in counts.values()}) > 1 and not flags.peer_context:
+        sys.exit(f"the models differ in size: {counts}")
+    rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    for turn in range(flags.rounds):
+        for side in sides if turn % 2 == 0 else sides[::-1]:
+            rounds[side].append(_run(flags, side, model, precision, peer=peer))
+        _say(
+            f"{model} {precision}, round {turn + 1}: "
+            + ", ".join(f"{s} {_median(r[-1]):.2f} s" for s, r in rounds.items())
+        )
+    cell: dict[str, Any] = {"model": model, "precision": precision, "open_clip_options": peer or "none"}
+    cell |= {"tried_seconds_a_step": tried, "parameters": counts[sides[0]]["parameters"]}
+    for side in sides:
+        seconds = statistics.median(map(_median, rounds[side]))
+        cell[side] = {
+            "samples_per_second": flags.batch / seconds,
+            "seconds_a_step": [_median(found) for found in rounds[side]],
+            "warm_up_seconds": [found["warm_up_seconds"] for found in rounds[side]],
+            "peak_mib": max(found["peak_mib"] for found in rounds[side]),
+            "gflop_computed": counts[side]["computed"] / 1e9,
+            "utilisation": counts[side]["computed"] / seconds / peak,
+            "mfu": counts[side]["needed"] / seconds / peak,
+        }
+    if len(sides) == 2:
+        ratios = [their / our for our, their in zip(*(cell[side]["seconds_a_step"] for side in sides), strict=True)]
+        cell["against_open_clip"] = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+        cell["memory_of_open_clip"] = cell["lakeclip"]["peak_mib"] / cell["open_clip"]["peak_mib"]
+    return cell
+
+
+def _run(
+    flags: argparse.Namespace, side: str, model: str, precision: str, *more: str, peer: str = ""
+) -> dict[str, Any]:
+    words = [
+        "--side",
+        side,
+        "--model",
+        model,
+        "--precision",
+        precision,
+        "--peer",
+        peer,
+        "--threads",
+        str(flags.threads),
+    ]
+    words += ["--batch", str(flags.batch), "--steps", str(flags.steps), "--warmup", str(flags.warmup), *more]
+    words += ["--clock", flags.clock]
+    words += ["--captions", flags.captions] if flags.captions else []
+    words += ["--compile"] if flags.compile and not more else []
+    threads = {"OMP_NUM_THREADS": str(flags.threads), "MKL_NUM_THREADS": str(flags.threads)}
+    done = subprocess.run(
+        [sys.executable, __file__, *words], capture_output=True, text=True, env={**os.environ, **threads}
+    )
+    if done.returncode:
+        sys.exit(f"{side} failed:\n{done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _median(found: dict[str, Any]) -> float:
+    return statistics.median(found["seconds"])
+
+
+def _shown(words: list[str]) -> list[str]:
+    """The command without this machine's folders."""
+    hidden = {"--captions": "FILE", "--out": "FILE"}
+    return [hidden.get(before, word) for before, word in zip(["", *words], words, strict=False)]
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print a result."""
+    threads = result["machine"]["threads_per_side"]
+    print(f"{result['date']}  {result['machine']['cpu']}, {threads} threads a side, batch {result['batch']}")
+    print(f"{result['tokens_a_caption']} tokens a caption; matrix products reach", end=" ")
+    print(", ".join(f"{peak:.0f} GFLOP/s in {name}" for name, peak in result["matmul_peak_gflops"].items()) + "\n")
+    print(f"{'':16}{'side':12}{'samples/s':>10}{'peak MiB':>10}{'of peak':>9}{'MFU':>6}{'× open_clip':>14}")
+    for cell in result["cells"]:
+        for side in ("lakeclip", "open_clip"):
+            if side not in cell:
+                continue
+            row, ratio = cell[side], cell.get("against_open_clip")
+            label = f"{cell['model']} {cell['precision']}"
+            print(f"{label:16}{side:12}{row['samples_per_second']:10.1f}{row['peak_mib']:10.0f}", end="")
+            print(f"{row['utilisation']:9.0%}{row['mfu']:6.0%}", end="")
+            shown = side == "lakeclip" and ratio
+            print(f"{ratio['median']:8.2f} ({ratio['min']:.2f}–{ratio['max']:.2f})" if shown else "")
+        if "open_clip" in cell:
+            tried = ", ".join(f"{words} {seconds:.2f} s" for words, seconds in cell["tried_seconds_a_step"].items())
+            print(f"{'':16}open_clip with: {cell['open_clip_options']}" + (f" (tried: {tried})" if tried else ""))
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def _flags() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", nargs="+", choices=MODELS, default=["ViT-B/32", "RN50"], help="(ViT-B/32 RN50)")
+    add("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"], help="bf16 is autocast (both)")
+    add("--captions", metavar="FILE", help="one a line; drawn lengths by default")
+    add("--batch", type=int, default=64, help="pairs a step (64)")
+    add("--steps", type=int, default=4, help="timed in each measurement (4); their median counts")
+    add("--warmup", type=int, default=2, help="steps before them, of as many at most (2)")
+    add("--rounds", type=int, default=5, help="times that each side is measured (5)")
+    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each side (all cores)")
+    add(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="cpu: the process's own time, for a first look on a busy machine",
+    )
+    add("--compile", action="store_true", help="open_clip's model and lakeclip's image tower by torch.compile")
+    add("--sides", choices=("both", "lakeclip", "open_clip"), default="both", help="measure one side alone")
+    add(
+        "--peer",
+        default="fastest",
+        metavar="OPTIONS",
+        help="open_clip's options, of fused,foreach,channels_last; '' for none; by default several are tried first "
+        "and the fastest competes",
+    )
+    add("--peer-context", type=int, metavar="N", help="its --force-context-length: another model, of shorter texts")
+    add("--side", choices=("lakeclip", "open_clip", "peak"), help=argparse.SUPPRESS)
+    add("--count", action="store_true", help=argparse.SUPPRESS)
+    add("--out", metavar="FILE", help="write the result to this JSON file")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
