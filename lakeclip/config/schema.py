@@ -172,7 +172,7 @@ class TrainerConfig:
     checkpointing: Literal["off", "selective", "on"] = "off"
     """Activations computed again instead of kept: none, those between matrix products, or all inside a block."""
     compile: bool = False
-    """Compile the towers: some steps faster, after a minute or so at the start."""
+    """Compile the image tower: faster steps, after a minute or so at the start, which is shown."""
     max_skipped: int = 3
     """Skip a step whose loss or gradient is not finite or far off; after so many in a row go back to good weights."""
     precision: Literal["32", "16", "bf16"] = "32"

@@ -15,6 +15,7 @@ import lightning as L
 from lakeclip.data.order import Order
 from lakeclip.data.plan import Pass, every_place, make_plans, parts_of
 from lakeclip.data.progress import Mark
+from lakeclip.data.sizes import parse_sizes
 from lakeclip.data.stream import EvalSpans, PairLoader, PairStream, Span, TrainSpans
 from lakeclip.data.transforms import EvalTransform, TrainTransform
 from lakeclip.errors import ConfigError, DataError
@@ -38,6 +39,7 @@ class PairDataModule(L.LightningDataModule):
         source: where the pairs are read, e.g. `lakeclip.open_lake(path)`.
         batch_size: pairs per device and step.
         image_size: side of the square that the model takes, in pixels.
+        small_images: sides of the images in the first parts of a run, as "112:0.6"; see `parse_sizes`.
         resize_ratio: smallest share of the largest square's area that the random crop may keep.
         shuffle: False to visit the rows as they stand.
         num_workers: processes that read and decode, per device; 0 to do it in the training process.
@@ -63,6 +65,7 @@ class PairDataModule(L.LightningDataModule):
         *,
         batch_size: int,
         image_size: int = 224,
+        small_images: str | None = None,
         resize_ratio: float = 0.75,
         shuffle: bool = True,
         num_workers: int = 0,
@@ -90,6 +93,7 @@ class PairDataModule(L.LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.batches_per_step = 1
+        self.sizes = parse_sizes(small_images, image_size)
         self.tokenize = tokenize or Tokenizer()
 
         train_plan, held_out = make_plans(source, 0.0 if val_source else val_fraction, seed=seed, shuffle=shuffle)
@@ -196,6 +200,7 @@ class PairDataModule(L.LightningDataModule):
             world_size=self._world_size,
             place=self._begin,
             batches_per_step=self.batches_per_step,
+            side=self._side,
         )
         return _ResumableLoader(self, spans)
 
@@ -245,6 +250,15 @@ class PairDataModule(L.LightningDataModule):
             return self._epochs_by_hand - 1, 0
         now = self._now()
         return now.epoch, now.position
+
+    def _side(self, epoch: int, position: int) -> int | None:
+        """The side of the images of the global batch at a position, by how much of the run stands before it."""
+        if not self.sizes.stages or self.trainer is None:
+            return None
+        steps, per_epoch = self.trainer.max_steps, self.steps_per_epoch
+        in_all = [n for n in (steps, (self.trainer.max_epochs or -1) * per_epoch) if n > 0]
+        done = epoch * per_epoch + position // (self._global_batch * self.batches_per_step)
+        return self.sizes.side(done / min(in_all)) if in_all else None
 
     def _now(self) -> Mark:
         """Where the steps since the last mark have led."""

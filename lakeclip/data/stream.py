@@ -37,11 +37,16 @@ _MOST_REPLACEMENTS = 100
 
 
 class Span(NamedTuple):
-    """Positions `start` up to, not with, `stop` of an epoch."""
+    """Positions `start` up to, not with, `stop` of an epoch.
+
+    Attributes:
+        side: of the images in pixels; the stream's own when None.
+    """
 
     epoch: int
     start: int
     stop: int
+    side: int | None = None
 
 
 class PairStream(Dataset[Batch]):
@@ -91,15 +96,17 @@ class PairStream(Dataset[Batch]):
         positions = np.arange(span.start, span.stop)
         rows = self.plan.rows(span.epoch, positions)
         self._prefetch(span)
-        size = self.transform.image_size
-        images = torch.empty((len(rows), 3, size, size), dtype=torch.uint8)
+        transform = self._transform(span.side)
+        size = transform.image_size
+        # Channels last, as a decoder gives them and as convolutions want them.
+        images = torch.empty((len(rows), size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
         captions: list[str] = []
         used: list[int] = []
         same: list[list[int]] = []
         sample_keys = keys(self.plan.seed, span.epoch, positions)
         draws = uniforms(sample_keys, _DRAWS)
         for image, row, key, draw in zip(images, self.source.read(rows.tolist()), sample_keys, draws, strict=True):
-            pixels, caption, found = self._usable(row, span.epoch, key, draw)
+            pixels, caption, found = self._usable(row, span.epoch, key, draw, transform)
             image.copy_(pixels)
             captions.append(caption)
             used.append(found.row)
@@ -120,11 +127,18 @@ class PairStream(Dataset[Batch]):
         if isinstance(self.source, (Lake, Lakes)) and self.source.is_remote and ahead[-1] < len(self):
             self.source.prefetch(self.plan.rows(span.epoch, ahead))
 
-    def _usable(self, row: Row, epoch: int, key: np.uint64, draw: _Draw) -> tuple[Tensor, str, Row]:
+    def _transform(self, side: int | None) -> TrainTransform | EvalTransform:
+        if side is None or isinstance(self.transform, EvalTransform):
+            return self.transform
+        return TrainTransform(side, self.transform.resize_ratio)
+
+    def _usable(
+        self, row: Row, epoch: int, key: np.uint64, draw: _Draw, transform: TrainTransform | EvalTransform
+    ) -> tuple[Tensor, str, Row]:
         failed: list[tuple[Row, ImageError]] = []
         for attempt in range(_MOST_REPLACEMENTS):
             try:
-                pair = self._image(row, draw), self._caption(row, draw), row
+                pair = _image(row, draw, transform), self._caption(row, draw), row
             except ImageError as error:
                 failed.append((row, error))
             else:
@@ -140,19 +154,20 @@ class PairStream(Dataset[Batch]):
             allowed="rows with an image that decodes and a caption",
         )
 
-    def _image(self, row: Row, draw: _Draw) -> Tensor:
-        if row.damage:
-            raise ImageError("the image is damaged", found=row.damage)
-        if isinstance(self.transform, TrainTransform):
-            return self.transform(row.image, draw[:3])
-        return self.transform(row.image)
-
     def _caption(self, row: Row, draw: _Draw) -> str:
         if not row.captions:
             raise ImageError("the image has no caption")
         if not isinstance(self.transform, TrainTransform):
             return row.captions[0]
         return row.captions[int(draw[3] * len(row.captions))]
+
+
+def _image(row: Row, draw: _Draw, transform: TrainTransform | EvalTransform) -> Tensor:
+    if row.damage:
+        raise ImageError("the image is damaged", found=row.damage)
+    if isinstance(transform, TrainTransform):
+        return transform(row.image, draw[:3])
+    return transform(row.image)
 
 
 def _reason(error: ImageError) -> str:
@@ -171,6 +186,7 @@ class TrainSpans(DistributedSampler[Span]):
         world_size: number of processes that train together.
         place: asked when an iteration begins: its epoch, and the position within it to start from.
         batches_per_step: an epoch has a multiple of so many batches.
+        side: asked for each global batch, by its epoch and position: the side of its images, or None for the stream's.
     """
 
     def __init__(
@@ -182,6 +198,7 @@ class TrainSpans(DistributedSampler[Span]):
         world_size: int,
         place: Callable[[], tuple[int, int]],
         batches_per_step: int = 1,
+        side: Callable[[int, int], int | None] | None = None,
     ) -> None:
         super().__init__(stream, num_replicas=world_size, rank=rank, shuffle=False, drop_last=True)
         self.batch_size = batch_size
@@ -189,12 +206,13 @@ class TrainSpans(DistributedSampler[Span]):
         a_step = self.global_batch * batches_per_step
         self.num_rows = len(stream) // a_step * a_step
         self.place = place
+        self.side = side
 
     def __iter__(self) -> Iterator[Span]:
         epoch, first = self.place()
         for start in range(first, self.num_rows - self.global_batch + 1, self.global_batch):
             own = start + self.rank * self.batch_size
-            yield Span(epoch, own, own + self.batch_size)
+            yield Span(epoch, own, own + self.batch_size, self.side(epoch, start) if self.side else None)
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""

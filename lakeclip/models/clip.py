@@ -79,11 +79,18 @@ class CLIP(nn.Module):
         """Image features, not scaled to unit length.
 
         Args:
-            images: uint8 pixels, which are normalised here; or floating point that has been normalised already.
+            images: uint8 pixels, which are normalised here; or floating point that has been normalised already. In
+                training they may be smaller than the model's, on whole patches (32 pixels for a ResNet).
         """
-        side = self.config.image_resolution
-        if images.ndim != 4 or images.shape[1:] != (3, side, side):
-            allowed = f"(batch, 3, {side}, {side})"
+        side, cell = self.config.image_resolution, self.config.vision_patch_size or 32
+        sides = range(cell, side + 1, cell) if self.training else [side]
+        if (
+            images.ndim != 4
+            or images.shape[1] != 3
+            or images.shape[2] != images.shape[3]
+            or images.shape[2] not in sides
+        ):
+            allowed = f"(batch, 3, {side}, {side})" + (f", or smaller by multiples of {cell}" if self.training else "")
             raise ModelError("the images do not fit the model", found=_shape(images), allowed=allowed)
         if images.dtype == torch.uint8:
             images = normalize_images(images, self.image_mean, self.image_std, self.image_mean.dtype)

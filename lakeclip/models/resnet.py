@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from lakeclip.models.recompute import Recompute, recomputed
 from lakeclip.models.transformer import attend
-from lakeclip.models.vision_transformer import HEAD_WIDTH
+from lakeclip.models.vision_transformer import HEAD_WIDTH, positions_on_grid
 
 #: A bottleneck gives out this many times the channels it computes with.
 EXPANSION = 4
@@ -72,7 +72,7 @@ class AttentionPool(nn.Module):
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch embed"]:
         cells = x.flatten(2).transpose(1, 2)
         tokens = torch.cat([cells.mean(dim=1, keepdim=True), cells], dim=1)
-        tokens = tokens + self.positional_embedding.to(tokens.dtype)
+        tokens = tokens + positions_on_grid(self.positional_embedding, x.shape[-1]).to(tokens.dtype)
         mean = tokens[:, :1]
         pooled = attend(self.q_proj(mean), self.k_proj(tokens), self.v_proj(tokens), heads=self.heads)
         feature: Tensor = self.c_proj(pooled[:, 0])
@@ -106,7 +106,7 @@ class ModifiedResNet(nn.Module):
         self.attnpool = AttentionPool(side=resolution // 32, width=32 * width, embed_dim=embed_dim)
         # Channels-last convolutions are 1.1 to 1.5 times as fast. The weights too, so that their gradients' memory has
         # the same order, which distributed training wants.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embed"]:
         x = images.contiguous(memory_format=torch.channels_last)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -85,6 +86,27 @@ class RunProgress(ProgressBar):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+class CompileTime(Callback):
+    """Says how long the first step took, in which a compiled model is compiled."""
+
+    def __init__(self) -> None:
+        self._started: float | None = None
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._started is None:
+            self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._started and trainer.is_global_zero:
+            sys.stdout.write(f"compiled: the first step took {time.perf_counter() - self._started:.0f} s\n")
+            sys.stdout.flush()
+        self._started = 0.0
 
 
 class Stopped(Exception):  # noqa: N818 – not an error: the run was asked to end

@@ -210,7 +210,6 @@ class ContrastiveModule(L.LightningModule):
         self.log("train/logit_scale", self.model.logit_scale.detach().exp())
         if self.model.logit_bias is not None:
             self.log("train/logit_bias", self.model.logit_bias.detach())
-        return result.loss
         norms = {"": agreed.grad_norm, "_image": agreed.image_norm, "_text": agreed.text_norm}
         self.log_dict({f"train/grad_norm{part}": norm for part, norm in norms.items() if isfinite(norm)})
         if self.accumulate > 1:

@@ -39,11 +39,13 @@ from lakeclip.errors import ConfigError, DeviceError, ModelError, OutputError
 from lakeclip.lake.mark import mark_unusable
 from lakeclip.lake.pairs import describe, open_pairs
 from lakeclip.models.pretrained import load_image_encoder, load_text_encoder
+from lakeclip.models.recompute import set_recompute
+from lakeclip.models.vision_transformer import VisionTransformer
 from lakeclip.models.zoo import model_config
 from lakeclip.text.huggingface import HuggingFaceTokenizer
 from lakeclip.text.tokenizer import Tokenizer
 from lakeclip.training import sharding
-from lakeclip.training.callbacks import GracefulStop, LastCheckpoint, RunProgress, Stopped, ValidateAtEnd
+from lakeclip.training.callbacks import CompileTime, GracefulStop, LastCheckpoint, RunProgress, Stopped, ValidateAtEnd
 from lakeclip.training.eight_bit import require_torchao
 from lakeclip.training.ema import AveragedWeights
 from lakeclip.training.finetune import CustomCLIPWrapper
@@ -158,6 +160,18 @@ def make_module(config: TrainConfig, sizes: ModelConfig) -> CLIPWrapper:
         config.model, sizes, config.trainer.minibatch_size, optimizer=config.optimizer, loss=config.loss
     )
     module.run_config = replace(config, optimizer=module.optimizer_config)
+    visual = module.model.visual
+    if isinstance(visual, VisionTransformer):
+        visual.patch_dropout = config.trainer.patch_dropout
+    elif config.trainer.patch_dropout:
+        raise ConfigError(
+            f"patch_dropout {config.trainer.patch_dropout} is asked for, and {config.model} has no patches",
+            allowed="0, or a vision transformer",
+        )
+    set_recompute(module.model, config.trainer.checkpointing)
+    if config.trainer.compile:
+        # Its shapes stay what they are; those of the text tower change with every batch's captions.
+        visual.compile()
     return module
 
 
@@ -168,6 +182,13 @@ def finetune_parts(config: FinetuneConfig, *, token: str | None = None) -> tuple
         LakeclipError: a tower, the data or a device cannot be had.
     """
     check_devices(config)
+    for name in ("checkpointing", "patch_dropout", "compile"):
+        if getattr(config.trainer, name) != getattr(TrainerConfig, name):
+            raise ConfigError(
+                f"{name} is asked for, and fine-tuning trains towers that lakeclip did not make",
+                found=f"{name} {getattr(config.trainer, name)}",
+                allowed="lakeclip train, or the tower's own way before it is handed over",
+            )
     text = load_text_encoder(config.text_encoder)
     image_encoder = load_image_encoder(config.image_encoder)
     tokenize = HuggingFaceTokenizer(text.tokenizer)
@@ -256,13 +277,19 @@ def check_together(optimizer: OptimizerConfig, trainer: TrainerConfig) -> None:
     """Say before anything is built which settings do not go together.
 
     Raises:
-        ConfigError: an average of weights that are cut up between devices.
+        ConfigError: an average of weights that are cut up between devices; a compiled model with checkpointing.
     """
     if optimizer.ema_decay is not None and trainer.strategy == sharding.NAME:
         raise ConfigError(
             "an average of the weights (ema_decay) is asked for together with --strategy fsdp2",
             found="weights that no device holds whole",
             allowed="--strategy ddp with ema_decay, or fsdp2 without",
+        )
+    if trainer.compile and trainer.checkpointing != "off":
+        raise ConfigError(
+            "a compiled model is asked for together with checkpointing",
+            found=f"checkpointing {trainer.checkpointing}",
+            allowed="one of the two: compiling decides itself what is computed again",
         )
 
 
@@ -295,6 +322,7 @@ def make_datamodule(
         open_pairs(data, token=token),
         batch_size=data.batch_size,
         image_size=image_size,
+        small_images=data.small_images,
         resize_ratio=data.resize_ratio,
         shuffle=data.shuffle,
         num_workers=data.num_workers,
@@ -332,6 +360,7 @@ def make_trainer(
     callbacks += [RunProgress(throughput), best]
     callbacks += [LastCheckpoint(folder / LAST, within_epochs=wanted.val_every_steps is not None)]
     callbacks += [GracefulStop(folder / LAST)] + ([ValidateAtEnd()] if has_validation else [])
+    callbacks += [CompileTime()] if wanted.compile else []
     # Last, so that the work of the others on a step counts as the step's.
     callbacks += [throughput]
     loggers: list[Logger] = [_curves(folder), TensorBoardLogger(folder, name="", version="tensorboard")]

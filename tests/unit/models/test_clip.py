@@ -17,6 +17,7 @@ from lakeclip.config.schema import ModelConfig
 from lakeclip.errors import ModelError
 from lakeclip.models.clip import CLIP, IMAGE_MEAN, IMAGE_STD, normalize_images
 from lakeclip.models.text_transformer import group_lengths, pack
+from lakeclip.models.vision_transformer import positions_on_grid
 from lakeclip.models.zoo import available_models, model_config
 from lakeclip.training.optimizers import store_text_in_bfloat16
 
@@ -284,3 +285,44 @@ def test_the_gradient_of_a_token_that_is_in_every_caption_is_whole_in_bfloat16()
     found, expected = (model.token_embedding.weight.grad[ids[0]].float() for model in (half, exact))  # type: ignore[index]
     assert half.token_embedding.weight.grad.dtype == torch.bfloat16  # type: ignore[union-attr]
     assert ((found - expected).norm(dim=1) / expected.norm(dim=1)).max() < 0.05
+
+
+@pytest.mark.parametrize("config", [VIT, RESNET], ids=["vit", "resnet"])
+def test_smaller_images_are_taken_in_training_alone(config: ModelConfig) -> None:
+    config = dataclasses.replace(config, image_resolution=64)
+    model = CLIP(config)
+    small = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    assert model.encode_image(small).shape == (2, 32)
+    with pytest.raises(ModelError, match="smaller by multiples"):
+        model.encode_image(small[..., :30, :30])
+    with pytest.raises(ModelError, match="images do not fit"):
+        model.eval().encode_image(small)
+
+
+def test_positions_of_a_smaller_grid_are_resampled() -> None:
+    ramp = torch.arange(4.0).repeat_interleave(4)[:, None] * torch.ones(16, 3)
+    embedding = torch.cat([torch.full((1, 3), 9.0), ramp])
+    small = positions_on_grid(embedding, 2)
+    assert small[0].eq(9).all()
+    assert small[1:].shape == (4, 3)
+    torch.testing.assert_close(small[1], small[2])
+    assert (small[3] - small[1] > 1.5).all()
+    assert positions_on_grid(embedding, 4) is embedding
+
+
+def test_dropped_patches_are_others_each_time_and_none_when_evaluated() -> None:
+    torch.manual_seed(0)
+    model = CLIP(VIT)
+    model.visual.patch_dropout = 0.5
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    one, other = model.encode_image(images), model.encode_image(images)
+    assert not torch.allclose(one, other)
+    rows: list[int] = []
+    hook = model.visual.transformer.resblocks[0].register_forward_pre_hook(
+        lambda _, inputs: rows.append(len(inputs[0]))
+    )
+    model.encode_image(images)
+    hook.remove()
+    assert rows == [2 * (1 + 8)]
+    model.eval()
+    torch.testing.assert_close(model.encode_image(images), model.encode_image(images))

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from lakeclip.losses import contrastive_loss
 from lakeclip.models.clip import CLIP
+from lakeclip.models.recompute import Recompute, set_recompute
 from lakeclip.training.microbatch import StepResult, backward_through_batch
 from tests.unit.training.test_optimizers import SMALL
 
@@ -131,3 +132,33 @@ def test_mappings_are_cut_like_tensors() -> None:
     expected = gradients(towers)
     step(towers, 5, 2, mapping=True)
     assert_equal(gradients(towers), expected)
+
+
+def test_patch_dropout_is_replayed() -> None:
+    """Defect 8: the second pass leaves out the patches that the first left out."""
+    towers = Towers(VIT)
+    towers.clip.visual.patch_dropout = 0.5
+    images, ids = batch_of(6)
+    torch.manual_seed(2)
+    longest_first = ids.argmax(dim=-1).argsort(descending=True, stable=True)
+    parts = [towers.embed(images[chunk], ids[chunk]) for chunk in longest_first.split(2)]
+    image, text = (torch.cat(side) for side in zip(*parts, strict=True))
+    contrastive_loss(image, text, towers.clip.logit_scale).backward()
+    expected = gradients(towers)
+    step(towers, 6, 2)
+    assert_equal(gradients(towers), expected)
+
+
+@pytest.mark.parametrize("recompute", ["selective", "on"])
+@pytest.mark.parametrize("minibatch_size", [None, 3])
+def test_recomputed_activations_change_neither_gradients_nor_batch_norm(
+    recompute: Recompute, minibatch_size: int | None
+) -> None:
+    """Defect 8: a batch norm that is computed again must not move its statistics again."""
+    kept, lean = Towers(SMALL), Towers(SMALL)
+    set_recompute(lean, recompute)
+    for towers in (kept, lean):
+        step(towers, 8, minibatch_size)
+    assert_equal(gradients(lean), gradients(kept))
+    for name, buffer in kept.named_buffers():
+        torch.testing.assert_close(lean.get_buffer(name), buffer, rtol=1e-12, atol=1e-14)
