@@ -1,4 +1,4 @@
-"""Smaller images in the first part of a run (CLIPA, Li et al. 2023, arXiv 2305.07017): more of them for the same work."""
+"""Smaller images in the first part of a run (CLIPA, Li et al. 2023, arXiv 2305.07017): more pairs for the same work."""
 
 from __future__ import annotations
 

@@ -108,5 +108,7 @@ class Known(torch.autograd.Function):
 def with_gradients(value: Tensor, gradients: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> Tensor:
     """`value` as if autograd had derived it from `inputs`; each gradient in its input's dtype."""
     fitting = tuple(gradient.to(x.dtype) for gradient, x in zip(gradients, inputs, strict=True))
-    result: Tensor = Known.apply(value, fitting, *inputs)
+    # Typed in some versions of PyTorch, and not in others.
+    apply: Any = Known.apply
+    result: Tensor = apply(value, fitting, *inputs)
     return result

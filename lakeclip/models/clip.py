@@ -84,12 +84,8 @@ class CLIP(nn.Module):
         """
         side, cell = self.config.image_resolution, self.config.vision_patch_size or 32
         sides = range(cell, side + 1, cell) if self.training else [side]
-        if (
-            images.ndim != 4
-            or images.shape[1] != 3
-            or images.shape[2] != images.shape[3]
-            or images.shape[2] not in sides
-        ):
+        square = images.ndim == 4 and images.shape[1:] == (3, images.shape[2], images.shape[2])
+        if not square or images.shape[2] not in sides:
             allowed = f"(batch, 3, {side}, {side})" + (f", or smaller by multiples of {cell}" if self.training else "")
             raise ModelError("the images do not fit the model", found=_shape(images), allowed=allowed)
         if images.dtype == torch.uint8:

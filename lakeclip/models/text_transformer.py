@@ -21,7 +21,8 @@ _TOKENS_PER_GROUP_OF_OTHERS = 1024
 class TextTransformer(Transformer):
     """A causal transformer, initialised by its width and depth as OpenAI's released model code does.
 
-    Tokens see only what stands before them, so what stands after the last token read changes nothing: it is not computed.
+    Tokens see only what stands before them, so what stands after the last token read changes nothing, and is not
+    computed.
     """
 
     def __init__(self, width: int, layers: int, heads: int) -> None:
