@@ -106,7 +106,9 @@ class ModifiedResNet(nn.Module):
         self.attnpool = AttentionPool(side=resolution // 32, width=32 * width, embed_dim=embed_dim)
         # Channels-last convolutions are 1.1 to 1.5 times as fast. The weights too, so that their gradients' memory has
         # the same order, which distributed training wants.
-        self.to(memory_format=torch.channels_last)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embed"]:
         x = images.contiguous(memory_format=torch.channels_last)

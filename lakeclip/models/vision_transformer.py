@@ -62,7 +62,7 @@ class VisionTransformer(nn.Module):
         kept = torch.cat([torch.zeros_like(kept[:, :1]), kept], dim=1)
         return tokens.gather(1, kept[:, :, None].expand(-1, -1, width))
 
-    def _embed_patches(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch patches width"]:
+    def _embed_patches(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch patches dim"]:
         """`conv1`, as the matrix product that it is: its patches do not overlap.
 
         The gradient of the convolution's weights in bfloat16 takes a CPU fifty times as long.

@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
 
 from lakeclip.checkpoints.native import LAST, read_checkpoint
 from lakeclip.config.command import command
@@ -38,6 +39,7 @@ from lakeclip.data.quarantine import read_quarantine
 from lakeclip.errors import ConfigError, DeviceError, ModelError, OutputError
 from lakeclip.lake.mark import mark_unusable
 from lakeclip.lake.pairs import describe, open_pairs
+from lakeclip.models.clip import CLIP
 from lakeclip.models.pretrained import load_image_encoder, load_text_encoder
 from lakeclip.models.recompute import set_recompute
 from lakeclip.models.vision_transformer import VisionTransformer
@@ -160,7 +162,8 @@ def make_module(config: TrainConfig, sizes: ModelConfig) -> CLIPWrapper:
         config.model, sizes, config.trainer.minibatch_size, optimizer=config.optimizer, loss=config.loss
     )
     module.run_config = replace(config, optimizer=module.optimizer_config)
-    visual = module.model.visual
+    assert isinstance(module.model, CLIP)
+    visual: nn.Module = module.model.visual
     if isinstance(visual, VisionTransformer):
         visual.patch_dropout = config.trainer.patch_dropout
     elif config.trainer.patch_dropout:
