@@ -203,20 +203,21 @@ class TrainSpans(DistributedSampler[Span]):
         super().__init__(stream, num_replicas=world_size, rank=rank, shuffle=False, drop_last=True)
         self.batch_size = batch_size
         self.global_batch = batch_size * world_size
-        a_step = self.global_batch * batches_per_step
-        self.num_rows = len(stream) // a_step * a_step
+        self.a_step = self.global_batch * batches_per_step
+        self.num_rows = len(stream)
         self.place = place
         self.side = side
 
     def __iter__(self) -> Iterator[Span]:
         epoch, first = self.place()
-        for start in range(first, self.num_rows - self.global_batch + 1, self.global_batch):
+        whole_steps = first + (self.num_rows - first) // self.a_step * self.a_step
+        for start in range(first, whole_steps, self.global_batch):
             own = start + self.rank * self.batch_size
             yield Span(epoch, own, own + self.batch_size, self.side(epoch, start) if self.side else None)
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
-        return self.num_rows // self.global_batch
+        return self.num_rows // self.a_step * self.a_step // self.global_batch
 
 
 class EvalSpans(DistributedSampler[Span]):

@@ -181,7 +181,8 @@ def _statistics_untouched(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, (momentum, count) in zip(layers, before, strict=True):
             layer.momentum = momentum
-            layer.num_batches_tracked = count
+            assert layer.num_batches_tracked is not None
+            layer.num_batches_tracked.copy_(count)
 
 
 @contextmanager
