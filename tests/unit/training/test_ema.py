@@ -18,7 +18,7 @@ from tests.unit.training.test_guard import Weights, batches
 from tests.unit.training.test_module import trainer, wrapper
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*(many workers|logging interval|val_dataloader|LeafSpec|WeightAveraging|resumed)"
+    "ignore:.*(many workers|logging interval|val_dataloader|LeafSpec|WeightAveraging|resuming)"
 )
 
 
