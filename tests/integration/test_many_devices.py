@@ -215,10 +215,10 @@ def test_two_processes_equal_one_with_steps_of_several_batches_and_clipping(
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_torchrun_starts_the_processes_and_a_resumed_run_ends_the_same(
+def test_torchrun_starts_the_processes_and_the_run_goes_on_with_one(
     strategy: str, pairs_lake: Path, tiny_models: Path, tmp_path: Path
 ) -> None:
-    """Sharded weights come and go whole: the run is cut after an epoch, and goes on in one process."""
+    """Sharded weights and optimiser states come and go whole: after an epoch the run goes on in one process."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
     launcher += [str(21000 + os.getpid() % 20000), "-m", "lakeclip"]
     arguments = on_two(words(pairs_lake, tiny_models, tmp_path, "two", "--strategy", strategy, "--max-epochs", "1"))
@@ -227,3 +227,9 @@ def test_torchrun_starts_the_processes_and_a_resumed_run_ends_the_same(
     done = subprocess.run([*launcher, *arguments], capture_output=True, text=True, env=environment, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert progress(tmp_path / "two")["step"] == 27
+    two = str(tmp_path / "two")
+    alone = ["--devices", "1", "--strategy", "auto", "--batch-size", "8", "--max-epochs", "2"]
+    with start(["train", "--resume", two, *alone]) as process:
+        output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, output + errors
+    assert progress(tmp_path / "two")["step"] == 54

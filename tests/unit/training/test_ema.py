@@ -9,6 +9,7 @@ import lightning as L
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lakeclip.training.ema import AveragedWeights
 from lakeclip.training.guard import Guard
@@ -17,7 +18,7 @@ from tests.unit.training.test_guard import Weights, batches
 from tests.unit.training.test_module import trainer, wrapper
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*(many workers|logging interval|val_dataloader|LeafSpec|WeightAveraging|resumed)"
+    "ignore:.*(many workers|logging interval|val_dataloader|LeafSpec|WeightAveraging|resuming)"
 )
 
 
@@ -32,12 +33,15 @@ def averaged(seen: list[dict[str, Tensor]], decay: float) -> dict[str, Tensor]:
     }
 
 
-def run(folder: Path, epochs: int, name: str = "tiny-vit", bad: tuple[int, ...] = (), **resume: Any) -> Any:
+def run(
+    folder: Path, epochs: int, name: str = "tiny-vit", bad: tuple[int, ...] = (), twice: bool = False, **resume: Any
+) -> Any:
     module, weights = wrapper(name, lr=1e-2), Weights()
     module.guard = Guard()
-    callbacks = [AveragedWeights(0.8), weights, AtEpochs()]
+    callbacks = [AveragedWeights(0.8), weights, Halfway()]
     fit = trainer(folder, max_epochs=epochs, max_steps=8, enable_checkpointing=False, callbacks=callbacks)
-    fit.fit(module, batches(4, bad=bad), **resume)
+    made = list(batches(4, bad=bad).dataset) * (2 if twice else 1)  # type: ignore[call-overload]
+    fit.fit(module, DataLoader(made, batch_size=None), **resume)
     fit.save_checkpoint(folder / "end.ckpt")
     return module, weights.seen, torch.load(folder / "end.ckpt", weights_only=True)
 
@@ -61,20 +65,23 @@ def test_a_step_that_is_left_out_is_not_averaged(tmp_path: Path) -> None:
         torch.testing.assert_close(content["state_dict"][key].double(), value, rtol=1e-5, atol=1e-6)
 
 
-class AtEpochs(L.Callback):
-    """A checkpoint after each epoch, as a run keeps."""
+class Halfway(L.Callback):
+    """A checkpoint after the fourth step, as a validation within an epoch leaves."""
 
-    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        trainer.save_checkpoint(Path(trainer.default_root_dir) / f"{trainer.current_epoch}.ckpt")
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        if trainer.global_step == 4:
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "half.ckpt")
 
 
 def test_a_resumed_run_ends_with_the_same_weights_and_average(tmp_path: Path) -> None:
-    _, _, whole = run(tmp_path, 2)
-    cut = torch.load(tmp_path / "0.ckpt", weights_only=True)
+    """The loader skips nothing on a resume, so it holds the same four batches twice."""
+    (tmp_path / "resumed").mkdir()
+    _, _, whole = run(tmp_path, 1, twice=True)
+    cut = torch.load(tmp_path / "half.ckpt", weights_only=True)
     proj = "model.visual.proj"
     assert not torch.equal(cut["state_dict"][proj], cut["current_model_state"][proj])
-    (tmp_path / "resumed").mkdir()
-    _, seen, resumed = run(tmp_path / "resumed", 2, ckpt_path=tmp_path / "0.ckpt", weights_only=True)
+    half = {"ckpt_path": tmp_path / "half.ckpt", "weights_only": True}
+    _, seen, resumed = run(tmp_path / "resumed", 1, twice=True, **half)
     assert len(seen) == 4
     for key, value in whole["state_dict"].items():
         assert torch.equal(resumed["state_dict"][key], value), key
