@@ -304,6 +304,7 @@ def _quiet_lightning() -> Iterator[None]:
                 ".*isinstance.treespec",
                 "You defined a `validation_step` but have no `val_dataloader`",
                 "The number of training batches .* is smaller than the logging interval",
+                "OptimState8bit does not implement _stable_hash_for_caching",
             ):
                 warnings.filterwarnings("ignore", message=message)
             yield
