@@ -22,7 +22,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +32,7 @@ from machine import machine, peak_mib
 from torch import Tensor
 from torch.nn import functional as F
 
-from lakeclip.config.schema import OptimizerConfig
+from lakeclip.config.schema import ModelConfig, OptimizerConfig
 from lakeclip.losses import contrastive_loss
 from lakeclip.models.clip import CLIP
 from lakeclip.models.zoo import model_config
@@ -58,9 +58,11 @@ SETTINGS = {
     "bf16 states and all weights": Setting(states="bf16", weights="bf16"),
     "8-bit states": Setting(states="8bit"),
 }
-_BIG, _SMALL = "ViT-B/32", "ViT-Ti/4-32px"
+_BIG = "ViT-B/32"
+#: ViT-Ti/4-32px with patches of 8 pixels instead of 4, for a quarter of the work.
+_SMALL = replace(model_config("ViT-Ti/4-32px"), vision_patch_size=8)
 _BATCH = 64
-_LR = 1e-3
+_LR = 5e-4
 #: Where the curve of the loss is written down, as shares of the run.
 _POINTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
@@ -81,22 +83,22 @@ def main() -> None:
         "machine": machine(flags.threads),
         "versions": {name: _version(name) for name in ("torch", "torchao")},
         "step": {"model": _BIG, "sides": steps},
-        "loss": {"model": _SMALL, "batch_size": _BATCH, "steps": flags.steps, "lr": _LR, "sides": losses},
+        "loss": {"model": asdict(_SMALL), "batch_size": _BATCH, "steps": flags.steps, "lr": _LR, "sides": losses},
     }
     if flags.out:
         Path(flags.out).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     show(result)
 
 
-def _made(name: str, setting: Setting) -> tuple[CLIP, torch.optim.Optimizer]:
-    model = CLIP(model_config(name))
+def _made(sizes: ModelConfig, setting: Setting) -> tuple[CLIP, torch.optim.Optimizer]:
+    model = CLIP(sizes)
     if setting.text_weights == "bf16":
         store_text_in_bfloat16(model)
     if setting.weights == "bf16":
         for parameter in model.parameters():
             parameter.data = parameter.data.to(torch.bfloat16 if parameter.ndim else torch.float32)
     config = OptimizerConfig(states=setting.states, text_weights=setting.text_weights, lr=_LR)
-    return model, adamw(model, with_paper_values(config, name, is_resnet=False))
+    return model, adamw(model, with_paper_values(config, "", is_resnet=False))
 
 
 # ── a step of the optimiser alone ───────────────────────────────────────────────────────────────────────────────────
@@ -105,7 +107,7 @@ def _made(name: str, setting: Setting) -> tuple[CLIP, torch.optim.Optimizer]:
 def one_side(setting: Setting, repeats: int) -> dict[str, float]:
     """Bytes per parameter, MiB that a step needs beyond what is held before and after, and the best of its times."""
     torch.manual_seed(0)
-    model, optimizer = _made(_BIG, setting)
+    model, optimizer = _made(model_config(_BIG), setting)
     parameters = list(model.parameters())
     for parameter in parameters:
         parameter.grad = torch.randn_like(parameter) * 1e-3
@@ -231,7 +233,7 @@ def _pairs(data: Path) -> tuple[Tensor, Tensor]:
         pixels = np.asarray(Image.open(io.BytesIO(photo)).convert("RGB"))
         images.append(torch.from_numpy(pixels.copy()).permute(2, 0, 1))
         captions.append(caption)
-    ids = Tokenizer(model_config(_SMALL).context_length)(captions)
+    ids = Tokenizer(_SMALL.context_length)(captions)
     return torch.stack(images), ids[:, : int(ids.argmax(dim=-1).max()) + 1]
 
 
@@ -288,9 +290,9 @@ def _flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data", required=True, metavar="DIR", help="folder with train-*.tar")
-    add("--rounds", type=int, default=3, help="times that every side's step is measured (3)")
+    add("--rounds", type=int, default=2, help="times that every side's step is measured (2)")
     add("--repeats", type=int, default=4, help="steps of a measurement, of which the best counts (4)")
-    add("--steps", type=int, default=150, help="of each training run (150)")
+    add("--steps", type=int, default=120, help="of each training run (120)")
     add("--seeds", type=int, default=2, help="training runs of each setting (2)")
     add("--threads", type=int, default=2, help="of each side (2)")
     add("--side", choices=SETTINGS, help=argparse.SUPPRESS)

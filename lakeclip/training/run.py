@@ -436,6 +436,7 @@ def quiet_lightning() -> Iterator[None]:
                 "You defined a `validation_step` but have no `val_dataloader`",
                 "The number of training batches .* is smaller than the logging interval",
                 "You're using the WeightAveraging callback with a model that overrides the configure_model",
+                "OptimState8bit does not implement _stable_hash_for_caching",
             ):
                 warnings.filterwarnings("ignore", message=message)
             yield
