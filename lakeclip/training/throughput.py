@@ -118,7 +118,9 @@ class Throughput(Callback):
         self._mark = now
         if work.seconds >= _WINDOW_SECONDS or self._first_step:
             self._close_window(trainer)
-        self._log(pl_module)
+        # Logging costs as much as all the rest of this, so only where Lightning writes it down.
+        if (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % max(1, trainer.log_every_n_steps) == 0:
+            self._log(pl_module)
         self._gaps.open()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

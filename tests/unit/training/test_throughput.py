@@ -10,12 +10,13 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
 from lakeclip.training.throughput import Speed, Throughput, forget_peak, peak_memory
 from tests.unit.training.test_module import pairs, wrapper
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*(many workers|logging interval|val_dataloader|LeafSpec|batch_size)")
+pytestmark = pytest.mark.filterwarnings("ignore:.*(many workers|logging interval|val_dataloader|LeafSpec|batch_size|not resumable|weights_only)")
 BATCH = 4
 
 
@@ -129,6 +130,29 @@ def test_without_a_clip_there_is_no_utilisation(tmp_path: Path) -> None:
     speed = speed_of(Sleeper(), Loader(3, 0.0), tmp_path)
     assert speed.mfu is None
     assert "FLOP" not in str(speed)
+
+
+def test_each_row_of_the_curves_has_the_figures_after_a_resume_too(tmp_path: Path) -> None:
+    """Though they are logged only for the steps that are written."""
+    for name, steps, checkpoint in (("first", 8, None), ("second", 20, tmp_path / "checkpoint")):
+        trainer = L.Trainer(
+            accelerator="cpu",
+            default_root_dir=tmp_path,
+            callbacks=[Throughput()],
+            logger=CSVLogger(tmp_path, name=name, version=""),
+            log_every_n_steps=3,
+            max_steps=steps,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(Sleeper(), Loader(10, 0.0), ckpt_path=checkpoint, weights_only=True)
+        trainer.save_checkpoint(tmp_path / "checkpoint")
+    rows = {name: (tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("first", "second")}
+    assert [row.split(",")[1] for row in rows["first"][1:]] == ["2", "5"]
+    assert [row.split(",")[1] for row in rows["second"][1:]] == ["8", "11", "14", "17"]
+    assert all("," in row and "" not in row.split(",") for name in rows for row in rows[name])
+    assert "train/data_wait" in rows["second"][0]
 
 
 def test_the_peak_of_memory_is_found_and_can_be_forgotten() -> None:
