@@ -37,7 +37,7 @@ MODELS = {
 }
 #: Options of open_clip that may help it on a CPU, tried one set after the other; the fastest that is the same model
 #: competes. `context=32` is not: that model cannot read longer texts.
-TRIED = ("", "fused", "foreach", "fused,channels_last", "fused,context=32")
+TRIED = ("", "fused", "foreach", "channels_last", "fused,channels_last", "foreach,channels_last")
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from lakeclip.training.throughput import Speed, Throughput, forget_peak, peak_memory
 from tests.unit.training.test_module import pairs, wrapper
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*(many workers|logging interval|val_dataloader|LeafSpec|batch_size|not resumable|weights_only)")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*(many workers|logging interval|val_dataloader|LeafSpec|batch_size|not resumable|weights_only)"
+)
 BATCH = 4
 
 
