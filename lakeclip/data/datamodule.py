@@ -271,7 +271,8 @@ class PairDataModule(L.LightningDataModule):
             num_rows=self.num_train_rows,
             global_batch=self._global_batch,
             max_batches=min(batches, limit) if isinstance(limit, int) else int(batches * limit),
-            batches_per_step=self.batches_per_step,
+            # One of them is 1: Lightning accumulates only for modules that leave the optimiser to it.
+            batches_per_step=self.batches_per_step * self.trainer.accumulate_grad_batches,
         )
 
 
