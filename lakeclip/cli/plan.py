@@ -35,7 +35,7 @@ def show_plan(config: TrainConfig | FinetuneConfig) -> None:
 
 def in_words(plan: Plan) -> str:
     """The plan as a page of text, warnings last."""
-    from lakeclip.training.plan import doubts
+    from lakeclip.training.doubts import doubts
 
     lines = [plan.data.rstrip("\n"), ""]
     for name, facts in (

@@ -17,9 +17,10 @@ from torch import Tensor
 from lakeclip.config.schema import TrainerConfig
 from lakeclip.data.datamodule import PairDataModule
 from lakeclip.training.callbacks import GracefulStop, LastCheckpoint, RunProgress, ValidateAtEnd
+from lakeclip.training.memory import forget_peak, peak_memory
 from lakeclip.training.module import ContrastiveModule
 from lakeclip.training.run import make_trainer, quiet_lightning
-from lakeclip.training.throughput import Throughput, forget_peak, peak_memory
+from lakeclip.training.throughput import Throughput
 from lakeclip.types import Batch
 
 #: What a rehearsal leaves out: whatever keeps, shows or validates.

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import re
-import resource
-import sys
 import time
 from collections import deque
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import lightning as L
@@ -21,11 +14,10 @@ from torch import Tensor
 
 from lakeclip.models.clip import CLIP
 from lakeclip.training.cost import PairFlops, Peak, Tokens, count_tokens, peak
+from lakeclip.training.memory import peak_memory
 
 #: Steady enough to read, and so rare that reading numbers off a GPU costs nothing.
 _WINDOW_SECONDS = 1.0
-#: Where Linux tells of this process, and lets it forget its peak (man 5 proc).
-_PROCESS = Path("/proc/self")
 
 
 @dataclass(frozen=True)
@@ -119,7 +111,8 @@ class Throughput(Callback):
         if work.seconds >= _WINDOW_SECONDS or self._first_step:
             self._close_window(trainer)
         # Logging costs as much as all the rest of this, so only where Lightning writes it down.
-        if (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % max(1, trainer.log_every_n_steps) == 0:
+        every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        if (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % every == 0:
             self._log(pl_module)
         self._gaps.open()
 
@@ -261,37 +254,6 @@ class _DeviceGaps:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes at most so far: allocated on a GPU, or else resident for this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return _status("VmHWM") or (largest if sys.platform == "darwin" else largest * 1024)
-
-
-def resident_memory() -> int:
-    """Bytes of this process now; 0 where that cannot be known."""
-    return _status("VmRSS")
-
-
-def forget_peak(device: torch.device) -> None:
-    """Let `peak_memory` begin anew, from what is held now; without Linux or a GPU it cannot."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif _PROCESS.exists():
-        with suppress(OSError, AttributeError):
-            # What was freed is given back first, or it would hide what is taken from now on.
-            ctypes.CDLL(None).malloc_trim(0)
-            (_PROCESS / "clear_refs").write_text("5")
-
-
-def _status(name: str) -> int:
-    file = _PROCESS / "status"
-    found = re.search(rf"{name}:\s*(\d+) kB", file.read_text()) if file.exists() else None
-    return int(found[1]) * 1024 if found else 0
 
 
 def _dtype(precision: str | None) -> torch.dtype:

@@ -9,7 +9,8 @@ import pytest
 
 from lakeclip.cli.plan import in_words
 from lakeclip.config.schema import TrainerConfig
-from lakeclip.training.plan import Plan, doubts, good_batch, together, world_size
+from lakeclip.training.doubts import doubts, good_batch
+from lakeclip.training.plan import Plan, together, world_size
 from lakeclip.training.rehearsal import Footprint
 
 GB = 10**9
