@@ -110,15 +110,18 @@ def rehearse(
         torch.OutOfMemoryError: a step does not fit on the device.
     """
     torch.set_float32_matmul_precision("high")
-    alone = replace(config, devices=1, num_nodes=1, strategy="auto", val_every_steps=None)
     untimed = max(2, config.accumulate)
-    probe = _Probe(untimed, -(-num // config.accumulate) * config.accumulate)
+    timed = -(-num // config.accumulate) * config.accumulate
+    # A run of a step or two is rehearsed for longer than it would last.
+    steps = None if config.max_steps is None else max(config.max_steps, untimed + timed)
+    alone = replace(config, devices=1, num_nodes=1, strategy="auto", val_every_steps=None, max_steps=steps)
+    probe = _Probe(untimed, timed)
     with tempfile.TemporaryDirectory() as folder, quiet_lightning():
         trainer = make_trainer(alone, Path(folder), has_validation=False, log_every=1)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [one for one in callbacks if not isinstance(one, _NOT_REHEARSED)] + [probe]
         try:
-            trainer.fit(module, train_dataloaders=_Again(batches, steps_per_epoch))
+            trainer.fit(module, train_dataloaders=_Again(batches, max(steps_per_epoch, untimed + timed)))
         except _Enough:
             pass
         finally:
