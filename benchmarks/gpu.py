@@ -37,8 +37,7 @@ try:
 except ImportError:
     # lakeclip's shapes are comments to Python, which never evaluates them: any names will do.
     _shapes = types.ModuleType("jaxtyping")
-    for _name_of_kind in ("Float", "Int", "Int64", "Num", "UInt8", "Bool"):
-        setattr(_shapes, _name_of_kind, object)
+    _shapes.__getattr__ = lambda name: object
     sys.modules["jaxtyping"] = _shapes
 
 #: lakeclip's name → open_clip's, and pairs a step on a card of 80 GB; halved until they fit.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -162,3 +163,43 @@ def test_recomputed_activations_change_neither_gradients_nor_batch_norm(
     assert_equal(gradients(lean), gradients(kept))
     for name, buffer in kept.named_buffers():
         torch.testing.assert_close(lean.get_buffer(name), buffer, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(("size", "minibatch_size", "backwards"), [(6, 2, 3), (5, 2, 3), (4, None, 1), (1, 1, 1)])
+def test_processes_average_gradients_in_the_last_backward_alone(
+    size: int, minibatch_size: int | None, backwards: int
+) -> None:
+    """Defect 7: a backward per chunk averaged gradients each time; the last one has every parameter's."""
+    towers = Towers(VIT)
+    images, ids = batch_of(size)
+    held: list[bool] = []
+    depth = 0
+
+    @contextmanager
+    def no_sync() -> Iterator[None]:
+        nonlocal depth
+        depth += 1
+        yield
+        depth -= 1
+
+    def backward(scalar: Tensor) -> None:
+        held.append(depth > 0)
+        before = gradients(towers)
+        scalar.backward()
+        if depth == 0:
+            unchanged = [name for name in before if before[name].equal(gradients(towers)[name])]
+            assert unchanged == [], "a gradient that this backward does not reach is not averaged"
+
+    towers.zero_grad()
+    backward_through_batch(
+        images,
+        ids,
+        model=towers,
+        embed=towers.embed,
+        loss=lambda image, text: contrastive_loss(image, text, towers.clip.logit_scale),
+        scalars=(towers.clip.logit_scale,),
+        minibatch_size=minibatch_size,
+        backward=backward,
+        no_sync=no_sync,
+    )
+    assert held == [True] * (backwards - 1) + [False]
