@@ -37,7 +37,8 @@ try:
 except ImportError:
     # lakeclip's shapes are comments to Python, which never evaluates them: any names will do.
     _shapes = types.ModuleType("jaxtyping")
-    _shapes.__getattr__ = lambda name: object
+    for _name_of_kind in ("Bool", "Float", "Float32", "Float64", "Int", "Int32", "Int64", "Num", "UInt8"):
+        setattr(_shapes, _name_of_kind, object)
     sys.modules["jaxtyping"] = _shapes
 
 #: lakeclip's name → open_clip's, and pairs a step on a card of 80 GB; halved until they fit.
