@@ -18,7 +18,6 @@ import math
 import os
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from machine import machine, peak_mib
+from sides import median_seconds, run_side, shown
 
 if TYPE_CHECKING:
     from optimisation_step import Side
@@ -162,7 +162,8 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     for turn in range(flags.rounds):
         for side in list(SIDES)[:: 1 if turn % 2 == 0 else -1]:
             rounds[side].append(_run(flags, side))
-            _say(f"round {turn + 1}: {side} {_median(rounds[side][-1]):.1f} s, {rounds[side][-1]['peak_mib']:.0f} MiB")
+            found = rounds[side][-1]
+            _say(f"round {turn + 1}: {side} {median_seconds(found):.1f} s, {found['peak_mib']:.0f} MiB")
     if len({found["parameters"] for run in rounds.values() for found in run}) > 1:
         sys.exit("the models differ in size")
     parts, whole = (rounds[side][0]["first_loss"] for side in ("lakeclip_in_parts", "lakeclip_at_once"))
@@ -170,7 +171,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
         sys.exit(f"the same weights and pairs give a loss of {parts} in parts and of {whole} at once")
     sides = {
         side: {
-            "seconds_a_step": [_median(found) for found in run],
+            "seconds_a_step": [median_seconds(found) for found in run],
             "peak_mib": max(found["peak_mib"] for found in run),
             "before_the_first_step_mib": max(found["before_the_first_step_mib"] for found in run),
             "first_loss": run[0]["first_loss"],
@@ -179,7 +180,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     }
     return {
         "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", "benchmarks/microbatch.py", *_shown(sys.argv[1:])]),
+        "command": shlex.join(["python", "benchmarks/microbatch.py", *shown(sys.argv[1:])]),
         "machine": machine(flags.threads),
         "load_before": round(load, 2),
         "versions": {name: version(name) for name in ("torch", "lightning", "open_clip_torch")},
@@ -214,24 +215,7 @@ def _run(flags: argparse.Namespace, side: str) -> dict[str, Any]:
     words = ["--side", side, "--model", flags.model, "--precision", flags.precision, "--clock", flags.clock]
     words += ["--batch", str(flags.batch), "--micro", str(flags.micro), "--steps", str(flags.steps)]
     words += ["--threads", str(flags.threads), *(["--captions", flags.captions] if flags.captions else [])]
-    threads = {"OMP_NUM_THREADS": str(flags.threads), "MKL_NUM_THREADS": str(flags.threads)}
-    done = subprocess.run(
-        [sys.executable, __file__, *words], capture_output=True, text=True, env={**os.environ, **threads}
-    )
-    if done.returncode:
-        sys.exit(f"{side} failed:\n{done.stderr}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def _median(found: dict[str, Any]) -> float:
-    return statistics.median(found["seconds"])
-
-
-def _shown(words: list[str]) -> list[str]:
-    """The command without this machine's folders."""
-    hidden = {"--captions": "FILE", "--out": "FILE"}
-    return [hidden.get(before, word) for before, word in zip(["", *words], words, strict=False)]
+    return run_side(__file__, words, side=side, threads=flags.threads)
 
 
 def show(result: dict[str, Any]) -> None:

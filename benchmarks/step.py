@@ -18,7 +18,6 @@ import math
 import os
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from importlib.metadata import version
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import machine, peak_mib
+from sides import median_seconds, run_side, shown
 
 #: lakeclip's name of a model → open_clip's.
 MODELS = {
@@ -121,7 +121,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     ]
     return {
         "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", "benchmarks/step.py", *_shown(sys.argv[1:])]),
+        "command": shlex.join(["python", "benchmarks/step.py", *shown(sys.argv[1:])]),
         "machine": machine(flags.threads),
         "load_before": round(load, 2),
         "versions": {name: version(name) for name in ("torch", "lightning", "open_clip_torch")},
@@ -140,7 +140,7 @@ def _cell(flags: argparse.Namespace, model: str, precision: str, peak: float) ->
     if peer == "fastest":
         for words in TRIED:
             if "channels_last" not in words or model.startswith("RN"):
-                tried[words or "as it is"] = _median(_run(flags, "open_clip", model, precision, peer=words))
+                tried[words or "as it is"] = median_seconds(_run(flags, "open_clip", model, precision, peer=words))
                 _say(f"{model} {precision}: open_clip {words or 'as it is'}: {tried[words or 'as it is']:.2f} s")
         same = {words: seconds for words, seconds in tried.items() if "context" not in words}
         peer = min(same, key=lambda words: same[words]).replace("as it is", "")
@@ -156,15 +156,15 @@ def _cell(flags: argparse.Namespace, model: str, precision: str, peak: float) ->
             rounds[side].append(_run(flags, side, model, precision, peer=peer))
         _say(
             f"{model} {precision}, round {turn + 1}: "
-            + ", ".join(f"{s} {_median(r[-1]):.2f} s" for s, r in rounds.items())
+            + ", ".join(f"{s} {median_seconds(r[-1]):.2f} s" for s, r in rounds.items())
         )
     cell: dict[str, Any] = {"model": model, "precision": precision, "open_clip_options": peer or "none"}
     cell |= {"tried_seconds_a_step": tried, "parameters": counts[sides[0]]["parameters"]}
     for side in sides:
-        seconds = statistics.median(map(_median, rounds[side]))
+        seconds = statistics.median(map(median_seconds, rounds[side]))
         cell[side] = {
             "samples_per_second": flags.batch / seconds,
-            "seconds_a_step": [_median(found) for found in rounds[side]],
+            "seconds_a_step": [median_seconds(found) for found in rounds[side]],
             "warm_up_seconds": [found["warm_up_seconds"] for found in rounds[side]],
             "peak_mib": max(found["peak_mib"] for found in rounds[side]),
             "gflop_computed": counts[side]["computed"] / 1e9,
@@ -197,24 +197,7 @@ def _run(
     words += ["--clock", flags.clock]
     words += ["--captions", flags.captions] if flags.captions else []
     words += ["--compile"] if flags.compile and not more else []
-    threads = {"OMP_NUM_THREADS": str(flags.threads), "MKL_NUM_THREADS": str(flags.threads)}
-    done = subprocess.run(
-        [sys.executable, __file__, *words], capture_output=True, text=True, env={**os.environ, **threads}
-    )
-    if done.returncode:
-        sys.exit(f"{side} failed:\n{done.stderr}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def _median(found: dict[str, Any]) -> float:
-    return statistics.median(found["seconds"])
-
-
-def _shown(words: list[str]) -> list[str]:
-    """The command without this machine's folders."""
-    hidden = {"--captions": "FILE", "--out": "FILE"}
-    return [hidden.get(before, word) for before, word in zip(["", *words], words, strict=False)]
+    return run_side(__file__, words, side=side, threads=flags.threads)
 
 
 def show(result: dict[str, Any]) -> None:

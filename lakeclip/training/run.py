@@ -36,6 +36,7 @@ from lakeclip.config.schema import (
 )
 from lakeclip.data.datamodule import PairDataModule
 from lakeclip.data.quarantine import read_quarantine
+from lakeclip.data.sizes import parse_sizes
 from lakeclip.errors import ConfigError, DeviceError, ModelError, OutputError
 from lakeclip.lake.mark import mark_unusable
 from lakeclip.lake.pairs import describe, open_pairs
@@ -140,6 +141,7 @@ def checked_sizes(config: TrainConfig) -> ModelConfig:
     Raises:
         ModelError: the model is unknown, or its vocabulary too small.
         DeviceError: see `check_devices`.
+        ConfigError: settings that do not go together, or not with this model.
     """
     sizes = sized_model(config)
     if sizes.vocab_size < Tokenizer.vocab_size:
@@ -152,6 +154,19 @@ def checked_sizes(config: TrainConfig) -> ModelConfig:
     if config.optimizer.states == "8bit":
         require_torchao()
     check_together(config.optimizer, config.trainer)
+    if config.trainer.patch_dropout and sizes.vision_patch_size is None:
+        raise ConfigError(
+            f"patch_dropout {config.trainer.patch_dropout} is asked for, and {config.model} has no patches",
+            allowed="0, or a vision transformer",
+        )
+    cell = sizes.vision_patch_size or 32
+    for side, _ in parse_sizes(config.data.small_images, sizes.image_resolution).stages:
+        if side % cell:
+            raise ConfigError(
+                f"{config.model} cannot take images of {side} pixels",
+                found=f"small_images {config.data.small_images!r}",
+                allowed=f"multiples of {cell} below {sizes.image_resolution}",
+            )
     return sizes
 
 
@@ -166,11 +181,6 @@ def make_module(config: TrainConfig, sizes: ModelConfig) -> CLIPWrapper:
     visual: nn.Module = module.model.visual
     if isinstance(visual, VisionTransformer):
         visual.patch_dropout = config.trainer.patch_dropout
-    elif config.trainer.patch_dropout:
-        raise ConfigError(
-            f"patch_dropout {config.trainer.patch_dropout} is asked for, and {config.model} has no patches",
-            allowed="0, or a vision transformer",
-        )
     set_recompute(module.model, config.trainer.checkpointing)
     if config.trainer.compile:
         # Its shapes stay what they are; those of the text tower change with every batch's captions.
@@ -287,6 +297,12 @@ def check_together(optimizer: OptimizerConfig, trainer: TrainerConfig) -> None:
             "an average of the weights (ema_decay) is asked for together with --strategy fsdp2",
             found="weights that no device holds whole",
             allowed="--strategy ddp with ema_decay, or fsdp2 without",
+        )
+    if optimizer.text_weights != "32" and trainer.strategy == sharding.NAME:
+        raise ConfigError(
+            "text weights in bf16 are asked for together with --strategy fsdp2",
+            found="towers of two types, which are cut up as one",
+            allowed="--strategy ddp with bf16 text weights, or fsdp2 without",
         )
     if trainer.compile and trainer.checkpointing != "off":
         raise ConfigError(
