@@ -5,11 +5,11 @@ A checkpoint is Lightning's .ckpt: its "state_dict" holds the model's weights as
 
     format      1
     version     of lakeclip that wrote it
-    model       name, config (the fields of `ModelConfig`)
+    model       name, config (the fields of `ModelConfig`, or of `TowersConfig` for two towers)
     image_size  side in pixels
-    tokenizer   kind, fingerprint, context_length
+    tokenizer   kind, fingerprint, context_length; files of one that is not CLIP's, by name
     data        path, version, query, rows
-    config      the whole `TrainConfig`, nested
+    config      the whole `TrainConfig` or `FinetuneConfig`, nested
     progress    step, epoch, samples_seen, seconds
 
 Everything is read with `weights_only`: loading never runs code from a file.
@@ -23,19 +23,24 @@ import zipfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from lakeclip.config.schema import ModelConfig, TrainConfig
+from lakeclip.config.schema import FinetuneConfig, ModelConfig, TrainConfig
 from lakeclip.data.transforms import EvalTransform
 from lakeclip.errors import CheckpointError, ModelError
 from lakeclip.models.clip import CLIP
+from lakeclip.models.dual_encoder import DualEncoder
+from lakeclip.models.pretrained import TowersConfig, remake
+from lakeclip.text.huggingface import HuggingFaceTokenizer
 from lakeclip.text.tokenizer import Tokenizer
 
 FORMAT = 1
 BEST, LAST = Path("checkpoints/best.ckpt"), Path("checkpoints/last.ckpt")
+#: Of fine-tuning with a test of what is kept: the best weights between its start and its end.
+MIXED = Path("checkpoints/mixed.ckpt")
 
 _ENTRIES: dict[str, tuple[str, ...]] = {
     "model": ("name", "config"),
@@ -53,13 +58,14 @@ class Checkpoint:
     Attributes:
         path: the file.
         lineage: where the weights came from, as laid out at the head of this module.
-        model_config: sizes of the model.
-        state_dict: its weights under OpenAI's keys, on the CPU. They may be mapped from the file: copy before changing.
+        model_config: sizes of the model, or what two towers were made from.
+        state_dict: its weights under OpenAI's keys, on the CPU, LoRA's additions added. They may be mapped from
+            the file: copy before changing.
     """
 
     path: Path
     lineage: dict[str, Any]
-    model_config: ModelConfig
+    model_config: ModelConfig | TowersConfig
     state_dict: dict[str, Tensor]
 
     @property
@@ -71,29 +77,21 @@ class Checkpoint:
 class LoadedModel(NamedTuple):
     """A model ready to encode, with the two functions that make its inputs."""
 
-    model: CLIP
-    tokenize: Tokenizer
+    model: CLIP | DualEncoder
+    tokenize: Tokenizer | HuggingFaceTokenizer
     transform: EvalTransform
-
-
-@runtime_checkable
-class _Fingerprinted(Protocol):
-    @property
-    def fingerprint(self) -> str: ...
-    @property
-    def context_length(self) -> int: ...
 
 
 def lineage(
     *,
     model_name: str,
-    model_config: ModelConfig,
-    tokenizer: _Fingerprinted | None,
+    model_config: ModelConfig | TowersConfig,
+    tokenizer: Tokenizer | HuggingFaceTokenizer | None,
     data_path: str,
     data_version: str,
     query: str | None,
     num_rows: int,
-    config: TrainConfig,
+    config: TrainConfig | FinetuneConfig,
     step: int,
     epoch: int,
     samples_seen: int,
@@ -102,20 +100,25 @@ def lineage(
     """The "lakeclip" entry of a checkpoint, of plain types only.
 
     Args:
-        tokenizer: lakeclip's own, or None where the user's dataloader makes the token ids.
+        tokenizer: that of the data, or None where the user's dataloader makes the token ids.
         data_path, data_version: of the lake or folder; "" where the user brings a dataloader.
         num_rows: how many the query kept.
         config: what the run was started with; holds no secret.
         step, epoch, samples_seen: optimiser steps, passes begun, and pairs over all ranks so far.
         seconds: wall-clock time of the training so far; 0 where nobody kept it.
     """
-    words = {"kind": "own", "fingerprint": "", "context_length": model_config.context_length}
+    words: dict[str, Any] = {"kind": "own", "fingerprint": "", "context_length": 0}
     if tokenizer is not None:
+        is_clips = isinstance(tokenizer, Tokenizer)
         words = {
-            "kind": "clip-bpe",
+            "kind": "clip-bpe" if is_clips else "huggingface",
             "fingerprint": tokenizer.fingerprint,
             "context_length": tokenizer.context_length,
         }
+    elif isinstance(model_config, ModelConfig):
+        words["context_length"] = model_config.context_length
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        words["files"] = tokenizer.files()
     return {
         "format": FORMAT,
         "version": version("lakeclip"),
@@ -230,27 +233,34 @@ def load(path: str | Path) -> LoadedModel:
             found=f"fingerprint {str(words['fingerprint'])[:16]}…",
             allowed=f"fingerprint {Tokenizer.fingerprint[:16]}…",
         )
-    if words["kind"] != "clip-bpe":
+    if words["kind"] not in ("clip-bpe", "huggingface"):
         raise CheckpointError(
             f"{checkpoint.path} was trained on token ids from a dataloader of your own, so lakeclip cannot make them",
             found=f"tokenizer of kind {words['kind']!r}",
             next_step="lakeclip.checkpoints.native.read_checkpoint(path) for the weights, and your own tokenizer",
         )
-    return LoadedModel(
-        build(checkpoint), Tokenizer(words["context_length"]), EvalTransform(checkpoint.model_config.image_resolution)
-    )
+    tokenize: Tokenizer | HuggingFaceTokenizer = Tokenizer(words["context_length"])
+    if words["kind"] == "huggingface":
+        tokenize = HuggingFaceTokenizer.from_files(words["files"], words["context_length"])
+    return LoadedModel(build(checkpoint), tokenize, EvalTransform(checkpoint.model_config.image_resolution))
 
 
-def build(checkpoint: Checkpoint) -> CLIP:
+def build(checkpoint: Checkpoint) -> CLIP | DualEncoder:
     """The model of a checkpoint, in evaluation mode on the CPU.
 
     Raises:
         CheckpointError: its weights do not fit its sizes.
+        ModelError: two towers, one of which is of a library that is not installed.
     """
-    try:
-        model = CLIP(checkpoint.model_config, sigmoid=checkpoint.is_sigmoid)
-    except ModelError as error:
-        raise CheckpointError(f"{checkpoint.path} names sizes that no model has", found=error.found) from None
+    sizes = checkpoint.model_config
+    model: CLIP | DualEncoder
+    if isinstance(sizes, TowersConfig):
+        model = remake(sizes)
+    else:
+        try:
+            model = CLIP(sizes, sigmoid=checkpoint.is_sigmoid)
+        except ModelError as error:
+            raise CheckpointError(f"{checkpoint.path} names sizes that no model has", found=error.found) from None
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     given = {key: tuple(value.shape) for key, value in checkpoint.state_dict.items()}
     problems = [f"no {key}" for key in wanted if key not in given]
@@ -318,18 +328,23 @@ def _missing_entries(entry: Mapping[str, Any]) -> list[str]:
     return missing
 
 
-def _model_config(path: Path, values: Any) -> ModelConfig:
-    names = {field.name for field in dataclasses.fields(ModelConfig)}
+def _model_config(path: Path, values: Any) -> ModelConfig | TowersConfig:
+    kind = TowersConfig if isinstance(values, dict) and "image" in values else ModelConfig
+    names = {field.name for field in dataclasses.fields(kind)}
     if not isinstance(values, dict) or set(values) != names:
         given = set(values) if isinstance(values, dict) else set()
         wrong = [f"no {name}" for name in sorted(names - given)] + [f"unknown {name}" for name in sorted(given - names)]
         raise CheckpointError(f"{path} does not describe its model", found="; ".join(wrong))
+    if kind is TowersConfig:
+        return TowersConfig(**values)
     layers = values["vision_layers"]
     return ModelConfig(**{**values, "vision_layers": tuple(layers) if isinstance(layers, list) else layers})
 
 
-def _check_same(path: Path, name: str, config: ModelConfig, expect: ModelConfig) -> None:
+def _check_same(path: Path, name: str, config: ModelConfig | TowersConfig, expect: ModelConfig) -> None:
     held, wanted = dataclasses.asdict(config), dataclasses.asdict(expect)
+    if set(held) != set(wanted):
+        raise CheckpointError(f"{path} holds two towers, {name}", next_step="lakeclip finetune --resume")
     if differing := [field for field in held if held[field] != wanted[field]]:
         raise CheckpointError(
             f"{path} holds another model, {name}",
@@ -347,4 +362,18 @@ def _weights(path: Path, state_dict: Any) -> dict[str, Tensor]:
     }
     if not weights:
         raise CheckpointError(f"{path} holds no model: its state_dict has no key that starts with 'model.'")
-    return weights
+    return _with_additions(weights)
+
+
+def _with_additions(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights that were trained by low-rank additions (`training/tuning.py`), as one under its own name."""
+    whole = {}
+    for key, value in weights.items():
+        before, is_adapted, after = key.partition("parametrizations.")
+        if not is_adapted:
+            whole[key] = value
+        elif after.endswith(".original"):
+            name = after.removesuffix(".original")
+            up, down, scale = (weights[f"{before}parametrizations.{name}.0.{part}"] for part in ("up", "down", "scale"))
+            whole[before + name] = value + (scale * (up @ down)).view_as(value)
+    return whole

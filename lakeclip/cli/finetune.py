@@ -1,23 +1,32 @@
-"""`lakeclip finetune`: two pretrained towers, brought together on one's own pairs."""
+"""`lakeclip finetune`: two pretrained towers, or a whole CLIP, on one's own pairs."""
 
 from __future__ import annotations
 
 import os
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from lakeclip.cli.plan import show_plan
-from lakeclip.cli.train import mixed
+from lakeclip.cli.train import mixed, starting_point
 from lakeclip.config.schema import FinetuneConfig
+from lakeclip.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class FinetuneFlags:
-    """Bring two pretrained towers together on a lake or a folder of pairs."""
+    """Bring two pretrained towers together on a lake or a folder of pairs, or go on with a whole CLIP (--from).
 
+    Settings come from the defaults, then the recipe, then the flags.
+    """
+
+    recipe: str | None = None
+    """A YAML recipe, or the name of a shipped one (finetune-towers, finetune-lit, finetune-clip)."""
+    resume: str | None = None
+    """Folder of an earlier run: its configuration, and on from its last checkpoint."""
     dry_run: bool = False
     """Train nothing: try a few steps and print what the run would need, how long it takes, and what looks wrong."""
     config: Annotated[FinetuneConfig, tyro.conf.arg(name="")] = field(default_factory=FinetuneConfig)
@@ -25,21 +34,43 @@ class FinetuneFlags:
 
 def run(argv: list[str]) -> None:
     """Parse the flags and train, or only plan."""
-    flags = tyro.cli(FinetuneFlags, args=mixed(argv), prog="lakeclip finetune", config=(tyro.conf.OmitArgPrefixes,))
+    argv = [_start(word) for word in mixed(argv)]
+    start, recipe, resume = starting_point(argv, FinetuneConfig)
+    flags = tyro.cli(
+        FinetuneFlags,
+        args=argv,
+        prog="lakeclip finetune",
+        default=FinetuneFlags(recipe=recipe, resume=resume, config=start),
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
     if flags.dry_run:
+        if resume:
+            raise ConfigError("a run to resume is planned already", next_step="--dry-run without --resume")
         show_plan(flags.config)
     else:
-        finetune(flags.config)
+        finetune(flags.config, resume=Path(resume) if resume else None)
 
 
-def finetune(config: FinetuneConfig) -> None:
-    """Fine-tune and tell the user what came out."""
+def finetune(config: FinetuneConfig, *, resume: Path | None = None) -> None:
+    """Fine-tune, write the run's report, and tell the user what came out."""
+    from lakeclip.cli.report import make_report
     from lakeclip.training.run import finetune as finetune_run
 
-    finished = finetune_run(config, token=os.environ.get("ACTIVELOOP_TOKEN"))
+    finished = finetune_run(config, resume=resume, token=os.environ.get("ACTIVELOOP_TOKEN"))
     if finished.is_main:
+        say = sys.stdout.write
         if finished.speed is not None:
-            sys.stdout.write(f"{finished.speed}\n")
-        sys.stdout.write(f"trained {finished.steps} steps in {finished.seconds:.0f} s: {finished.folder}\n")
+            say(f"{finished.speed}\n")
+        if finished.interrupted:
+            say(f"stopped after step {finished.steps}\n  go on with: lakeclip finetune --resume {finished.folder}\n")
+        else:
+            say(f"trained {finished.steps} steps in {finished.seconds:.0f} s: {finished.folder}\n")
+            say(f"report: {make_report(finished.folder)[0]}\n")
     if finished.interrupted:
         sys.exit(130)
+
+
+def _start(word: str) -> str:
+    """`--from` is no name that a Python field can have."""
+    flag, equals, value = word.partition("=")
+    return f"--start{equals}{value}" if flag == "--from" else word

@@ -66,6 +66,7 @@ def make_report(
         LakeclipError: no checkpoint, a test's data is wrong, or the page cannot be written.
     """
     from lakeclip.checkpoints.native import read_checkpoint
+    from lakeclip.evaluation.forgetting import read_forgetting
     from lakeclip.evaluation.gallery import retrieval_gallery
     from lakeclip.evaluation.history import read_curves
     from lakeclip.evaluation.report import RetrievalSection, run_facts, write_report
@@ -94,7 +95,15 @@ def make_report(
         num_parameters=sum(parameter.numel() for parameter in model.model.parameters()),
         curves=curves,
     )
-    page = write_report(folder, facts=facts, curves=curves, zeroshot=sections, retrieval=retrieval, gallery=gallery)
+    page = write_report(
+        folder,
+        facts=facts,
+        curves=curves,
+        zeroshot=sections,
+        retrieval=retrieval,
+        gallery=gallery,
+        forgetting=read_forgetting(folder),
+    )
     return page, sections
 
 

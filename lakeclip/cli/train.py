@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from lakeclip.cli.plan import show_plan
-from lakeclip.config.load import read_recipe
+from lakeclip.config.load import Config, read_recipe
 from lakeclip.config.schema import TrainConfig
 from lakeclip.errors import CheckpointError, ConfigError
 
@@ -36,18 +36,7 @@ class TrainFlags:
 def run(argv: list[str]) -> None:
     """Parse the flags, train, and say where the result is."""
     argv = mixed(argv)
-    recipe, resume = _value(argv, "--recipe"), _value(argv, "--resume")
-    if recipe and resume:
-        raise ConfigError(
-            "both a recipe and a run to resume are named", next_step="keep --resume: it brings its recipe"
-        )
-    start = TrainConfig()
-    if recipe:
-        start = read_recipe(recipe)
-    if resume:
-        if not (Path(resume) / "config.yaml").is_file():
-            raise CheckpointError(f"{resume} is not a run's folder: it holds no config.yaml")
-        start = read_recipe(Path(resume) / "config.yaml")
+    start, recipe, resume = starting_point(argv, TrainConfig)
     flags = tyro.cli(
         TrainFlags,
         args=argv,
@@ -89,6 +78,27 @@ def train(config: TrainConfig, *, resume: Path | None = None, report: bool = Tru
                 say(f"report: {make_report(finished.folder)[0]}\n")
     if finished.interrupted:
         sys.exit(130)
+
+
+def starting_point(argv: list[str], kind: type[Config]) -> tuple[Config, str | None, str | None]:
+    """The configuration that the flags change: the defaults, a recipe's, or an earlier run's; and which was named.
+
+    Raises:
+        ConfigError: both a recipe and a run are named, or the recipe is of another verb.
+        CheckpointError: the run is none.
+    """
+    recipe, resume = _value(argv, "--recipe"), _value(argv, "--resume")
+    if recipe and resume:
+        raise ConfigError(
+            "both a recipe and a run to resume are named", next_step="keep --resume: it brings its recipe"
+        )
+    if recipe:
+        return read_recipe(recipe, kind), recipe, resume
+    if resume:
+        if not (Path(resume) / "config.yaml").is_file():
+            raise CheckpointError(f"{resume} is not a run's folder: it holds no config.yaml")
+        return read_recipe(Path(resume) / "config.yaml", kind), recipe, resume
+    return kind(), recipe, resume
 
 
 def mixed(argv: list[str]) -> list[str]:

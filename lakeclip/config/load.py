@@ -6,13 +6,16 @@ import dataclasses
 import difflib
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from lakeclip.config.schema import TrainConfig
+from lakeclip.config.schema import FinetuneConfig, TrainConfig
 from lakeclip.errors import ConfigError
+
+#: A schema: what a verb is configured by.
+Config = TypeVar("Config", TrainConfig, FinetuneConfig)
 
 
 class _Loader(yaml.SafeLoader):
@@ -52,7 +55,7 @@ def recipes_folder() -> Path:
     return inside if (inside := package / "recipes").is_dir() else package.parent / "recipes"
 
 
-def read_recipe(recipe: str | Path) -> TrainConfig:
+def read_recipe(recipe: str | Path, kind: type[Config] = TrainConfig) -> Config:  # type: ignore[assignment]
     """The configuration in a recipe: a YAML file, or the name of one that is shipped.
 
     Raises:
@@ -64,29 +67,35 @@ def read_recipe(recipe: str | Path) -> TrainConfig:
     if not path.exists():
         shipped = sorted(file.stem for file in recipes_folder().glob("*.yaml"))
         raise ConfigError(f"there is no recipe {str(recipe)!r}", allowed=f"a YAML file, or one of {', '.join(shipped)}")
-    return config_from_dict(read_yaml(path), where=str(path))
+    return config_from_dict(read_yaml(path), where=str(path), kind=kind)
 
 
-def config_from_dict(values: dict[str, Any], *, where: str) -> TrainConfig:
+def config_from_dict(
+    values: dict[str, Any],
+    *,
+    where: str,
+    kind: type[Config] = TrainConfig,  # type: ignore[assignment]
+) -> Config:
     """Check nested settings, as `config_to_dict` makes them, against the schema.
 
     Args:
         where: what to call their origin in an error.
+        kind: the schema.
 
     Raises:
         ConfigError: with every unknown key and wrong value, each by its path.
     """
     try:
-        return TypeAdapter(TrainConfig).validate_python(values)
+        return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors()]
+        lines = [_explain(problem, kind) for problem in error.errors()]
         raise ConfigError(f"{where} has settings that cannot be used", found="\n           ".join(lines)) from None
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, kind: type[Config]) -> str:
     path = ".".join(str(part) for part in problem["loc"])
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        section: Any = TrainConfig()
+        section: Any = kind()
         for part in problem["loc"][:-1]:
             section = getattr(section, str(part), None)
         names = [field.name for field in dataclasses.fields(section)] if dataclasses.is_dataclass(section) else []
@@ -95,7 +104,7 @@ def _explain(problem: Any) -> str:
     return f"{path}: {problem['msg']}, not {problem['input']!r}"
 
 
-def config_to_dict(config: TrainConfig) -> dict[str, Any]:
+def config_to_dict(config: TrainConfig | FinetuneConfig) -> dict[str, Any]:
     """Nested plain values, as saved with a run and inside its checkpoints."""
     plain: dict[str, Any] = dataclasses.asdict(config)
     if plain["optimizer"]["betas"] is not None:
@@ -103,6 +112,6 @@ def config_to_dict(config: TrainConfig) -> dict[str, Any]:
     return plain
 
 
-def write_config(config: TrainConfig, path: Path) -> None:
+def write_config(config: TrainConfig | FinetuneConfig, path: Path) -> None:
     """Write a configuration as a recipe that `read_recipe` reads back equal."""
     path.write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False), encoding="utf-8")

@@ -217,20 +217,109 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class FinetuneConfig:
-    """Everything `lakeclip finetune` needs: two pretrained towers, and the data that brings them together."""
+class FinetuneOptimizerConfig(OptimizerConfig):
+    """The optimiser for towers that have learned already."""
+
+    algorithm: Literal["auto", "sgd", "adamw"] = "auto"
+    """SGD with momentum 0.9, as OTTER brings two towers together (lr 3e-3), or AdamW, as a whole CLIP is tuned (lr
+    1e-5). Auto: that of the start."""
+    weight_decay: float = 0.0
+    """Decay of every weight that is not a gain or a bias."""
+    layer_decay: float = 1.0
+    """Each layer of a tower learns by this factor slower than the one above it; 1 for all alike."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require("layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "above 0, up to 1 (all layers alike)")
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Self-distillation: a teacher, an average of the model itself, says which pairs of a batch match as well."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
+    targets: Literal["transport", "softmax", "none"] = "transport"
+    """What the student is taught: the optimal transport between a batch's images and texts (OTTER), the teacher's own
+    softmax, or nothing but the given pairs."""
+    alpha: float = 0.5
+    """Share of the given pairs in the loss; the rest is the teacher's."""
+    epsilon: float = 0.15
+    """Entropy of the transport: towards 0 it is a matching of one to one."""
+    iterations: int = 5
+    """Of Sinkhorn's algorithm."""
+    teacher_decay: float = 0.999
+    """The teacher's weights decay by this a step, and faster at the start."""
+
+    def __post_init__(self) -> None:
+        _require("alpha", self.alpha, 0 <= self.alpha <= 1, "0 (the teacher alone) to 1 (the given pairs alone)")
+        _require("epsilon", self.epsilon, self.epsilon > 0, "above 0")
+        _require("iterations", self.iterations, self.iterations >= 1, "at least 1")
+        _require("teacher_decay", self.teacher_decay, 0 <= self.teacher_decay < 1, "0 up to, not with, 1")
+
+
+@dataclass(frozen=True)
+class KeepConfig:
+    """Keeping what the towers know: what of them is locked, and a test of what they are not to forget."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    lock_image: int | Literal["all"] = 0
+    """Lower layers of the image tower that stay as they are, its stem counted as the first; all for the whole (LiT)."""
+    lock_text: int | Literal["all"] = 0
+    """Lower layers of the text tower that stay as they are, its embeddings counted as the first; all for the whole."""
+    lora_rank: int | None = None
+    """Train low-rank additions (LoRA) to the towers' weights instead of the weights: 8 is a usual rank."""
+    lora_alpha: float | None = None
+    """Factor on what LoRA adds, divided by the rank. Default: twice the rank."""
+    keep_lake: str | None = None
+    """Lake with labelled images: what the model can tell before must not be forgotten. It is scored before, during and
+    after, and the weights between start and end are tried for the best of both (WiSE-FT)."""
+    keep_label_column: str | None = None
+    """Column of --keep-lake with the labels."""
+    keep_classes: str | None = None
+    """Names of its classes, between commas or in a file, where the column has numbers."""
+    keep_templates: str = "simple"
+    """Prompts of that test; `lakeclip evaluate zeroshot --help` names them."""
+    keep_rows: int = 2000
+    """Score at most this many of its images."""
+
+    def __post_init__(self) -> None:
+        for name in ("lock_image", "lock_text"):
+            value = getattr(self, name)
+            _require(name, value, value == "all" or value >= 0, "a number of layers, or all")
+        _require("lora_rank", self.lora_rank, self.lora_rank is None or self.lora_rank >= 1, "at least 1")
+        _require("lora_alpha", self.lora_alpha, self.lora_alpha is None or self.lora_alpha > 0, "above 0")
+        _require("keep_rows", self.keep_rows, self.keep_rows >= 1, "at least 1")
+        if (self.keep_lake is None) != (self.keep_label_column is None):
+            raise ConfigError(
+                "a test of what is kept needs a lake and its label column",
+                found=f"keep_lake {self.keep_lake}, keep_label_column {self.keep_label_column}",
+                next_step="--keep-lake LAKE --keep-label-column COLUMN",
+            )
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Everything `lakeclip finetune` needs: what has learned already, and the data to go on with."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    start: str | None = None
+    """A whole CLIP to go on from, instead of two towers: openai:FILE, open_clip:FILE or lakeclip:CHECKPOINT. Also
+    written --from."""
     image_encoder: str = "torchvision:resnet50"
-    """Image tower: torchvision:NAME, timm:NAME (both pretrained), or lakeclip:NAME (from scratch)."""
+    """Image tower: torchvision:NAME, timm:NAME, hf:NAME (all pretrained), openai:FILE, open_clip:FILE,
+    lakeclip:CHECKPOINT, or lakeclip:NAME (from scratch)."""
     text_encoder: str = "hf:johngiorgi/declutr-sci-base"
-    """Text tower: hf:NAME or hf:FOLDER, any Hugging Face AutoModel, with its own tokenizer."""
+    """Text tower: hf:NAME or hf:FOLDER, any Hugging Face AutoModel, with its own tokenizer; or openai:FILE,
+    open_clip:FILE or lakeclip:CHECKPOINT."""
     embed_dim: int | None = None
     """Width of the shared space. Default: the text tower's."""
     average_word_embeddings: bool = True
     """Represent a text by the mean of its words' vectors instead of the first token's."""
-    lr: float = 3e-3
-    """Peak learning rate of SGD with momentum, as in OTTER."""
     data: DataConfig = field(default_factory=DataConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    optimizer: FinetuneOptimizerConfig = field(default_factory=FinetuneOptimizerConfig)
+    keep: KeepConfig = field(default_factory=KeepConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

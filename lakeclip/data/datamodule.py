@@ -91,6 +91,7 @@ class PairDataModule(L.LightningDataModule):
         self.source = source
         self.val_source = val_source
         self.batch_size = batch_size
+        self.image_size = image_size
         self.num_workers = num_workers
         self.batches_per_step = 1
         self.sizes = parse_sizes(small_images, image_size)
@@ -210,6 +211,11 @@ class PairDataModule(L.LightningDataModule):
             self.val_stream, self.num_val_rows, self.batch_size, rank=self._rank, world_size=self._world_size
         )
         return PairLoader(self.val_stream, spans, self.num_workers)
+
+    def whole_validation(self) -> PairLoader:
+        """Every validation row once, in this process alone, however many there are in the run."""
+        spans = EvalSpans(self.val_stream, self.num_val_rows, self.batch_size, rank=0, world_size=1)
+        return PairLoader(self.val_stream, spans, 0)
 
     # ── where the run stands ──────────────────────────────────────────────────────────────────────────────────────
 

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from lakeclip.evaluation.forgetting import Forgetting
 from lakeclip.evaluation.history import Curves, smooth
 
 #: Colours that matplotlib draws with, and the CSS variables of the page that they are replaced by.
@@ -75,6 +76,7 @@ PANELS = (
         ),
         is_share=True,
     ),
+    Panel("What was known before", (Line("val/kept_top1", "zero-shot top-1, kept", 1),), is_share=True),
     Panel("Learning rate", (Line("train/lr", "learning rate", 3),), is_minor=True),
     Panel("Inverse temperature", (Line("train/logit_scale", "exp(logit_scale)", 3),), is_minor=True),
     Panel("Samples per second", (Line("train/samples_per_second", "samples/s", 3, is_noisy=True),), is_minor=True),
@@ -86,7 +88,16 @@ def draw_charts(curves: Curves) -> list[Chart]:
     return [chart for panel in PANELS if (chart := _draw(panel, curves)) is not None]
 
 
-def _draw(panel: Panel, curves: Curves) -> Chart | None:
+def draw_forgetting(found: Forgetting) -> Chart:
+    """Both scores over the share of the new weights."""
+    panel = Panel("Old and new weights mixed", (Line("new", "new data, R@1", 1), Line("kept", "kept, top-1", 2)), True)
+    curves = {name: [(round(100 * mix.share), getattr(mix, name)) for mix in found.mixes] for name in ("new", "kept")}
+    chart = _draw(panel, curves, across="new weights, %")
+    assert chart is not None
+    return chart
+
+
+def _draw(panel: Panel, curves: Curves, across: str = "step") -> Chart | None:
     lines = tuple(line for line in panel.lines if curves.get(line.metric))
     if not lines:
         return None
@@ -113,7 +124,7 @@ def _draw(panel: Panel, curves: Curves) -> Chart | None:
         axes.xaxis.set_major_locator(MaxNLocator(4 if panel.is_minor else 5, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
         axes.yaxis.set_major_locator(MaxNLocator(4 if panel.is_minor else 5))
-        axes.set_xlabel("step", color=_INK)
+        axes.set_xlabel(across, color=_INK)
         axes.margins(x=0.02)
         if panel.is_share:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))

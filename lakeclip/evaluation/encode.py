@@ -13,14 +13,14 @@ from jaxtyping import Float
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from lakeclip.data.transforms import EvalTransform
 from lakeclip.errors import ImageError, LakeclipError, ModelError
 from lakeclip.lake.dataset import Lake
 from lakeclip.lake.rows import Row, RowSource
-from lakeclip.models.clip import CLIP
+from lakeclip.models.clip import CLIP, unit
+from lakeclip.models.dual_encoder import DualEncoder
 from lakeclip.text.tokenizer import trim
 from lakeclip.types import Tokenize
 
@@ -50,7 +50,7 @@ class EncodedImages:
 
 
 def encode_images(
-    model: CLIP,
+    model: CLIP | DualEncoder,
     source: RowSource,
     transform: EvalTransform,
     *,
@@ -91,7 +91,7 @@ def encode_images(
             if isinstance(batch, LakeclipError):
                 raise batch
             if batch.positions:
-                features.append(F.normalize(model.encode_image(batch.images.to(device)).float(), dim=-1))
+                features.append(unit(model.encode_image(batch.images.to(device))))
             kept += batch.positions
             captions += batch.captions
             undecodable += batch.undecodable
@@ -103,30 +103,30 @@ def encode_images(
 
 
 def encode_texts(
-    model: CLIP, tokenize: Tokenize, texts: Sequence[str], *, batch_size: int = 256
+    model: CLIP | DualEncoder, tokenize: Tokenize, texts: Sequence[str], *, batch_size: int = 256
 ) -> Float[Tensor, "texts embed"]:
     """Encode texts, in their order: (texts, embed) float32 of unit length, on the model's device.
 
     Equal texts are encoded once, and those of like length together, so that little padding is computed.
 
     Args:
-        tokenize: texts → (n, context_length) int64.
+        tokenize: texts → what the model takes.
 
     Raises:
         ModelError: the features are not finite.
     """
-    number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    unique = list(number)
-    ids = torch.cat([tokenize(unique[i : i + 10_000]) for i in range(0, len(unique), 10_000)])
-    order = ids.argmax(dim=-1).argsort()
+    unique = sorted(dict.fromkeys(texts), key=len)
+    number = {text: i for i, text in enumerate(unique)}
     features: list[Tensor] = []
     device = _device(model)
     with _evaluating(model), torch.inference_mode(), progress("texts", len(unique)) as advance:
-        for part in torch.split(order, batch_size):
-            features.append(F.normalize(model.encode_text(trim(ids[part]).to(device)).float(), dim=-1))
+        for first in range(0, len(unique), batch_size):
+            part = unique[first : first + batch_size]
+            tokens = tokenize(part)
+            tokens = trim(tokens) if isinstance(tokens, Tensor) else tokens
+            features.append(unit(model.encode_text(tokens.to(device))))
             advance(len(part))
-    ordered = torch.cat(features)[order.argsort().to(device)]
-    return _finite(ordered[torch.tensor([number[text] for text in texts], device=device)], "texts")
+    return _finite(torch.cat(features)[torch.tensor([number[text] for text in texts], device=device)], "texts")
 
 
 class _Batch(NamedTuple):

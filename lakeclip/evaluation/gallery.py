@@ -18,6 +18,7 @@ from lakeclip.evaluation.encode import encode_images, encode_texts
 from lakeclip.evaluation.retrieval import LEVEL
 from lakeclip.lake.rows import RowSource
 from lakeclip.models.clip import CLIP
+from lakeclip.models.dual_encoder import DualEncoder
 from lakeclip.types import Tokenize
 
 #: What each query finds, best first.
@@ -84,7 +85,7 @@ class Gallery:
 
 
 def retrieval_gallery(
-    model: CLIP,
+    model: CLIP | DualEncoder,
     tokenize: Tokenize,
     transform: EvalTransform,
     source: RowSource,

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lakeclip.errors import OutputError
-from lakeclip.evaluation.charts import draw_charts
+from lakeclip.evaluation.charts import draw_charts, draw_forgetting
+from lakeclip.evaluation.forgetting import Forgetting
 from lakeclip.evaluation.gallery import Gallery
 from lakeclip.evaluation.history import Curves
 from lakeclip.evaluation.page import page_template
@@ -74,6 +75,7 @@ def write_report(
     zeroshot: Sequence[ZeroShotSection] = (),
     retrieval: RetrievalSection | None = None,
     gallery: Gallery | None = None,
+    forgetting: Forgetting | None = None,
 ) -> Path:
     """Write report.html into a run's folder. What is not given is left out of the page.
 
@@ -87,7 +89,9 @@ def write_report(
     Raises:
         OutputError: the folder cannot be written.
     """
-    page = render_report(facts=facts, curves=curves, zeroshot=zeroshot, retrieval=retrieval, gallery=gallery)
+    page = render_report(
+        facts=facts, curves=curves, zeroshot=zeroshot, retrieval=retrieval, gallery=gallery, forgetting=forgetting
+    )
     path = run / FILE_NAME
     try:
         # A reader never meets half a page, and a full disk leaves the old one.
@@ -106,6 +110,7 @@ def render_report(
     zeroshot: Sequence[ZeroShotSection],
     retrieval: RetrievalSection | None,
     gallery: Gallery | None,
+    forgetting: Forgetting | None = None,
 ) -> str:
     """The page as text. Everything that comes from data is escaped, and the page forbids scripts and the network."""
     headline, verdict = _headline(facts, zeroshot, retrieval)
@@ -116,7 +121,7 @@ def render_report(
         facts=facts,
         zeroshot=zeroshot,
         retrieval=retrieval,
-        charts=draw_charts(curves),
+        charts=draw_charts(curves) + ([draw_forgetting(forgetting)] if forgetting else []),
         confusions=[_confusion_view(section) for section in zeroshot],
         gallery=gallery,
         version=version("lakeclip"),

@@ -24,6 +24,7 @@ from lakeclip.evaluation.labels import Labels
 from lakeclip.evaluation.prompts import TemplateSet, fill
 from lakeclip.lake.rows import RowSource
 from lakeclip.models.clip import CLIP
+from lakeclip.models.dual_encoder import DualEncoder
 from lakeclip.types import Tokenize
 
 #: Classes whose prompts are encoded together.
@@ -138,7 +139,7 @@ class ZeroShotResult:
 
 
 def zero_shot(
-    model: CLIP,
+    model: CLIP | DualEncoder,
     tokenize: Tokenize,
     transform: EvalTransform,
     source: RowSource,
@@ -182,7 +183,7 @@ def zero_shot(
 
 
 def classifier_weights(
-    model: CLIP, tokenize: Tokenize, classes: Sequence[str], templates: Sequence[str]
+    model: CLIP | DualEncoder, tokenize: Tokenize, classes: Sequence[str], templates: Sequence[str]
 ) -> Float[Tensor, "classes embed"]:
     """One unit vector per class: the mean of the unit-length features of its sentences."""
     weights = []

@@ -1,23 +1,10 @@
 """The contrastive objective of CLIP (Radford et al. 2021, arXiv 2103.00020, figure 3), on one process or many.
 
-Let S = exp(logit_scale) · images @ textsᵀ over the N pairs of the global batch, and T the answers: T_ij = 1/|P(i)| for
-all j in P(i), the right answers of i. Those are the pair itself, and the rows that share an id with it (all of them
-right alike, as in UniCL: Yang et al. 2022, arXiv 2204.03610, section 3.2). With
+It is the symmetric cross-entropy of `cross_entropy.py` for the answers T_ij = 1/|P(i)| for all j in P(i), the right
+answers of i. Those are the pair itself, and the rows that share an id with it (all of them right alike, as in UniCL:
+Yang et al. 2022, arXiv 2204.03610, section 3.2). With a label smoothing ε,
 
-    row_i = log Σ_j exp S_ij,    column_j = log Σ_i exp S_ij,    Q = (1 - ε)(T + Tᵀ) + 2ε/N for a label smoothing ε,
-
-the cross-entropies of images over texts and of texts over images are together
-
-    loss = 1/2N · (Σ_i row_i + Σ_j column_j - Σ_ij Q_ij S_ij)
-    G_ij = 2N · ∂loss/∂S_ij = exp(S_ij - row_i) + exp(S_ij - column_j) - Q_ij
-    ∂loss/∂images = scale/2N · G @ texts,    ∂loss/∂texts = scale/2N · Gᵀ @ images,    ∂loss/∂logit_scale = ΣGS / 2N
-
-So two passes over S do, and each needs one tile of it at a time: the first sums up rows and columns, the second
-multiplies G. S is never whole in memory (as FlashAttention does for attention: Dao et al. 2022, arXiv 2205.14135), and
-value and gradients come out together.
-
-Of many processes, each takes the rows of its own images against all texts: every entry of S is computed once, in one
-place. It gathers the texts, and the column sums and the gradients of the texts are added up over the processes.
+    Q = (1 - ε)(T + Tᵀ) + 2ε/N
 """
 
 from __future__ import annotations
@@ -26,8 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lakeclip.losses.exchange import gather, log_sum_exp, pack, place, sum_for_each, unpack
-from lakeclip.losses.tiles import Logits, Tile, fits_a_tile, grid, share_an_id, with_gradients
+from lakeclip.losses.cross_entropy import cross_entropy
+from lakeclip.losses.exchange import gather, pack, place, unpack
+from lakeclip.losses.tiles import Tile, fits_a_tile, grid, share_an_id, with_gradients
 
 
 def contrastive_loss(
@@ -67,7 +55,7 @@ def contrastive_loss(
         else:
             own = slice(rank * len(images), (rank + 1) * len(images))
             answers = _Answers(images, texts, own, keys, label_smoothing, world)
-            loss, *features_gradients = _in_tiles(images, texts, scale, answers, own, world, wants_gradients)
+            loss, *features_gradients = cross_entropy(images, texts, scale, answers, own, world, wants_gradients)
         if not wants_gradients:
             return loss
         gradients = (*features_gradients, torch.linalg.vecdot(features_gradients[0], images).sum())
@@ -84,45 +72,6 @@ def _at_once(images: Tensor, texts: Tensor, scale: Tensor) -> tuple[Tensor, Tens
     gradient.diagonal().sub_(2)
     gradient.mul_(scale * share)
     return loss, gradient @ texts, gradient.T @ images
-
-
-def _in_tiles(
-    images: Tensor, texts: Tensor, scale: Tensor, answers: _Answers, own: slice, world: int, wants_gradients: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The same of any matrix, and of this process's part of it; without the products where they are not wanted."""
-    # Divided by this process's share of the batch, because the processes' results are averaged.
-    share = 1 / (2 * len(images))
-    logits = Logits(images, texts, scale, passes=1 + wants_gradients)
-    row_sums, column_sums, score = images.new_empty(len(images)), images.new_empty(len(texts)), scale.new_zeros(())
-    for tile in logits:
-        _add_up(row_sums[tile.rows], tile.values, 1, is_first=tile.columns.start == 0)
-        _add_up(column_sums[tile.columns], tile.values, 0, is_first=tile.rows.start == 0)
-        score += answers.score(tile)
-    column_sums = log_sum_exp(column_sums, world)
-    loss = (row_sums.sum() + column_sums[own].sum() - score) * share
-    if not wants_gradients:
-        return loss, images, texts
-
-    image_gradient, text_gradient = torch.empty_like(images), torch.empty_like(texts)
-    for tile in logits:
-        gradient = torch.sub(tile.values, row_sums[tile.rows, None]).exp_()
-        gradient.add_(tile.values.sub_(column_sums[tile.columns]).exp_())
-        answers.subtract_from(gradient, tile)
-        gradient.mul_(scale * share)
-        # A beta of 0 begins the sum.
-        image_gradient[tile.rows].addmm_(gradient, texts[tile.columns], beta=int(tile.columns.start > 0))
-        text_gradient[tile.columns].addmm_(gradient.T, images[tile.rows], beta=int(tile.rows.start > 0))
-    return loss, image_gradient, sum_for_each(text_gradient, world)
-
-
-def _add_up(sums: Tensor, logits: Tensor, dim: int, *, is_first: bool) -> None:
-    """Take a tile into the log-sum-exps over one of its sides."""
-    largest = logits.amax(dim, keepdim=True)
-    part = (logits - largest).exp_().sum(dim).log_().add_(largest.squeeze(dim))
-    if is_first:
-        sums.copy_(part)
-    else:
-        torch.logaddexp(sums, part, out=sums)
 
 
 class _Answers:

@@ -130,6 +130,11 @@ def cosine_logits(
     return logits, logits.T
 
 
+def unit(features: Float[Tensor, "batch embed"]) -> Float[Tensor, "batch embed"]:
+    """Features scaled to unit length, in float32 or better: half precision has too few digits to divide by a length."""
+    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+
+
 def normalize_images(
     images: UInt8[Tensor, "batch 3 height width"],
     mean: Float[Tensor, "3"],

@@ -1,4 +1,4 @@
-"""CLIP from two encoders that the user brings, pretrained or not: an image module and a Hugging Face text model."""
+"""CLIP from two encoders that the user brings, pretrained or not: an image module and a text model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,23 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from lakeclip.errors import ModelError
-from lakeclip.models.clip import IMAGE_MEAN, IMAGE_STD, INITIAL_LOGIT_SCALE, cosine_logits, normalize_images
+from lakeclip.models.clip import CLIP, IMAGE_MEAN, IMAGE_STD, INITIAL_LOGIT_SCALE, cosine_logits, normalize_images
+
+
+class CLIPText(nn.Module):
+    """The text tower of a CLIP alone: token ids (batch, context) → features (batch, embed).
+
+    Args:
+        model: loses what is not of its text tower.
+    """
+
+    def __init__(self, model: CLIP) -> None:
+        super().__init__()
+        del model.visual, model.logit_scale, model.logit_bias
+        self.clip = model
+
+    def forward(self, ids: Int[Tensor, "batch context"]) -> Float[Tensor, "batch embed"]:
+        return self.clip.encode_text(ids)
 
 
 class DualEncoder(nn.Module):
@@ -21,7 +37,7 @@ class DualEncoder(nn.Module):
 
     Args:
         image_encoder: any module that turns (batch, 3, height, width) into (batch, dim).
-        text_encoder: any Hugging Face `AutoModel` that encodes text.
+        text_encoder: any Hugging Face `AutoModel` that encodes text, or a `CLIPText`.
         embed_dim: width of the shared space. Default: the text encoder's, so that only the images may need a head.
         average_word_embeddings: the text feature is the mean of the last hidden states under the attention mask.
             Otherwise it is the pooled output, or the first token's hidden state of a model that has none.
@@ -53,6 +69,7 @@ class DualEncoder(nn.Module):
         text_dim, self.pad_token = _text_sizes(text_encoder)
         embed_dim = embed_dim or text_dim
         image_dim = image_dim or _probe(image_encoder, image_size)
+        self.embed_dim, self.image_dim = embed_dim, image_dim
         self.average_word_embeddings = average_word_embeddings
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
@@ -83,6 +100,9 @@ class DualEncoder(nn.Module):
             texts: what the encoder's own tokenizer returns (a `BatchEncoding`, or a dict of tensors); or token ids, in
                 which the encoder's padding token is masked.
         """
+        if isinstance(self.text_encoder, CLIPText):
+            projected: Tensor = self.text_projection(self.text_encoder(texts))
+            return projected
         inputs = {"input_ids": texts} if isinstance(texts, Tensor) else dict(texts)
         mask = inputs.get("attention_mask")
         if mask is None:
@@ -116,6 +136,8 @@ def _head(dim: int, embed_dim: int) -> nn.Module:
 
 def _text_sizes(text_encoder: nn.Module) -> tuple[int, int | None]:
     """The width of a text model's hidden states, and the id that it pads with."""
+    if isinstance(text_encoder, CLIPText):
+        return text_encoder.clip.config.embed_dim, None
     config = getattr(text_encoder, "config", None)
     width = getattr(config, "hidden_size", None)
     if not isinstance(width, int) or getattr(config, "is_encoder_decoder", False):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from lakeclip.errors import ConfigError
@@ -48,3 +51,40 @@ class HuggingFaceTokenizer:
         )
         # Without the Rust encodings, which are as large again and would travel between processes too.
         return BatchEncoding(dict(encoding))
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of the longest caption."""
+        return self.max_length
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that it is made of, as kept in checkpoints."""
+        digest = hashlib.sha256()
+        for name, text in sorted(self.files().items()):
+            digest.update(f"{name}\0{text}\0".encode())
+        return digest.hexdigest()
+
+    def files(self) -> dict[str, str]:
+        """Its files by name, for a checkpoint to hold."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.tokenizer.save_pretrained(folder)
+            return {path.name: path.read_text(encoding="utf-8") for path in Path(folder).iterdir() if path.is_file()}
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, str], max_length: int) -> HuggingFaceTokenizer:
+        """Make it again from what `files` gave.
+
+        Raises:
+            ConfigError: they are no tokenizer's.
+        """
+        from transformers import AutoTokenizer
+
+        with tempfile.TemporaryDirectory() as folder:
+            for name, text in files.items():
+                # A name from a checkpoint must not lead out of the folder.
+                (Path(folder) / PurePath(name).name).write_text(text, encoding="utf-8")
+            try:
+                return cls(AutoTokenizer.from_pretrained(folder, trust_remote_code=False), max_length)
+            except (OSError, ValueError, KeyError) as error:
+                raise ConfigError("the tokenizer cannot be made again", found=str(error).splitlines()[0]) from None

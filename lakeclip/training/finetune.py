@@ -1,18 +1,134 @@
-"""Fine-tuning two pretrained towers on one's own pairs."""
+"""Training on what has learned already: two pretrained towers, or a whole CLIP, with a teacher."""
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
 
-from lakeclip.config.schema import OptimizerConfig
+from lakeclip.config.schema import FinetuneOptimizerConfig, KeepConfig, TeacherConfig
+from lakeclip.errors import ConfigError
+from lakeclip.losses import Targets, distillation_loss, softmax_targets, transport_targets
+from lakeclip.models.clip import CLIP
 from lakeclip.models.dual_encoder import DualEncoder
+from lakeclip.training.microbatch import Loss
 from lakeclip.training.module import ContrastiveModule
-from lakeclip.training.optimizers import parameter_groups
+from lakeclip.training.optimizers import MAX_LOGIT_SCALE
+from lakeclip.training.teacher import Teacher
+from lakeclip.training.tuning import fine_optimizer, prepare, with_usual_values
+
+#: Where the student's second temperature begins, as in OTTER's code: exp(3.9) is near 50.
+_INITIAL_DISTILLATION_SCALE = 3.9
 
 
-class CustomCLIPWrapper(ContrastiveModule):
+class FinetuneModule(ContrastiveModule):
+    """Trains a model that has learned already, beside a teacher that is its average.
+
+    loss = alpha · contrastive + (1 - alpha) · KL(teacher's targets ‖ student), each with a temperature of its own, both
+    learned (OTTER: arXiv 2112.09445, equation 4).
+
+    Args:
+        model: the towers, or a CLIP.
+        model_name: what to call it.
+        minibatch_size: embed at most this many pairs at a time; the whole batch when None or 0.
+        optimizer: what it leaves open is usual for the kind of model.
+        teacher: what the teacher teaches.
+        keep: what stays as it is.
+
+    Attributes:
+        teacher: None where nothing is distilled.
+        distillation_scale: logarithm of the inverse temperature of the student's second opinion; 1 to 100 once exp'd.
+    """
+
+    optimizer_config: FinetuneOptimizerConfig
+
+    def __init__(
+        self,
+        model: CLIP | DualEncoder,
+        *,
+        model_name: str,
+        minibatch_size: int | None = None,
+        optimizer: FinetuneOptimizerConfig | None = None,
+        teacher: TeacherConfig | None = None,
+        keep: KeepConfig | None = None,
+    ) -> None:
+        if model.logit_bias is not None:
+            raise ConfigError(
+                "a model of the sigmoid objective cannot be fine-tuned here",
+                found="a logit_bias",
+                allowed="a model trained with the softmax, as OpenAI's are",
+            )
+        usual = with_usual_values(optimizer or FinetuneOptimizerConfig(), is_whole=isinstance(model, CLIP))
+        super().__init__(model, model_name=model_name, minibatch_size=minibatch_size, optimizer=usual)
+        self.optimizer_config = usual
+        self.teacher_config = teacher or TeacherConfig()
+        self._held = prepare(model, keep or KeepConfig())
+        self.teacher: Teacher | None = None
+        if self.teacher_config.targets != "none" and self.teacher_config.alpha < 1:
+            if usual.ema_decay is not None:
+                raise ConfigError(
+                    "an average of the weights (ema_decay) is asked for beside a teacher, which is one",
+                    next_step="--targets none, or --teacher-decay instead of --ema-decay",
+                )
+            self.teacher = Teacher(model, self.teacher_config.teacher_decay)
+            self.distillation_scale = nn.Parameter(torch.tensor(_INITIAL_DISTILLATION_SCALE))
+        # `from_pretrained` hands out models that are ready to evaluate, and Lightning leaves them so.
+        self.train()
+
+    def train(self, mode: bool = True) -> FinetuneModule:
+        """Training mode, but for what is locked."""
+        super().train(mode)
+        for part in self._held:
+            part.eval()
+        return self
+
+    @property
+    def scalars(self) -> tuple[nn.Parameter, ...]:
+        """The temperatures."""
+        return super().scalars if self.teacher is None else (*super().scalars, self.distillation_scale)
+
+    def objective(self, batch: Any) -> Loss:
+        """The loss of a batch; the teacher has looked at it by then."""
+        contrastive = super().objective(batch)
+        if self.teacher is None:
+            return contrastive
+        alpha, targets = self.teacher_config.alpha, self._targets(self.teacher, batch)
+
+        def both(images: Tensor, texts: Tensor) -> Tensor:
+            distilled = distillation_loss(images, texts, self.distillation_scale, targets)
+            if alpha == 0:
+                # The contrastive temperature still gets a gradient, of zero.
+                return distilled + 0 * self.model.logit_scale
+            return alpha * contrastive(images, texts) + (1 - alpha) * distilled
+
+        return both
+
+    def _targets(self, teacher: Teacher, batch: Any) -> Targets:
+        images, texts = teacher.features(batch[0], batch[1], self.minibatch_size)
+        if self.teacher_config.targets == "softmax":
+            return softmax_targets(images, texts, teacher.model.logit_scale)
+        return transport_targets(
+            images, texts, epsilon=self.teacher_config.epsilon, iterations=self.teacher_config.iterations
+        )
+
+    def settle(self, *, is_taken: bool) -> None:
+        """The teacher follows, and the temperatures stay within their bounds."""
+        super().settle(is_taken=is_taken)
+        if self.teacher is not None:
+            self.distillation_scale.clamp_(0, MAX_LOGIT_SCALE)
+            if is_taken:
+                self.teacher.follow(self.model)
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """SGD with momentum or AdamW over what is not locked, and the temperatures."""
+        seed = self.run_config.data.seed if self.run_config else 0
+        scalars = [self.distillation_scale] if self.teacher is not None else []
+        return fine_optimizer(self.model, scalars, self.optimizer_config, seed=seed)
+
+
+class CustomCLIPWrapper(FinetuneModule):
     """Any image module and any Hugging Face text model, trained to agree; both are put into training mode.
 
     Args:
@@ -20,10 +136,14 @@ class CustomCLIPWrapper(ContrastiveModule):
         text_encoder: a Hugging Face `AutoModel`.
         minibatch_size: embed at most this many pairs at a time; the whole batch when None or 0.
         learning_rate: peak of SGD with momentum 0.9 and no weight decay (OTTER, arXiv 2112.09445, section 4).
-        kl_coeff: weight of the self-distillation. This version trains with the contrastive loss alone and says so.
+        kl_coeff: weight of the self-distillation beside a contrastive loss of weight 1, both then divided by their
+            sum: 1 is OTTER's alpha of 0.5, and 0 is no teacher.
         avg_word_embs: represent a text by the mean of its words' vectors instead of the pooled first token.
         embed_dim: width of the shared space; the text model's by default.
         image_size: side of the images in pixels.
+        optimizer: in place of `learning_rate`.
+        teacher: in place of `kl_coeff`.
+        keep: what of the towers stays as it is.
     """
 
     def __init__(
@@ -37,7 +157,12 @@ class CustomCLIPWrapper(ContrastiveModule):
         *,
         embed_dim: int | None = None,
         image_size: int = 224,
+        optimizer: FinetuneOptimizerConfig | None = None,
+        teacher: TeacherConfig | None = None,
+        keep: KeepConfig | None = None,
     ) -> None:
+        if not (math.isfinite(kl_coeff) and kl_coeff >= 0):
+            raise ConfigError(f"kl_coeff cannot be {kl_coeff}", allowed="0 (no teacher) or more")
         super().__init__(
             DualEncoder(
                 image_encoder,
@@ -48,16 +173,7 @@ class CustomCLIPWrapper(ContrastiveModule):
             ),
             model_name="custom",
             minibatch_size=minibatch_size,
-            optimizer=OptimizerConfig(lr=learning_rate, weight_decay=0.0),
+            optimizer=optimizer or FinetuneOptimizerConfig(lr=learning_rate),
+            teacher=teacher or TeacherConfig(alpha=1 / (1 + kl_coeff)),
+            keep=keep,
         )
-        # `from_pretrained` hands out models that are ready to evaluate, and Lightning leaves them so.
-        self.train()
-        if kl_coeff:
-            rank_zero_warn(
-                "self-distillation is not in this version: kl_coeff is unused, the loss is contrastive alone"
-            )
-
-    def make_optimizer(self) -> torch.optim.Optimizer:
-        """SGD with momentum, without weight decay."""
-        assert self.optimizer_config.lr is not None
-        return torch.optim.SGD(parameter_groups(self.model, 0.0), lr=self.optimizer_config.lr, momentum=0.9)

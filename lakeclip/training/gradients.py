@@ -33,7 +33,7 @@ class Agreed(NamedTuple):
 
 
 @torch.no_grad()
-def agree(model: nn.Module, loss: Tensor, *, stop: bool, factor: float) -> Agreed:
+def agree(model: nn.Module, loss: Tensor, *, scalars: Sequence[nn.Parameter], stop: bool, factor: float) -> Agreed:
     """Loss, norms and the wish to stop, in one collective and one read from the device a step.
 
     Gradients that the processes have averaged already are equal on all of them; the norms travel all the same, so that
@@ -41,10 +41,11 @@ def agree(model: nn.Module, loss: Tensor, *, stop: bool, factor: float) -> Agree
 
     Args:
         loss: this process's.
+        scalars: parameters of the loss, such as the temperature, in the model or beside it.
         stop: whether this process was asked to stop.
         factor: what the gradients are yet to be multiplied by, such as the inverse of the scale of float16.
     """
-    image, text, scalars = _by_tower(model)
+    image, text = _by_tower(model)
     sharded = any(isinstance(parameter, DTensor) for parameter in (*image, *text))
     squares = [_squared_norm(gradients(part)) for part in (image, text)]
     single = [parameter.grad for parameter in scalars if parameter.grad is not None]
@@ -92,15 +93,14 @@ def gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     return [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in found]
 
 
-def _by_tower(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """Parameters of the image tower, of the text tower, and scalars such as the temperature."""
+def _by_tower(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Parameters of the image tower and of the text tower, without scalars."""
     image: list[nn.Parameter] = []
     text: list[nn.Parameter] = []
-    scalars: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        part = scalars if parameter.ndim == 0 else image if name.startswith(_IMAGE_TOWER) else text
-        part.append(parameter)
-    return image, text, scalars
+        if parameter.ndim:
+            (image if name.startswith(_IMAGE_TOWER) else text).append(parameter)
+    return image, text
 
 
 def _squared_norm(tensors: Sequence[Tensor]) -> Tensor:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lakeclip.checkpoints.native import lineage
-from lakeclip.config.schema import OptimizerConfig, TrainConfig
+from lakeclip.config.schema import FinetuneConfig, FinetuneOptimizerConfig, TrainConfig
 from lakeclip.data.datamodule import PairDataModule
 from lakeclip.lake.dataset import Lake
 from lakeclip.lake.several import Lakes
 from lakeclip.models.clip import CLIP
+from lakeclip.text.huggingface import HuggingFaceTokenizer
 from lakeclip.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -19,17 +20,19 @@ if TYPE_CHECKING:
 def of(module: ContrastiveModule) -> dict[str, Any] | None:
     """The lineage of a module in training: its model, tokenizer, data, configuration and position.
 
-    None for towers that are not lakeclip's own: their sizes are not in a `ModelConfig`.
+    None for towers that a user's own Python brought: nobody else can make them again.
     """
-    if not isinstance(module.model, CLIP):
+    config = module.model.config if isinstance(module.model, CLIP) else module.towers
+    if config is None:
         return None
     trainer = module.trainer
     datamodule = getattr(trainer, "datamodule", None)
     ours = datamodule if isinstance(datamodule, PairDataModule) else None
-    tokenizer = ours.tokenize if ours and isinstance(ours.tokenize, Tokenizer) else None
+    known = (Tokenizer, HuggingFaceTokenizer)
+    tokenizer = ours.tokenize if ours and isinstance(ours.tokenize, known) else None
     return lineage(
         model_name=module.model_name,
-        model_config=module.model.config,
+        model_config=config,
         tokenizer=tokenizer,
         data_path=ours.source.path if ours else "",
         data_version=ours.source.version if ours else "",
@@ -43,7 +46,8 @@ def of(module: ContrastiveModule) -> dict[str, Any] | None:
     )
 
 
-def _config_of(module: ContrastiveModule) -> TrainConfig:
+def _config_of(module: ContrastiveModule) -> TrainConfig | FinetuneConfig:
     """What is known of a run that a user's own script started."""
-    assert isinstance(module.optimizer_config, OptimizerConfig)
+    if isinstance(module.optimizer_config, FinetuneOptimizerConfig):
+        return FinetuneConfig(optimizer=module.optimizer_config)
     return TrainConfig(model=module.model_name, loss=module.loss_config, optimizer=module.optimizer_config)

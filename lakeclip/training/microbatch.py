@@ -53,7 +53,7 @@ def backward_through_batch(
         backward: back-propagates a scalar (Lightning's `manual_backward`, which also scales it under float16).
         no_sync: context in which gradients are not averaged between processes; used until the last backward.
     """
-    chunks = _micro_batches(len(images), texts, minibatch_size or len(images))
+    chunks = micro_batches(len(images), texts, minibatch_size or len(images))
     *earlier, kept = chunks
 
     # Every micro-batch but the last is embedded without a graph, and again with one once its gradient is known.
@@ -62,13 +62,13 @@ def backward_through_batch(
         for chunk in earlier:
             states.append(_random_state(images.device))
             with torch.no_grad():
-                parts.append(embed(images[chunk], _take(texts, chunk)))
+                parts.append(embed(images[chunk], take(texts, chunk)))
             statistics.note(chunk)
-        last = embed(images[kept], _take(texts, kept))
+        last = embed(images[kept], take(texts, kept))
         parts.append(last)
         statistics.note(kept)
 
-    image_features, text_features = (_in_order(side, chunks).requires_grad_() for side in zip(*parts, strict=True))
+    image_features, text_features = (in_order(side, chunks).requires_grad_() for side in zip(*parts, strict=True))
     value = loss(image_features, text_features)
     image_gradient, text_gradient, *scalar_gradients = torch.autograd.grad(
         value, (image_features, text_features, *scalars)
@@ -88,7 +88,7 @@ def backward_through_batch(
         for chunk, state in zip(earlier, states, strict=True):
             is_final = chunk is earlier[-1]
             with nullcontext() if is_final else no_sync(), _replayed(state, images.device):
-                scalar = pull(embed(images[chunk], _take(texts, chunk)), chunk)
+                scalar = pull(embed(images[chunk], take(texts, chunk)), chunk)
                 backward(scalar + scalar_pull if is_final else scalar)
     return StepResult(value.detach(), image_features.detach(), text_features.detach())
 
@@ -96,7 +96,7 @@ def backward_through_batch(
 # ── cutting a batch ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _micro_batches(batch: int, texts: Any, size: int) -> list[Tensor | slice]:
+def micro_batches(batch: int, texts: Any, size: int) -> list[Tensor | slice]:
     """Which pairs are embedded together: neighbours by the length of their captions, so that little is padding."""
     if size >= batch:
         return [slice(None)]
@@ -115,7 +115,7 @@ def _lengths(texts: Any) -> Tensor:
     return ends
 
 
-def _take(texts: Any, chunk: Tensor | slice) -> Any:
+def take(texts: Any, chunk: Tensor | slice) -> Any:
     """Rows of a tensor, or of every tensor in a mapping such as a Hugging Face `BatchEncoding`.
 
     A mapping with a mask loses the columns that are padding in all of these rows; `CLIP` does so by itself.
@@ -130,7 +130,7 @@ def _take(texts: Any, chunk: Tensor | slice) -> Any:
     return taken
 
 
-def _in_order(parts: Sequence[Tensor], chunks: Sequence[Tensor | slice]) -> Tensor:
+def in_order(parts: Sequence[Tensor], chunks: Sequence[Tensor | slice]) -> Tensor:
     """The features of all micro-batches, detached and in the batch's order."""
     joined = torch.cat([part.detach() for part in parts])
     if isinstance(chunks[0], slice):

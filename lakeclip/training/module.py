@@ -18,20 +18,25 @@ from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.nn import functional as F
 
-from lakeclip.config.schema import LossConfig, ModelConfig, OptimizerConfig, TrainConfig
+from lakeclip.config.schema import FinetuneConfig, LossConfig, ModelConfig, OptimizerConfig, TrainConfig
 from lakeclip.errors import ConfigError
 from lakeclip.evaluation.retrieval import retrieval_metrics
 from lakeclip.losses import contrastive_loss, sigmoid_loss
-from lakeclip.models.clip import CLIP
+from lakeclip.models.clip import CLIP, unit
 from lakeclip.models.dual_encoder import DualEncoder
+from lakeclip.models.pretrained import TowersConfig
 from lakeclip.models.zoo import model_config, model_config_from_dict
 from lakeclip.training import lineage, sharding
 from lakeclip.training.gradients import Agreed, agree, clip, gradients
 from lakeclip.training.guard import Guard
-from lakeclip.training.microbatch import backward_through_batch
-from lakeclip.training.optimizers import MAX_LOGIT_SCALE, adamw, store_text_in_bfloat16, with_paper_values
+from lakeclip.training.microbatch import Loss, backward_through_batch
+from lakeclip.training.optimizers import (
+    MAX_LOGIT_SCALE,
+    adamw,
+    store_text_in_bfloat16,
+    with_paper_values,
+)
 from lakeclip.training.schedule import warmup_cosine, warmup_steps
 
 
@@ -84,8 +89,10 @@ class ContrastiveModule(L.LightningModule):
             if not isinstance(model, CLIP):
                 raise ConfigError("text weights in bf16 are asked for, and the towers are not CLIP's", allowed="32")
             store_text_in_bfloat16(model)
-        #: What the run was started with, for the checkpoint; set by `run.train`.
-        self.run_config: TrainConfig | None = None
+        #: What the run was started with, for the checkpoint; set by `parts`.
+        self.run_config: TrainConfig | FinetuneConfig | None = None
+        #: What two towers were made from, where they can be made again by name; set by `parts`.
+        self.towers: TowersConfig | None = None
         #: Pairs over all processes so far, those before a resume included.
         self.samples_seen = 0
         #: Seconds of training in the parts of the run before this one.
@@ -100,7 +107,7 @@ class ContrastiveModule(L.LightningModule):
 
     def embed(self, images: Tensor, texts: Any) -> tuple[Tensor, Tensor]:
         """Unit-length features of both sides, each (batch, embed), in float32 or better."""
-        return _unit(self.model.encode_image(images)), _unit(self.model.encode_text(texts))
+        return unit(self.model.encode_image(images)), unit(self.model.encode_text(texts))
 
     def forward(self, images: Tensor, texts: Any) -> tuple[Tensor, Tensor]:
         """The same as `embed`, so that calling the module gives the features that the loss compares."""
@@ -124,6 +131,10 @@ class ContrastiveModule(L.LightningModule):
             return sigmoid_loss(images, texts, scale, bias, same=same, alone=alone)
         smoothing = 0.0 if alone else self.loss_config.label_smoothing
         return contrastive_loss(images, texts, scale, same=same, label_smoothing=smoothing, alone=alone)
+
+    def objective(self, batch: Any) -> Loss:
+        """The loss of a batch as a function of both sides' features."""
+        return partial(self.compare, same=getattr(batch, "same", None))
 
     @property
     def seconds(self) -> float:
@@ -156,7 +167,7 @@ class ContrastiveModule(L.LightningModule):
                 batch[1],
                 model=self.model,
                 embed=self.embed,
-                loss=partial(self.compare, same=getattr(batch, "same", None)),
+                loss=self.objective(batch),
                 scalars=self.scalars,
                 minibatch_size=self.minibatch_size,
                 backward=lambda scalar: self.manual_backward(scalar / self.accumulate),
@@ -176,11 +187,11 @@ class ContrastiveModule(L.LightningModule):
         scaler: torch.amp.GradScaler | None = getattr(self.trainer.precision_plugin, "scaler", None)
         share = self.accumulate / len(losses)
         scale = scaler.get_scale() if scaler else 1.0
-        agreed = agree(self.model, losses.mean(), stop=self.stop_requested, factor=share / scale)
+        agreed = agree(self.model, losses.mean(), scalars=self.scalars, stop=self.stop_requested, factor=share / scale)
         self.stop_agreed = agreed.stop
         fault = self.guard.judge(agreed, is_scaled=scaler is not None)
         if fault is None:
-            clip(self.model, agreed.grad_norm, self.optimizer_config.max_grad_norm, share)
+            clip(self, agreed.grad_norm, self.optimizer_config.max_grad_norm, share)
             self._log_step(agreed, optimizer)
         else:
             self._drop_gradients(is_scaled=scaler is not None)
@@ -189,19 +200,27 @@ class ContrastiveModule(L.LightningModule):
         if fault is not None:
             self.guard.leave_out(self, fault, agreed)
         self.lr_schedulers().step()  # type: ignore[union-attr]
+        with torch.no_grad():
+            self.settle(is_taken=fault is None)
+
+    def settle(self, *, is_taken: bool) -> None:
+        """What remains to be done after a step, without gradients.
+
+        Args:
+            is_taken: False for a step that the guard left out.
+        """
         if self.model.logit_bias is None:
             # The sigmoid's scale has no cap: SigLIP's published models end near 117.
-            with torch.no_grad():
-                self.model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+            self.model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
     def _drop_gradients(self, *, is_scaled: bool) -> None:
         """Let the optimiser's next step change nothing."""
         if is_scaled:
             # A scaler must be shown gradients, and passes over those that are not finite.
-            for gradient in gradients(list(self.model.parameters())):
+            for gradient in gradients(list(self.parameters())):
                 gradient.fill_(torch.nan)
         else:
-            self.model.zero_grad(set_to_none=True)
+            self.zero_grad(set_to_none=True)
 
     def _log_step(self, agreed: Agreed, optimizer: LightningOptimizer) -> None:
         """The curves of the run, one point a step whatever the number of its batches."""
@@ -351,11 +370,6 @@ class CLIPWrapper(ContrastiveModule):
                 "loss": asdict(loss),
             }
         )
-
-
-def _unit(features: Tensor) -> Tensor:
-    """Half precision has too few digits to divide by a length."""
-    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:

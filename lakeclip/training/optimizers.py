@@ -72,9 +72,18 @@ def store_text_in_bfloat16(model: CLIP) -> None:
 
 
 def adamw(module: nn.Module, config: OptimizerConfig, *, seed: int = 0) -> torch.optim.Optimizer:
-    """The optimiser for a module's trainable parameters: PyTorch's fused form where everything is float32.
+    """The optimiser for a module's trainable parameters, weights with decay and gains and biases without.
+
+    Args and errors: as `adamw_of_groups`.
+    """
+    return adamw_of_groups(parameter_groups(module, config.weight_decay), config, seed=seed)
+
+
+def adamw_of_groups(groups: list[dict[str, Any]], config: OptimizerConfig, *, seed: int = 0) -> torch.optim.Optimizer:
+    """The optimiser for parameters: PyTorch's fused form where everything is float32.
 
     Args:
+        groups: as `parameter_groups` returns them.
         config: complete, as `with_paper_values` returns it.
         seed: of stochastic rounding, the same in every process.
 
@@ -85,7 +94,6 @@ def adamw(module: nn.Module, config: OptimizerConfig, *, seed: int = 0) -> torch
     assert config.betas is not None
     assert config.eps is not None
     lr, betas, eps = config.lr, config.betas, config.eps
-    groups = parameter_groups(module, config.weight_decay)
     if config.states == "8bit":
         return eight_bit_adamw(groups, lr=lr, betas=betas, eps=eps)
     if config.states == "bf16" or any(p.dtype == torch.bfloat16 for group in groups for p in group["params"]):

@@ -19,10 +19,11 @@ from lakeclip.errors import ConfigError
 from lakeclip.lake.dataset import Lake
 from lakeclip.lake.pairs import describe
 from lakeclip.text.tokenizer import Tokenizer
+from lakeclip.training.checks import checked_sizes
 from lakeclip.training.memory import resident_memory
 from lakeclip.training.module import ContrastiveModule
+from lakeclip.training.parts import finetune_parts, make_datamodule, make_module
 from lakeclip.training.rehearsal import Footprint, Rehearsal, load_a_few, rehearse
-from lakeclip.training.run import checked_sizes, finetune_parts, make_datamodule, make_module
 from lakeclip.training.schedule import warmup_steps
 from lakeclip.types import Batch
 
@@ -146,7 +147,7 @@ def make_plan(config: TrainConfig | FinetuneConfig, *, token: str | None = None)
     image, text, other = _parameters(module)
     softmax = not isinstance(config, TrainConfig) or config.loss.objective == "softmax"
     return Plan(
-        model=config.model if isinstance(config, TrainConfig) else f"{config.image_encoder} and {config.text_encoder}",
+        model=module.model_name,
         image_parameters=image,
         text_parameters=text,
         other_parameters=other,

@@ -19,8 +19,8 @@ from lakeclip.data.datamodule import PairDataModule
 from lakeclip.training.callbacks import GracefulStop, LastCheckpoint, RunProgress, ValidateAtEnd
 from lakeclip.training.memory import forget_peak, peak_memory
 from lakeclip.training.module import ContrastiveModule
-from lakeclip.training.run import make_trainer, quiet_lightning
 from lakeclip.training.throughput import Throughput
+from lakeclip.training.trainer import make_trainer, quiet_lightning
 from lakeclip.types import Batch
 
 #: What a rehearsal leaves out: whatever keeps, shows or validates.

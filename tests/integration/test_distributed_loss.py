@@ -12,8 +12,15 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-from lakeclip.losses import contrastive_loss, sigmoid_loss, tiles
-from tests.unit.losses.dense import dense_sigmoid, dense_softmax, keys, pairs
+from lakeclip.losses import (
+    contrastive_loss,
+    distillation_loss,
+    sigmoid_loss,
+    softmax_targets,
+    tiles,
+    transport_targets,
+)
+from tests.unit.losses.dense import dense_distillation, dense_sigmoid, dense_softmax, dense_transport, keys, pairs
 
 _OWN = 5
 
@@ -31,6 +38,11 @@ def of_process(rank: int, world: int) -> tuple[tuple[Tensor, ...], Tensor]:
     return tuple(part.detach().clone().requires_grad_() for part in parts), same[own]
 
 
+def softened(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+    logits = (2 * scale.exp() * images @ texts.T).detach()
+    return dense_distillation(images, texts, scale, logits.softmax(dim=1), logits.softmax(dim=0))
+
+
 Loss = Callable[..., Tensor]
 OBJECTIVES: dict[str, tuple[Loss, Loss]] = {
     "softmax": (lambda i, t, s, b, same: contrastive_loss(i, t, s), lambda i, t, s, b, same: dense_softmax(i, t, s)),
@@ -46,6 +58,14 @@ OBJECTIVES: dict[str, tuple[Loss, Loss]] = {
     "sigmoid, shared ids": (
         lambda i, t, s, b, same: sigmoid_loss(i, t, s, b, same=same),
         lambda i, t, s, b, same: dense_sigmoid(i, t, s, b, same),
+    ),
+    "soft targets": (
+        lambda i, t, s, b, same: distillation_loss(i, t, s, softmax_targets(i, t, (2 * s.exp()).log().detach())),
+        lambda i, t, s, b, same: softened(i, t, s),
+    ),
+    "transport": (
+        lambda i, t, s, b, same: distillation_loss(i, t, s, transport_targets(i, t)),
+        lambda i, t, s, b, same: dense_distillation(i, t, s, *dense_transport(i.detach(), t.detach(), 0.15, 5)),
     ),
 }
 

@@ -20,7 +20,7 @@ from lakeclip.config.schema import DataConfig
 from lakeclip.errors import DataError
 from lakeclip.lake.dataset import open_lake
 from lakeclip.lake.pairs import open_pairs
-from lakeclip.training.run import make_datamodule
+from lakeclip.training.parts import make_datamodule
 from tests.unit.lake.download.hostile import Server, respond
 from tests.unit.lake.pairs import picture
 

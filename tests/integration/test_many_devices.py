@@ -108,7 +108,7 @@ def rank_steps(rank: int, world: int, address: str, strategy: str) -> None:
     for size, minibatch_size, accumulate in SIZES:
         expected = whole_gradients(whole, size * world, accumulate)
         loss = step(towers, wrapped, rank, size, minibatch_size, accumulate)
-        agreed = agree(towers.clip, loss, stop=rank == 1, factor=1.0)
+        agreed = agree(towers.clip, loss, scalars=[towers.clip.logit_scale], stop=rank == 1, factor=1.0)
         found = {name: p.grad for name, p in towers.named_parameters()}
         assert found.keys() == expected.keys()
         total = 0.0

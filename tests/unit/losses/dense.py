@@ -51,3 +51,25 @@ def dense_sigmoid(images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor, sa
     logits = images @ texts.T * scale.exp() + bias
     labels = 2 * right_answers(same, len(images)) - 1
     return -F.logsigmoid(labels * logits).sum() / len(images)
+
+
+def dense_distillation(images: Tensor, texts: Tensor, logit_scale: Tensor, by_image: Tensor, by_text: Tensor) -> Tensor:
+    """KL of the student from given targets: by_image's rows and by_text's columns sum to 1; both [image, text]."""
+    logits = logit_scale.exp() * images @ texts.T
+    return (
+        F.kl_div(logits.log_softmax(dim=1), by_image, reduction="sum")
+        + F.kl_div(logits.log_softmax(dim=0), by_text, reduction="sum")
+    ) / (2 * len(images))
+
+
+def dense_transport(images: Tensor, texts: Tensor, epsilon: float, iterations: int) -> tuple[Tensor, Tensor]:
+    """OTTER's targets as its formulas say them, not in logarithms."""
+    targets = []
+    for cross in (images @ texts.T, texts @ images.T):
+        cost = -(images @ images.T + texts @ texts.T + cross)
+        plan = torch.exp(-cost / epsilon) * (1 - torch.eye(len(images), dtype=images.dtype))
+        for _ in range(iterations):
+            plan = plan / plan.sum(dim=1, keepdim=True) / len(images)
+            plan = plan / plan.sum(dim=0, keepdim=True) / len(images)
+        targets.append(plan / plan.sum(dim=1, keepdim=True))
+    return targets[0], targets[1].T

@@ -35,7 +35,7 @@ def norm_of(*tensors: Tensor | None) -> float:
 
 def test_norms_are_those_of_the_towers_and_of_all() -> None:
     model = with_gradients()
-    agreed = agree(model, torch.tensor(1.5), stop=False, factor=0.5)
+    agreed = agree(model, torch.tensor(1.5), scalars=[model.logit_scale], stop=False, factor=0.5)
     image = [p.grad for p in model.visual.parameters()]
     everything = [p.grad for p in model.parameters()]
     text = [p.grad for n, p in model.named_parameters() if not n.startswith("visual.") and n != "logit_scale"]
@@ -52,12 +52,14 @@ def test_one_bad_gradient_shows_in_the_norm(bad: float, name: str) -> None:
     gradient = model.get_parameter(name).grad
     assert gradient is not None
     gradient[(0,) * gradient.ndim] = bad
-    assert not math.isfinite(agree(model, torch.tensor(1.0), stop=True, factor=1.0).grad_norm)
+    assert not math.isfinite(
+        agree(model, torch.tensor(1.0), scalars=[model.logit_scale], stop=True, factor=1.0).grad_norm
+    )
 
 
 def test_clipping_is_by_the_norm_of_all() -> None:
     model, other = with_gradients(), with_gradients()
-    clip(model, agree(model, torch.tensor(1.0), stop=False, factor=1.0).grad_norm, 0.3)
+    clip(model, agree(model, torch.tensor(1.0), scalars=[model.logit_scale], stop=False, factor=1.0).grad_norm, 0.3)
     torch.nn.utils.clip_grad_norm_(other.parameters(), 0.3)
     for one, expected in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(one.grad, expected.grad, rtol=1e-6, atol=0)

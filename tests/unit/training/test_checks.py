@@ -6,7 +6,7 @@ import pytest
 
 from lakeclip.config.schema import DataConfig, OptimizerConfig, TrainConfig, TrainerConfig
 from lakeclip.errors import ConfigError
-from lakeclip.training.run import checked_sizes
+from lakeclip.training.checks import checked_sizes
 
 
 @pytest.mark.parametrize(

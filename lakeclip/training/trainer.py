@@ -1,0 +1,140 @@
+"""Lightning's trainer, as a run of ours has it: its checkpoints, logs, bars and strategy."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_only
+
+from lakeclip.checkpoints.native import LAST, read_checkpoint
+from lakeclip.config.schema import TrainerConfig
+from lakeclip.training import sharding
+from lakeclip.training.callbacks import CompileTime, GracefulStop, LastCheckpoint, RunProgress, ValidateAtEnd
+from lakeclip.training.ema import AveragedWeights
+from lakeclip.training.throughput import Throughput
+
+#: Lightning's names.
+_PRECISION = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+
+
+def make_trainer(
+    wanted: TrainerConfig,
+    folder: Path,
+    *,
+    has_validation: bool,
+    log_every: int,
+    ema_decay: float | None = None,
+    more: Sequence[Callback] = (),
+) -> L.Trainer:
+    """Lightning's trainer with the checkpoints, logs and bars of a run.
+
+    Args:
+        log_every: steps from one point of the curves to the next.
+        ema_decay: of an average of the weights; None for none.
+        more: callbacks of this run's own.
+    """
+    throughput = Throughput(wanted.patch_dropout)
+    best = ModelCheckpoint(
+        dirpath=folder / "checkpoints",
+        filename="best",
+        monitor="val/loss" if has_validation else None,
+        enable_version_counter=False,
+        auto_insert_metric_name=False,
+        save_on_train_epoch_end=None if has_validation else True,
+    )
+    # The average is brought up to date before anything is saved.
+    callbacks: list[Callback] = [AveragedWeights(ema_decay)] if ema_decay is not None else []
+    callbacks += [*more, RunProgress(throughput), best]
+    callbacks += [LastCheckpoint(folder / LAST, within_epochs=wanted.val_every_steps is not None)]
+    callbacks += [GracefulStop(folder / LAST)] + ([ValidateAtEnd()] if has_validation else [])
+    callbacks += [CompileTime()] if wanted.compile else []
+    # Last, so that the work of the others on a step counts as the step's.
+    callbacks += [throughput]
+    loggers: list[Logger] = [_curves(folder), TensorBoardLogger(folder, name="", version="tensorboard")]
+    # On a CPU one process uses every core, so "all there are" is one.
+    on_cpu = wanted.accelerator == "cpu" or (wanted.accelerator == "auto" and not torch.cuda.is_available())
+    # What starts the processes of a node, torchrun, says how many they are.
+    devices = wanted.devices or int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or (1 if on_cpu else "auto")
+    return L.Trainer(
+        accelerator=wanted.accelerator,
+        devices=devices,
+        num_nodes=wanted.num_nodes,
+        strategy=_sharding(devices, wanted.num_nodes) if wanted.strategy == sharding.NAME else wanted.strategy,
+        precision=_PRECISION[wanted.precision],  # type: ignore[arg-type]
+        max_epochs=wanted.max_epochs,
+        max_steps=wanted.max_steps if wanted.max_steps is not None else -1,
+        # Lightning counts batches here, and the data module hands out whole steps of them.
+        val_check_interval=wanted.val_every_steps * wanted.accumulate if wanted.val_every_steps else None,
+        check_val_every_n_epoch=None if wanted.val_every_steps else 1,
+        num_sanity_val_steps=0,
+        limit_val_batches=None if has_validation else 0,
+        log_every_n_steps=log_every * wanted.accumulate,
+        callbacks=callbacks,
+        logger=loggers,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+
+
+def _sharding(devices: int | str, num_nodes: int) -> ModelParallelStrategy:
+    """FSDP2 over all devices, with checkpoints in one file that anything reads."""
+    local = torch.cuda.device_count() if isinstance(devices, str) else devices
+    return ModelParallelStrategy(local * num_nodes, tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+
+def is_main() -> bool:
+    """Whether this process is the first of the run, known from the environment before the processes have met."""
+    return getattr(rank_zero_only, "rank", 0) in (0, None)
+
+
+def _curves(folder: Path) -> CSVLogger:
+    """metrics.csv, with what an earlier part of the run wrote up to its last checkpoint: Lightning would delete it."""
+    path, checkpoint = folder / "metrics.csv", folder / LAST
+    rows: list[dict[str, str]] = []
+    if is_main() and path.exists() and checkpoint.exists():
+        reached = read_checkpoint(checkpoint).lineage["progress"]["step"]
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) < reached]
+    logger = CSVLogger(folder, name="", version="")
+    if rows:
+        logger.experiment.metrics.extend({name: value for name, value in row.items() if value} for row in rows)
+        logger.save()
+    return logger
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Without Lightning's greetings and tips: what a run has to say, it says itself."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in (
+                "(Experiment logs|Checkpoint) directory",
+                ".*does not have many workers",
+                ".*isinstance.treespec",
+                "It is recommended to use `self.log.* when logging on epoch level in distributed",
+                "You defined a `validation_step` but have no `val_dataloader`",
+                "The number of training batches .* is smaller than the logging interval",
+                "You're using the WeightAveraging callback with a model that overrides the configure_model",
+                "OptimState8bit does not implement _stable_hash_for_caching",
+            ):
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
