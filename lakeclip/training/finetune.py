@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -83,6 +84,10 @@ class FinetuneModule(ContrastiveModule):
         for part in self._held:
             part.eval()
         return self
+
+    def on_fit_start(self) -> None:
+        """Lightning warns of parts in evaluation mode; here they are the teacher and what is locked, and meant so."""
+        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
 
     @property
     def scalars(self) -> tuple[nn.Parameter, ...]:

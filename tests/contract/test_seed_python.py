@@ -18,7 +18,7 @@ from lakeclip import CLIPWrapper, CustomCLIPWrapper, DeepLakeDataModule, Lakecli
 from lakeclip.models import zoo
 from tests.conftest import TINY_MODELS
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*(many workers|logging interval|val_dataloader|LeafSpec|kl_coeff)")
+pytestmark = pytest.mark.filterwarnings("ignore:.*(many workers|logging interval|val_dataloader|LeafSpec)")
 
 
 def one_step(model: L.LightningModule, data: Any, folder: Path) -> L.Trainer:
@@ -90,9 +90,14 @@ def test_custom_wrapper_with_a_hugging_face_tokenizer(
     assert any(name.startswith("text_encoder") for name in moved)
 
 
-def test_custom_wrapper_says_what_is_not_there(text_model: Path) -> None:
-    with pytest.warns(UserWarning, match="self-distillation"):
-        CustomCLIPWrapper(image_encoder(), AutoModel.from_pretrained(text_model), image_size=32)
+def test_kl_coeff_weighs_the_teacher(text_model: Path) -> None:
+    """The seed's weight of the distillation beside the contrastive loss, as shares of both."""
+    shares = {}
+    for coefficient in (0.0, 1.0, 3.0):
+        towers = image_encoder(), AutoModel.from_pretrained(text_model)
+        model = CustomCLIPWrapper(*towers, kl_coeff=coefficient, image_size=32)
+        shares[coefficient] = (model.teacher_config.alpha, model.teacher is None)
+    assert shares == {0.0: (1.0, True), 1.0: (0.5, False), 3.0: (0.25, False)}
 
 
 @pytest.mark.parametrize("module", [TextImageDataModule, DeepLakeDataModule])

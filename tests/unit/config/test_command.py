@@ -43,7 +43,7 @@ def test_reads_as_one_would_type_it() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        FinetuneConfig(image_encoder="lakeclip:RN50", average_word_embeddings=False, lr=1e-3, embed_dim=64),
+        FinetuneConfig(image_encoder="lakeclip:RN50", average_word_embeddings=False, embed_dim=64),
         TrainConfig(optimizer=OptimizerConfig(lr=5e-4, betas=(0.9, 0.98), eps=1e-6, warmup_steps=0)),
     ],
 )
