@@ -73,8 +73,8 @@ class VisionTransformer(nn.Module):
         return F.linear(cut.reshape(batch, -1, channels * side * side), self.conv1.weight.flatten(1))
 
 
-def positions_on_grid(embedding: Float[Tensor, "tokens width"], side: int) -> Float[Tensor, "fewer width"]:
-    """Position embeddings for a smaller grid of cells: the first token's as it is, the grid's resampled.
+def positions_on_grid(embedding: Float[Tensor, "tokens width"], side: int) -> Float[Tensor, "others width"]:
+    """Position embeddings for another grid of cells: the first token's as it is, the grid's resampled.
 
     Args:
         embedding: of one token that stands for all, and of a square grid row by row.
