@@ -1,1 +1,10 @@
-"""Trained models on disk: lakeclip's own checkpoints (`native`), which know where they came from."""
+"""Trained models on disk.
+
+native       lakeclip's own checkpoints, which know where they came from
+layouts      weights of other makers by name: openai:FILE, open_clip:FILE
+openai, open_clip    one layout each: its names, and what it cannot say
+foreign      what those two share: sizes out of shapes, and the model, for images of another size too
+file         any of their files, read without running code from it
+torchscript  … the archives that OpenAI releases
+fit          whether weights fit a model
+"""

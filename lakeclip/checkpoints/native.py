@@ -18,16 +18,15 @@ Everything is read with `weights_only`: loading never runs code from a file.
 from __future__ import annotations
 
 import dataclasses
-import pickle
-import zipfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import torch
 from torch import Tensor
 
+from lakeclip.checkpoints.file import read_torch_file
+from lakeclip.checkpoints.fit import misfits
 from lakeclip.config.schema import FinetuneConfig, ModelConfig, TrainConfig
 from lakeclip.data.transforms import EvalTransform
 from lakeclip.errors import CheckpointError, ModelError
@@ -183,7 +182,7 @@ def read_checkpoint(path: str | Path, expect: ModelConfig | None = None) -> Chec
         CheckpointError: missing, damaged, not lakeclip's, or of another model.
     """
     path = find_checkpoint(path)
-    content = _read_file(path)
+    content = read_torch_file(path, allowed="a .ckpt file of lakeclip")
     entry = content.get("lakeclip") if isinstance(content, dict) else None
     if entry is None and isinstance(content, dict) and "lakeclip" in content:
         raise CheckpointError(
@@ -261,60 +260,11 @@ def build(checkpoint: Checkpoint) -> CLIP | DualEncoder:
             model = CLIP(sizes, sigmoid=checkpoint.is_sigmoid)
         except ModelError as error:
             raise CheckpointError(f"{checkpoint.path} names sizes that no model has", found=error.found) from None
-    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    given = {key: tuple(value.shape) for key, value in checkpoint.state_dict.items()}
-    problems = [f"no {key}" for key in wanted if key not in given]
-    problems += [f"unknown {key}" for key in given if key not in wanted]
-    problems += [
-        f"{key} is {given[key]}, not {wanted[key]}" for key in wanted if given.get(key, wanted[key]) != wanted[key]
-    ]
-    if problems:
-        more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+    if found := misfits(model.state_dict(), checkpoint.state_dict):
         name = checkpoint.lineage["model"]["name"]
-        raise CheckpointError(
-            f"the weights in {checkpoint.path} do not fit its model, {name}", found="; ".join(problems[:5]) + more
-        )
+        raise CheckpointError(f"the weights in {checkpoint.path} do not fit its model, {name}", found=found)
     model.load_state_dict(checkpoint.state_dict)
     return model.eval()
-
-
-def _read_file(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            head = file.read(4)
-        if not zipfile.is_zipfile(path):
-            raise _not_whole(path, head)
-        with zipfile.ZipFile(path) as archive:
-            # Mapping the weights checks nothing, so bit rot would give another model without a word.
-            if (damaged := archive.testzip()) is not None:
-                raise CheckpointError(f"{path} is damaged", found=f"a wrong checksum in {damaged}")
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        refused = next((line for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), "code")
-        raise CheckpointError(
-            f"{path} was refused: it holds more than weights and plain values, and loading it could run code",
-            found=refused.strip()[:200],
-            allowed="tensors, numbers, strings, lists and dicts",
-        ) from None
-    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read", found=str(error).splitlines()[0][:200]) from None
-
-
-def _not_whole(path: Path, head: bytes) -> CheckpointError:
-    size = path.stat().st_size
-    if size == 0:
-        return CheckpointError(
-            f"{path} is empty", next_step="was the disk full when it was written? Take another checkpoint"
-        )
-    if head.startswith(b"PK"):
-        return CheckpointError(
-            f"{path} is truncated: the end of the archive is missing",
-            found=f"{size:,} bytes",
-            next_step="copy it again, or take another checkpoint of the run",
-        )
-    return CheckpointError(
-        f"{path} is not a checkpoint", found=f"a file that begins with {head!r}", allowed="a .ckpt file of lakeclip"
-    )
 
 
 def _missing_entries(entry: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 
 import lightning as L
@@ -21,6 +22,7 @@ from lakeclip.training.checks import check_finetune
 from lakeclip.training.finetune import FinetuneModule
 from lakeclip.training.module import CLIPWrapper
 from lakeclip.training.starts import find_image_tower, find_text_tower, load_clip
+from lakeclip.training.trainer import is_main
 from lakeclip.types import Tokenize
 
 
@@ -83,6 +85,8 @@ def _whole(config: FinetuneConfig) -> _Start:
     # New patches are cut for the size; nothing else of the model is random.
     L.seed_everything(config.data.seed, verbose=False)
     loaded = load_clip(config.start, config.data.image_size)
+    if loaded.assumed and is_main():
+        sys.stdout.write(f"assumed of {config.start}, as its file does not tell: {'; '.join(loaded.assumed)}\n")
     tokenizer = Tokenizer(loaded.model.config.context_length)
     return _Start(loaded.model, loaded.name, tokenizer, loaded.model.config.image_resolution)
 

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lakeclip.checkpoints.foreign import Foreign, build
+from lakeclip.checkpoints.layouts import LAYOUTS, load_weights
 from lakeclip.checkpoints.native import read_checkpoint
-from lakeclip.checkpoints.open_clip import read_open_clip
-from lakeclip.checkpoints.openai import read_openai
 from lakeclip.config.schema import ModelConfig
 from lakeclip.errors import ModelError
 from lakeclip.models.clip import CLIP
@@ -22,15 +21,15 @@ from lakeclip.models.pretrained import (
 )
 from lakeclip.models.zoo import create_model
 
-_READERS = {"openai": read_openai, "open_clip": read_open_clip}
 _WHOLE = "openai:FILE, open_clip:FILE, or lakeclip:CHECKPOINT (a run's folder or a .ckpt file)"
 
 
 class Start(NamedTuple):
-    """A whole CLIP, ready to be trained on, and what to call it."""
+    """A whole CLIP, ready to be trained on, what to call it, and what was assumed of it that its file does not tell."""
 
     model: CLIP
     name: str
+    assumed: tuple[str, ...] = ()
 
 
 def load_clip(name: str, image_size: int | None = None) -> Start:
@@ -45,9 +44,9 @@ def load_clip(name: str, image_size: int | None = None) -> Start:
         CheckpointError: the file is missing, damaged, or holds another kind of model.
     """
     layout, _, file = name.partition(":")
-    if layout in _READERS and file:
-        model = build(_READERS[layout](file), image_size)
-        return Start(model, f"{layout}:{Path(file).stem}")
+    if layout in LAYOUTS and file:
+        weights = load_weights(name)
+        return Start(build(weights, image_size), f"{layout}:{Path(file).stem}", weights.assumed)
     if layout == "lakeclip" and file:
         checkpoint = read_checkpoint(file)
         if not isinstance(checkpoint.model_config, ModelConfig):
@@ -70,7 +69,7 @@ def find_image_tower(name: str) -> ImageTower:
     layout, _, rest = name.partition(":")
     if layout == "lakeclip" and rest and not Path(rest).exists():
         return image_tower_of(create_model(rest), rest)
-    if layout in (*_READERS, "lakeclip"):
+    if layout in (*LAYOUTS, "lakeclip"):
         start = load_clip(name)
         return image_tower_of(start.model, start.name)
     return load_image_tower(name)
@@ -83,7 +82,7 @@ def find_text_tower(name: str) -> TextTower:
         ModelError: there is no such tower, or it cannot be had.
         CheckpointError: as `load_clip`.
     """
-    if name.partition(":")[0] in (*_READERS, "lakeclip"):
+    if name.partition(":")[0] in (*LAYOUTS, "lakeclip"):
         start = load_clip(name)
         return text_tower_of(start.model, start.name)
     return load_text_tower(name)

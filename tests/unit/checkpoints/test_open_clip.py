@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from lakeclip.checkpoints.foreign import build
+from lakeclip.checkpoints.open_clip import read_open_clip
+from lakeclip.config.schema import ModelConfig
+from lakeclip.errors import CheckpointError
+from tests.unit.checkpoints.weights import RESNET, SMALL, VIT, features, half, original, save, save_torchscript
+
+IN_TEXT = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
+
+
+def weights(config: ModelConfig = VIT) -> dict[str, Tensor]:
+    return original(config).state_dict()
+
+
+def custom_text(given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As `CustomTextCLIP` names them."""
+    return {f"text.{key}" if key.startswith(IN_TEXT) else key: value for key, value in given.items()}
+
+
+def configuration(folder: Path, **changes: dict[str, Any]) -> None:
+    """open_clip_config.json, as open_clip writes it, with these settings in its parts changed."""
+    vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8}
+    text = {"context_length": 12, "vocab_size": 100, "width": 128, "heads": 2, "layers": 3}
+    model = {"embed_dim": 24, "quick_gelu": True} | changes.get("model", {})
+    model |= {"vision_cfg": vision | changes.get("vision", {}), "text_cfg": text | changes.get("text", {})}
+    preprocess = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
+    content = {"model_cfg": model, "preprocess_cfg": preprocess | changes.get("preprocess", {})}
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
+
+
+def training(given: dict[str, Tensor]) -> dict[str, Any]:
+    """A checkpoint of open_clip's training, with an optimiser that has begun."""
+    optimizer = {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 5e-4, "betas": (0.9, 0.98)}]}
+    state_dict = {f"module.{key}": value for key, value in given.items()}
+    return {"epoch": 3, "name": "2026_01_01-model_x", "state_dict": state_dict, "optimizer": optimizer}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("named", [dict, custom_text], ids=["CLIP", "CustomTextCLIP"])
+@pytest.mark.parametrize("wrap", [dict, training, half], ids=["plain", "training", "float16"])
+def test_a_model_comes_back(tmp_path: Path, kind: str, named: Any, wrap: Any) -> None:
+    found = read_open_clip(save(tmp_path / "x.pt", wrap(named(weights(SMALL[kind])))))
+    assert found.layout == "open_clip"
+    assert found.model_config == SMALL[kind]
+    assert list(found.state_dict) == list(original(SMALL[kind]).state_dict())
+    if wrap is not half:
+        for mine, theirs in zip(features(build(found)), features(original(SMALL[kind])), strict=True):
+            assert mine.equal(theirs)
+
+
+def test_safetensors_and_torchscript(tmp_path: Path) -> None:
+    given = custom_text(weights())
+    safetensors.torch.save_file(given, tmp_path / "open_clip_model.safetensors")
+    assert read_open_clip(tmp_path / "open_clip_model.safetensors").model_config == VIT
+    assert read_open_clip(save_torchscript(tmp_path / "x.pt", given)).model_config == VIT
+
+
+def test_buffers_beside_the_weights_are_passed_over(tmp_path: Path) -> None:
+    mask = torch.full((12, 12), -torch.inf).triu(1)
+    given = custom_text(weights()) | {"attn_mask": mask, "text.attn_mask": mask}
+    found = read_open_clip(save(tmp_path / "x.pt", given))
+    assert set(found.state_dict) == set(weights())
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_the_sigmoid_objectives_bias(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    given = original(sigmoid=True).state_dict()
+    given["logit_bias"] = torch.full(shape, -9.0)
+    given["logit_scale"] = torch.full(shape, 2.0)
+    found = read_open_clip(save(tmp_path / "x.pt", given))
+    assert found.is_sigmoid
+    model = build(found)
+    assert model.logit_bias is not None
+    assert (model.logit_bias.item(), model.logit_scale.item()) == (-9, 2)
+
+
+def test_another_image_size(tmp_path: Path) -> None:
+    found = read_open_clip(save(tmp_path / "x.pt", custom_text(weights())))
+    images, _ = features(build(found, 64))
+    assert images.isfinite().all()
+
+
+def test_what_is_assumed_without_a_configuration_is_said(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.pt", weights())
+    assumed = " ".join(read_open_clip(path).assumed)
+    assert "QuickGELU" in assumed
+    assert "64 wide" in assumed
+    configuration(tmp_path)
+    assert read_open_clip(path).assumed == ()
+
+
+def test_a_configuration_tells_the_text_towers_heads(tmp_path: Path) -> None:
+    config = dataclasses.replace(VIT, transformer_width=96, transformer_heads=3)
+    path = save(tmp_path / "x.pt", weights(config))
+    with pytest.raises(CheckpointError, match="sizes that lakeclip cannot make") as error:
+        read_open_clip(path)
+    assert "96 wide" in error.value.found
+    configuration(tmp_path, text={"heads": 3})
+    assert read_open_clip(path).model_config == config
+    configuration(tmp_path, text={"heads": 5})
+    with pytest.raises(CheckpointError, match="sizes that lakeclip cannot make"):
+        read_open_clip(path)
+    configuration(tmp_path, text={"heads": "many"})
+    with pytest.raises(CheckpointError, match="is wrong"):
+        read_open_clip(path)
+
+
+def test_gelu_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.pt", weights())
+    for quick_gelu in (False, None):
+        configuration(tmp_path, model={"quick_gelu": quick_gelu})
+        with pytest.raises(CheckpointError, match="other features than open_clip") as error:
+            read_open_clip(path)
+        assert "quick_gelu" in error.value.found
+        assert error.value.next_step.endswith(f"openai:{path}")
+
+
+def test_a_configuration_that_does_not_mention_quick_gelu_means_gelu(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.pt", weights())
+    bare = {"embed_dim": 24, "vision_cfg": {"width": 64}, "text_cfg": {"heads": 2}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(bare))
+    with pytest.raises(CheckpointError, match="other features than open_clip") as error:
+        read_open_clip(path)
+    assert error.value.found.startswith("quick_gelu: false in model_cfg")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(bare | {"quick_gelu": True}))
+    assert read_open_clip(path).model_config == VIT
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"vision": {"head_width": 32}}, "head_width: 32 in vision_cfg"),
+        ({"vision": {"pool_type": "avg"}}, 'pool_type: "avg" in vision_cfg'),
+        ({"vision": {"norm_kwargs": {"eps": 1e-6}}}, "norm_kwargs"),
+        ({"vision": {"image_size": [32, 64]}}, "image_size: [32, 64]"),
+        ({"text": {"pool_type": "eos"}}, 'pool_type: "eos" in text_cfg'),
+        ({"text": {"no_causal_mask": True}}, "no_causal_mask: true"),
+        ({"text": {"hf_tokenizer_name": "google/mt5-base"}}, "hf_tokenizer_name"),
+        ({"preprocess": {"mean": [0.5, 0.5, 0.5]}}, "mean: [0.5, 0.5, 0.5] in preprocess_cfg"),
+    ],
+)
+def test_what_lakeclip_would_compute_otherwise_is_refused(
+    tmp_path: Path, changes: dict[str, dict[str, Any]], found: str
+) -> None:
+    path = save(tmp_path / "x.pt", weights())
+    configuration(tmp_path, **changes)
+    with pytest.raises(CheckpointError, match="other features than open_clip") as error:
+        read_open_clip(path)
+    assert found in error.value.found
+    assert error.value.allowed
+    assert not error.value.next_step
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "{}", '{"model_cfg": 3}', '{"model_cfg": {"vision_cfg": {}}}'])
+def test_a_configuration_that_is_none(tmp_path: Path, text: str) -> None:
+    path = save(tmp_path / "x.pt", weights())
+    (tmp_path / "open_clip_config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"open_clip_config.json (cannot be read|is not a configuration)"):
+        read_open_clip(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        ("visual.transformer.resblocks.0.ls_1.gamma", "LayerScale"),
+        ("text.transformer.resblocks.0.ls_2.gamma", "LayerScale"),
+        ("visual.trunk.cls_token", "an image tower of timm"),
+        ("text.transformer.embeddings.word_embeddings.weight", "a text tower of Hugging Face"),
+        ("text.proj.0.weight", "a text tower of Hugging Face"),
+        ("text_decoder.text_projection", "CoCa"),
+        ("text.cls_emb", "CoCa"),
+        ("visual.attn_pool.query", "attentional pooling"),
+        ("text.text_projection.bias", "a text projection with a bias"),
+        ("visual.transformer.resblocks.0.attn.ln_q.weight", "normalised or scaled attention"),
+        ("vision_model.embeddings.class_embedding", "a model in the layout of Hugging Face"),
+    ],
+)
+def test_models_of_other_kinds(tmp_path: Path, key: str, kind: str) -> None:
+    with pytest.raises(CheckpointError, match=f"cannot make: {kind}") as error:
+        read_open_clip(save(tmp_path / "x.pt", training(weights() | {key: torch.zeros(1)})))
+    assert error.value.found == key
+    assert error.value.allowed
+
+
+def test_an_unknown_key_is_named_as_in_the_file(tmp_path: Path) -> None:
+    given = custom_text(weights()) | {"text.new.weight": torch.zeros(1)}
+    with pytest.raises(CheckpointError, match="not those of a CLIP") as error:
+        read_open_clip(save(tmp_path / "x.pt", given))
+    assert error.value.found == "unknown text.new.weight"
+
+
+def test_both_names_for_one_weight(tmp_path: Path) -> None:
+    given = weights() | {"text.ln_final.bias": torch.zeros(128)}
+    with pytest.raises(CheckpointError, match="not those of a CLIP") as error:
+        read_open_clip(save(tmp_path / "x.pt", given))
+    assert error.value.found == "unknown text.ln_final.bias"
+
+
+def test_large_image_towers_have_other_heads(tmp_path: Path) -> None:
+    config = dataclasses.replace(VIT, vision_width=1280, vision_layers=1)
+    path = save(tmp_path / "x.pt", weights(config))
+    with pytest.raises(CheckpointError, match="1280 wide") as error:
+        read_open_clip(path)
+    assert error.value.found == "heads 80 wide"
+    configuration(tmp_path, vision={"head_width": 80})
+    with pytest.raises(CheckpointError, match="other features than open_clip"):
+        read_open_clip(path)
+    configuration(tmp_path, vision={"head_width": 64})
+    assert read_open_clip(path).model_config == config
+
+
+def test_a_resnet_with_a_configuration(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.pt", weights(RESNET))
+    configuration(tmp_path, vision={"image_size": 64, "layers": [2, 1, 3, 1], "width": 16, "patch_size": None})
+    assert read_open_clip(path).model_config == RESNET
+
+
+def test_a_missing_file_and_a_damaged_one(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no weights at") as error:
+        read_open_clip(tmp_path / "x.pt")
+    assert error.value.allowed == "open_clip:FILE, a file of weights"
+    (tmp_path / "x.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="is empty"):
+        read_open_clip(tmp_path / "x.pt")
