@@ -79,7 +79,8 @@ def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
     for name, child in module.named_children():
         path = f"{prefix}{name}"
         inner = list(child.children())
-        alike = len(inner) > 1 and len({type(part) for part in inner}) == 1 and bool(list(inner[0].children()))
+        # A bare layer in a sequence is no block; nor are the parts of one, which are of several kinds.
+        alike = len({type(part) for part in inner}) == 1 and bool(list(inner[0].children()))
         if isinstance(child, (nn.ModuleList, nn.Sequential)) and alike:
             yield from ((f"{path}.{key}", part) for key, part in child.named_children())
         else:

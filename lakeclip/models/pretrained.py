@@ -7,6 +7,10 @@ that the library makes the same architecture from.
 from __future__ import annotations
 
 import dataclasses
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -111,11 +115,11 @@ def load_text_tower(name: str) -> TextTower:
     library, _, model = name.partition(":")
     if library != "hf" or not model:
         raise ModelError(f"there is no text encoder {name!r}", allowed=_TEXT)
-    from transformers import AutoModel, AutoTokenizer
-
     try:
-        encoder = AutoModel.from_pretrained(model)
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        with _quietly():
+            transformers = _library("hf", name)
+            encoder = transformers.AutoModel.from_pretrained(model)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise _unobtainable(name, error, _TEXT) from None
     return TextTower(encoder, _origin("hf", model, encoder.config.to_dict()), tokenizer)
@@ -196,7 +200,8 @@ class HuggingFaceImages(nn.Module):
 
 
 def _from_hub(transformers: Any, model: str) -> ImageTower:
-    encoder = HuggingFaceImages(transformers.AutoModel.from_pretrained(model))
+    with _quietly():
+        encoder = HuggingFaceImages(transformers.AutoModel.from_pretrained(model))
     config: Any = encoder.model.config
     size = getattr(config, "image_size", None) or 224
     mean, std = IMAGE_MEAN, IMAGE_STD
@@ -207,6 +212,18 @@ def _from_hub(transformers: Any, model: str) -> ImageTower:
         # Saved without one; ImageNet's numbers or CLIP's make little difference to a tower that is trained on.
         pass
     return ImageTower(encoder, _origin("hf", model, config.to_dict()), int(size), mean, std)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without a bar for each file, and without warnings about kernels that other libraries found no use for."""
+    logging.disable(logging.WARNING)
+    try:
+        if not sys.stderr.isatty():
+            import_module("transformers.utils.logging").disable_progress_bar()
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _library(library: str, name: str) -> Any:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lakeclip.errors import ConfigError
 
@@ -59,11 +60,12 @@ class HuggingFaceTokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all that it is made of, as kept in checkpoints."""
-        digest = hashlib.sha256()
-        for name, text in sorted(self.files().items()):
-            digest.update(f"{name}\0{text}\0".encode())
-        return digest.hexdigest()
+        """SHA-256 of what makes its ids, as kept in checkpoints: vocabulary and rules, not how a batch is padded."""
+        rules: Any = sorted(self.tokenizer.get_vocab().items())
+        if self.tokenizer.is_fast:
+            rules = json.loads(self.tokenizer.backend_tokenizer.to_str())
+            rules = {name: rule for name, rule in rules.items() if name not in ("padding", "truncation")}
+        return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
 
     def files(self) -> dict[str, str]:
         """Its files by name, for a checkpoint to hold."""

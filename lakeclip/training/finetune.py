@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lakeclip.config.schema import FinetuneOptimizerConfig, KeepConfig, TeacherConfig
 from lakeclip.errors import ConfigError
 from lakeclip.losses import Targets, distillation_loss, softmax_targets, transport_targets
-from lakeclip.models.clip import CLIP
+from lakeclip.models.clip import CLIP, IMAGE_MEAN, IMAGE_STD
 from lakeclip.models.dual_encoder import DualEncoder
 from lakeclip.training.microbatch import Loss
 from lakeclip.training.module import ContrastiveModule
@@ -146,6 +146,7 @@ class CustomCLIPWrapper(FinetuneModule):
         avg_word_embs: represent a text by the mean of its words' vectors instead of the pooled first token.
         embed_dim: width of the shared space; the text model's by default.
         image_size: side of the images in pixels.
+        image_mean, image_std: what uint8 images are normalised with; set those that the image encoder was trained with.
         optimizer: in place of `learning_rate`.
         teacher: in place of `kl_coeff`.
         keep: what of the towers stays as it is.
@@ -162,6 +163,8 @@ class CustomCLIPWrapper(FinetuneModule):
         *,
         embed_dim: int | None = None,
         image_size: int = 224,
+        image_mean: tuple[float, float, float] = IMAGE_MEAN,
+        image_std: tuple[float, float, float] = IMAGE_STD,
         optimizer: FinetuneOptimizerConfig | None = None,
         teacher: TeacherConfig | None = None,
         keep: KeepConfig | None = None,
@@ -175,6 +178,8 @@ class CustomCLIPWrapper(FinetuneModule):
                 embed_dim=embed_dim,
                 average_word_embeddings=avg_word_embs,
                 image_size=image_size,
+                image_mean=image_mean,
+                image_std=image_std,
             ),
             model_name="custom",
             minibatch_size=minibatch_size,

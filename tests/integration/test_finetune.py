@@ -1,0 +1,196 @@
+"""Whole runs of `lakeclip finetune`: two towers and a whole CLIP, resumed, evaluated, and with what is kept."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, BertConfig, BertModel, BertTokenizerFast, ViTConfig, ViTModel
+
+from lakeclip.checkpoints.native import load, read_checkpoint
+from lakeclip.cli.app import main
+from lakeclip.cli.finetune import run
+from lakeclip.errors import LakeclipError
+from lakeclip.models.dual_encoder import DualEncoder
+from lakeclip.text.huggingface import HuggingFaceTokenizer
+from tests.integration.test_train import assert_same_weights, progress, start, words
+
+LAKECLIP = str(Path(sys.executable).parent / "lakeclip")
+
+
+def finetune(*arguments: str) -> str:
+    result = subprocess.run(
+        [LAKECLIP, "finetune", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == "", "nothing but mistakes goes to a pipe"
+    return result.stdout
+
+
+def data(lake: Path, runs: Path, name: str) -> list[str]:
+    return [
+        *("--lake", str(lake), "--val-fraction", "0.1", "--batch-size", "16", "--num-workers", "0"),
+        *("--runs", str(runs), "--name", name, "--accelerator", "cpu", "--max-epochs", "2"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text model with its tokenizer and a vision model, as `save_pretrained` leaves them; small and random."""
+    folder = tmp_path_factory.mktemp("hub")
+    colours = ["a", "red", "blue", "green", "circle", "square", "triangle", "of", "photo", "on", "the", "and", "##s"]
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *colours]))
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder / "words")
+    BertModel(BertConfig(vocab_size=18, **sizes)).save_pretrained(folder / "words")
+    ViTModel(ViTConfig(image_size=32, patch_size=8, **sizes)).save_pretrained(folder / "eyes")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained(pairs_lake: Path, tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a tiny CLIP."""
+    runs = tmp_path_factory.mktemp("pretrained")
+    main(words(pairs_lake, tiny_models, runs, "clip", "--max-epochs", "1"))
+    return runs / "clip"
+
+
+def test_two_towers_by_name(pairs_lake: Path, hub: Path, tmp_path: Path) -> None:
+    """They train with a teacher; the run can be evaluated, as its checkpoint holds tokenizer and architecture."""
+    towers = ["--image-encoder", f"hf:{hub}/eyes", "--text-encoder", f"hf:{hub}/words"]
+    said = finetune(*towers, *data(pairs_lake, tmp_path, "towers"), "--minibatch-size", "5")
+    assert "report: " in said
+    folder = tmp_path / "towers"
+    loaded = load(folder)
+    assert isinstance(loaded.model, DualEncoder)
+    assert isinstance(loaded.tokenize, HuggingFaceTokenizer)
+    assert loaded.transform.image_size == 32
+    with torch.no_grad():
+        features = loaded.model.encode_text(loaded.tokenize(["a red circle", "the blue squares"]))
+        assert features.shape == (2, 32)
+        assert loaded.model.encode_image(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, 32)
+    kept = read_checkpoint(folder).lineage["tokenizer"]
+    assert kept["fingerprint"] == loaded.tokenize.fingerprint
+    scores = tmp_path / "scores.json"
+    test = ["--checkpoint", str(folder), "--lake", str(pairs_lake), "--json", str(scores)]
+    main(["evaluate", "zeroshot", *test, "--label-column", "label"])
+    assert json.loads(scores.read_text())["top1"] >= 0
+    main(["evaluate", "retrieval", *test])
+    original = AutoModel.from_pretrained(hub / "words").embeddings.word_embeddings.weight
+    assert not torch.equal(loaded.model.text_encoder.embeddings.word_embeddings.weight, original)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("more", [[], ["--lora-rank", "4", "--lr", "1e-3"], ["--lock-image", "all"]])
+def test_a_whole_clip(more: list[str], pairs_lake: Path, pretrained: Path, tmp_path: Path) -> None:
+    finetune("--from", f"lakeclip:{pretrained}", *data(pairs_lake, tmp_path, "tuned"), *more)
+    before, after = load(pretrained).model.state_dict(), load(tmp_path / "tuned").model.state_dict()
+    assert before.keys() == after.keys()
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    if "--lock-image" in more:
+        assert {name for name in before if name.startswith("visual.")} <= same
+    else:
+        assert "visual.transformer.resblocks.0.mlp.c_fc.weight" not in same
+    assert "transformer.resblocks.1.attn.in_proj_weight" not in same
+
+
+def test_weights_in_openais_layout(pairs_lake: Path, pretrained: Path, tmp_path: Path) -> None:
+    """The most asked question of CLIP's users: their own pairs, from half-precision weights."""
+    weights = {name: value.half() for name, value in load(pretrained).model.state_dict().items()}
+    torch.save(weights, tmp_path / "clip.pt")
+    settings = ["--lr", "1e-4", "--weight-decay", "0.1", "--layer-decay", "0.8", "--targets", "none"]
+    finetune("--from", f"openai:{tmp_path}/clip.pt", *data(pairs_lake, tmp_path, "tuned"), *settings)
+    assert load(tmp_path / "tuned").transform.image_size == 32
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(pairs_lake: Path, pretrained: Path, tmp_path: Path) -> None:
+    """Teacher, temperatures and LoRA's additions included."""
+    start_words = ["--from", f"lakeclip:{pretrained}", "--lora-rank", "4", "--lr", "1e-3", "--max-epochs", "8"]
+    more = [*start_words, "--val-every-steps", "50"]
+    finetune(*data(pairs_lake, tmp_path, "whole"), *more)
+    with start(["finetune", *data(pairs_lake, tmp_path, "cut"), *more]) as process:
+        while process.poll() is None and not (tmp_path / "cut/metrics.csv").exists():
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=240)
+    assert process.returncode == 130, output + errors
+    assert f"lakeclip finetune --resume {tmp_path / 'cut'}" in output
+    assert 0 < progress(tmp_path / "cut")["step"] < progress(tmp_path / "whole")["step"]
+    finetune("--resume", str(tmp_path / "cut"))
+    assert_same_learning(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_two_processes_equal_one(pairs_lake: Path, pretrained: Path, tmp_path: Path) -> None:
+    """The transport is over the global batch, and so are all gradients."""
+    more = ["--from", f"lakeclip:{pretrained}", "--algorithm", "sgd", "--lr", "0.1", "--max-steps", "4"]
+    finetune(*data(pairs_lake, tmp_path, "one"), *more)
+    two = [*data(pairs_lake, tmp_path, "two"), *more, "--devices", "2", "--strategy", "ddp", "--minibatch-size", "3"]
+    two[two.index("--batch-size") + 1] = "8"
+    with start(["finetune", *two]) as process:
+        output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, output + errors
+    assert_same_learning(tmp_path / "one", tmp_path / "two")
+
+
+def assert_same_learning(run: Path, other: Path) -> None:
+    assert_same_weights(run, other)
+    states = [torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for folder in (run, other)]
+    assert int(states[0]["teacher.steps"]) == int(states[1]["teacher.steps"]) > 0
+    for name in ("distillation_scale", "teacher.model.logit_scale", "teacher.model.text_projection"):
+        torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-3, atol=1e-4)
+
+
+def test_what_was_known_is_scored_and_the_best_mix_saved(pairs_lake: Path, pretrained: Path, tmp_path: Path) -> None:
+    keep = ["--keep-lake", str(pairs_lake), "--keep-label-column", "label", "--keep-rows", "40"]
+    start = ["--from", f"lakeclip:{pretrained}", "--lr", "1e-3"]
+    said = finetune(*start, *data(pairs_lake, tmp_path, "kept"), *keep)
+    folder = tmp_path / "kept"
+    found = json.loads((folder / "forgetting.json").read_text())
+    assert [mix[0] for mix in found["mixes"]] == [pytest.approx(step / 10) for step in range(11)]
+    # No new weights are those of the start, and all of them those of the end.
+    assert found["mixes"][0][2] == pytest.approx(found["before"])
+    assert "checkpoints/mixed.ckpt" in said
+    start_weights, end = load(pretrained).model.state_dict(), load(folder / "checkpoints/last.ckpt").model.state_dict()
+    mixed = load(folder / "checkpoints/mixed.ckpt").model.state_dict()
+    for name, value in mixed.items():
+        expected = start_weights[name].lerp(end[name], found["best"])
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+    with (folder / "metrics.csv").open(newline="") as file:
+        assert [row for row in csv.DictReader(file) if row.get("val/kept_top1")], "scored during training too"
+    assert "Old and new weights mixed" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["--from", "openai:missing.pt"], "no weights at missing.pt"),
+        (["--from", "closedai:x.pt"], "openai:FILE"),
+        (["--image-encoder", "tim:x"], "timm:NAME"),
+        (["--lock-image", "99", "--from", "CLIP"], "99 lower layers"),
+        (["--keep-lake", "x.lake"], "--keep-label-column"),
+        (["--strategy", "fsdp2"], "fsdp2"),
+        (["--small-images", "16:0.5"], "one size"),
+        (["--epsilon", "0"], "epsilon"),
+        (["--lora-rank", "0"], "lora_rank"),
+    ],
+)
+def test_mistakes_are_said(
+    words: list[str], what: str, pairs_lake: Path, pretrained: Path, hub: Path, tmp_path: Path
+) -> None:
+    words = [f"lakeclip:{pretrained}" if word == "CLIP" else word for word in words]
+    towers = ["--text-encoder", f"hf:{hub}/words", *data(pairs_lake, tmp_path, "x")]
+    with pytest.raises(LakeclipError, match=what):
+        run([*towers, *words])
+    assert not (tmp_path / "x").exists(), "nothing is made before the mistake is found"
