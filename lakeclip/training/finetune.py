@@ -14,6 +14,7 @@ from lakeclip.errors import ConfigError
 from lakeclip.losses import Targets, distillation_loss, softmax_targets, transport_targets
 from lakeclip.models.clip import CLIP, IMAGE_MEAN, IMAGE_STD
 from lakeclip.models.dual_encoder import DualEncoder
+from lakeclip.training.gradients import by_tower
 from lakeclip.training.microbatch import Loss
 from lakeclip.training.module import ContrastiveModule
 from lakeclip.training.optimizers import MAX_LOGIT_SCALE
@@ -66,6 +67,10 @@ class FinetuneModule(ContrastiveModule):
         self.optimizer_config = usual
         self.teacher_config = teacher or TeacherConfig()
         self._held = prepare(model, keep or KeepConfig())
+        self._is_fixed = {
+            side: not any(parameter.requires_grad for parameter in parameters)
+            for side, parameters in zip(("image", "text"), by_tower(model), strict=True)
+        }
         self.teacher: Teacher | None = None
         if self.teacher_config.targets != "none" and self.teacher_config.alpha < 1:
             if usual.ema_decay is not None:
@@ -99,9 +104,17 @@ class FinetuneModule(ContrastiveModule):
         contrastive = super().objective(batch)
         if self.teacher is None:
             return contrastive
-        alpha, targets = self.teacher_config.alpha, self._targets(self.teacher, batch)
+        teacher, alpha = self.teacher, self.teacher_config.alpha
+        # A locked tower is the teacher's too: what the student makes of its side will do.
+        seen_images = None if self._is_fixed["image"] else teacher.images(batch[0], self.minibatch_size)
+        seen_texts = None if self._is_fixed["text"] else teacher.texts(batch[1], len(batch[0]), self.minibatch_size)
 
         def both(images: Tensor, texts: Tensor) -> Tensor:
+            targets = self._targets(
+                teacher,
+                images.detach() if seen_images is None else seen_images,
+                texts.detach() if seen_texts is None else seen_texts,
+            )
             distilled = distillation_loss(images, texts, self.distillation_scale, targets)
             if alpha == 0:
                 # The contrastive temperature still gets a gradient, of zero.
@@ -110,8 +123,7 @@ class FinetuneModule(ContrastiveModule):
 
         return both
 
-    def _targets(self, teacher: Teacher, batch: Any) -> Targets:
-        images, texts = teacher.features(batch[0], batch[1], self.minibatch_size)
+    def _targets(self, teacher: Teacher, images: Tensor, texts: Tensor) -> Targets:
         if self.teacher_config.targets == "softmax":
             return softmax_targets(images, texts, teacher.model.logit_scale)
         return transport_targets(

@@ -45,7 +45,7 @@ def agree(model: nn.Module, loss: Tensor, *, scalars: Sequence[nn.Parameter], st
         stop: whether this process was asked to stop.
         factor: what the gradients are yet to be multiplied by, such as the inverse of the scale of float16.
     """
-    image, text = _by_tower(model)
+    image, text = by_tower(model)
     sharded = any(isinstance(parameter, DTensor) for parameter in (*image, *text))
     squares = [_squared_norm(gradients(part)) for part in (image, text)]
     single = [parameter.grad for parameter in scalars if parameter.grad is not None]
@@ -93,7 +93,7 @@ def gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     return [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in found]
 
 
-def _by_tower(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def by_tower(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Parameters of the image tower and of the text tower, without scalars."""
     image: list[nn.Parameter] = []
     text: list[nn.Parameter] = []

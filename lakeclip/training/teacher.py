@@ -50,20 +50,27 @@ class Teacher(nn.Module):
         torch._foreach_lerp_(mine, theirs, share)
 
     @torch.no_grad()
-    def features(self, images: Tensor, texts: Any, minibatch_size: int | None) -> tuple[Tensor, Tensor]:
-        """Unit-length features of both sides, each (batch, embed).
+    def images(self, images: Tensor, minibatch_size: int | None) -> Tensor:
+        """Unit-length features of images, (batch, embed).
 
         Args:
-            images, texts: as the model takes them.
-            minibatch_size: embed at most so many pairs at a time; the whole batch when None.
+            images: as the model takes them.
+            minibatch_size: embed at most so many at a time; the whole batch when None.
         """
-        chunks = micro_batches(len(images), texts, minibatch_size or len(images))
-        parts = [
-            (unit(self.model.encode_image(images[chunk])), unit(self.model.encode_text(take(texts, chunk))))
-            for chunk in chunks
-        ]
-        image_features, text_features = (in_order(side, chunks) for side in zip(*parts, strict=True))
-        return image_features, text_features
+        parts = torch.split(images, minibatch_size or len(images))
+        return torch.cat([unit(self.model.encode_image(part)) for part in parts])
+
+    @torch.no_grad()
+    def texts(self, texts: Any, batch: int, minibatch_size: int | None) -> Tensor:
+        """Unit-length features of texts, (batch, embed).
+
+        Args:
+            texts: as the model takes them.
+            batch: how many they are.
+            minibatch_size: embed at most so many at a time; the whole batch when None.
+        """
+        chunks = micro_batches(batch, texts, minibatch_size or batch)
+        return in_order([unit(self.model.encode_text(take(texts, chunk))) for chunk in chunks], chunks)
 
 
 def _state(model: nn.Module) -> list[Tensor]:

@@ -211,3 +211,31 @@ def test_both_towers_of_a_clip_locked_leave_nothing() -> None:
 def test_a_sigmoid_model_is_refused() -> None:
     with pytest.raises(ConfigError, match="sigmoid"):
         FinetuneModule(CLIP(SMALL, sigmoid=True), model_name="siglip")
+
+
+@pytest.mark.parametrize("locked", ["lock_image", "lock_text"])
+def test_a_locked_tower_is_seen_once_and_the_gradients_are_the_same(locked: str) -> None:
+    """The teacher's and the student's features of that side are equal, so nobody computes them twice."""
+    images, ids = batch_of(6)
+    made = module(keep=KeepConfig(**{locked: "all"}), minibatch_size=4)
+    assert made.teacher is not None
+    made.teacher = type(made.teacher)(made.model, 0.9)
+    side = "image" if locked == "lock_image" else "text"
+    setattr(made.teacher, f"{side}s", None)
+    definition(made, images, ids).backward()
+    trained = [value for value in made.parameters() if value.requires_grad]
+    expected = [value.grad.clone() for value in trained if value.grad is not None]
+    made.zero_grad()
+    backward_through_batch(
+        images,
+        ids,
+        model=made.model,
+        embed=made.embed,
+        loss=made.objective((images, ids)),
+        scalars=made.scalars,
+        minibatch_size=4,
+        backward=lambda scalar: scalar.backward(),
+        no_sync=nullcontext,
+    )
+    for value, gradient in zip(trained, expected, strict=True):
+        torch.testing.assert_close(value.grad, gradient, rtol=1e-10, atol=1e-13)
