@@ -24,7 +24,8 @@ class FinetuneFlags:
     """
 
     recipe: str | None = None
-    """A YAML recipe, or the name of a shipped one (finetune-towers, finetune-lit, finetune-clip)."""
+    """A YAML recipe, or the name of a shipped one (finetune-towers, finetune-otter, finetune-lit,
+    finetune-clip)."""
     resume: str | None = None
     """Folder of an earlier run: its configuration, and on from its last checkpoint."""
     dry_run: bool = False

@@ -248,6 +248,9 @@ class TeacherConfig:
     """Entropy of the transport: towards 0 it is a matching of one to one."""
     iterations: int = 5
     """Of Sinkhorn's algorithm."""
+    initial_scale: float | None = None
+    """Logarithm of the factor on similarities that both parts of the loss begin with; OTTER's is 3.9. Default: what the
+    model has, which for new towers is CLIP's 2.66."""
     teacher_decay: float = 0.999
     """The teacher's weights decay by this a step, and faster at the start."""
 

@@ -21,9 +21,6 @@ from lakeclip.training.optimizers import MAX_LOGIT_SCALE
 from lakeclip.training.teacher import Teacher
 from lakeclip.training.tuning import fine_optimizer, prepare, with_usual_values
 
-#: Where the student's second temperature begins, as in OTTER's code: exp(3.9) is near 50.
-_INITIAL_DISTILLATION_SCALE = 3.9
-
 
 class FinetuneModule(ContrastiveModule):
     """Trains a model that has learned already, beside a teacher that is its average.
@@ -78,8 +75,12 @@ class FinetuneModule(ContrastiveModule):
                     "an average of the weights (ema_decay) is asked for beside a teacher, which is one",
                     next_step="--targets none, or --teacher-decay instead of --ema-decay",
                 )
+            if self.teacher_config.initial_scale is not None:
+                with torch.no_grad():
+                    model.logit_scale.fill_(self.teacher_config.initial_scale)
             self.teacher = Teacher(model, self.teacher_config.teacher_decay)
-            self.distillation_scale = nn.Parameter(torch.tensor(_INITIAL_DISTILLATION_SCALE))
+            # Both parts begin alike: at a higher factor the teacher's would pull several times harder than the pairs'.
+            self.distillation_scale = nn.Parameter(model.logit_scale.detach().clone())
         # `from_pretrained` hands out models that are ready to evaluate, and Lightning leaves them so.
         self.train()
 

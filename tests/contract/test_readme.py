@@ -30,7 +30,7 @@ from lakeclip.cli import seed
 from lakeclip.cli.app import main
 from lakeclip.config.load import read_recipe, recipes_folder
 from lakeclip.lake.sources.scenes import scenes
-from lakeclip.models.zoo import available_models, summarize
+from lakeclip.models.zoo import available_models, create_model, summarize
 from tests.contract.test_seed_finetune import save_roberta
 from tests.unit.lake.download.hostile import Server, respond
 
@@ -43,11 +43,13 @@ STAND_INS = {
     "s3://my-bucket/my.lake": "my.lake",
     "hf:johngiorgi/declutr-sci-base": "hf:tiny-roberta",
     "torchvision:resnet50": "lakeclip:ViT-Ti/4-32px",
+    "openai:ViT-B-32.pt": "openai:clip.pt",
 }
 #: What a command begins with → flags that make it quick. Of a flag that is there twice, the second counts.
 QUICK = {
     "lakeclip demo": "--max-steps 2",
     "lakeclip train --resume": "--max-steps 2",
+    "lakeclip finetune --resume": "--max-steps 2",
     "lakeclip train --model ViT-Ti/8-64px": "--max-steps 2 --num-workers 0 --batch-size 8",
     "lakeclip train --model ViT-Mini/16": "--max-steps 1 --num-workers 0 --batch-size 8",
     "lakeclip train": "--max-steps 1 --val-every-steps 1 --num-workers 0 --batch-size 8 "
@@ -113,6 +115,7 @@ def folder(
     (tmp_path / "nsfw.lake").symlink_to(pairs_lake)
     shutil.copy(tiny_models, tmp_path / "tiny.yaml")
     save_roberta(tmp_path / "tiny-roberta")
+    torch.save(create_model("ViT-Ti/4-32px").state_dict(), tmp_path / "clip.pt")
     (tmp_path / "shards").mkdir()
     samples = list(scenes("train", 40, seed=1))
     for number in range(2):
@@ -202,7 +205,9 @@ def test_the_table_of_recipes_is_what_is_shipped() -> None:
         assert config.model == model
         pairs = config.data.batch_size * (config.trainer.devices or 1) * config.trainer.num_nodes
         assert f"{pairs:,}" == batch
-    assert {name for name, _, _ in rows} == {path.stem for path in recipes_folder().glob("*.yaml")} - {"demo"}
+    tuned = re.findall(r"^\| \[(finetune-\w+)\]\(recipes/\1\.yaml\) \|", README, re.M)
+    shipped = {path.stem for path in recipes_folder().glob("*.yaml")}
+    assert {*(name for name, _, _ in rows), *tuned} == shipped - {"demo"}
 
 
 def test_every_link_into_the_repository_leads_somewhere() -> None:
@@ -214,7 +219,7 @@ def test_every_link_into_the_repository_leads_somewhere() -> None:
 def test_every_flag_that_the_prose_names_exists() -> None:
     prose = re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE)
     flags = set(re.findall(r"`(?:[^`]* )?(--[a-z][a-z-]*)[ `]", prose)) - {"--token", "--nproc-per-node"}
-    helps = "".join(helptext(verb) for verb in (["train"], ["evaluate", "zeroshot"], ["ingest"]))
+    helps = "".join(helptext(verb) for verb in (["train"], ["finetune"], ["evaluate", "zeroshot"], ["ingest"]))
     assert flags
     for flag in flags:
         assert flag in helps, flag

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 import torch
+
+from lakeclip.lake.sources.scenes import scenes
+from tests.contract.test_seed_finetune import save_roberta
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,3 +72,70 @@ def test_drawn_captions_are_as_long_as_flickrs(monkeypatch: pytest.MonkeyPatch) 
     assert 20 <= lengths.double().quantile(0.95) <= 23
     assert trimmed(ids).shape[1] == lengths.max()
     assert bool((shortened(ids, 10)[lengths > 10, -1] == ids.max()).all())
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text model and its tokenizer where the benchmarks of fine-tuning expect all-MiniLM-L6-v2."""
+    folder = tmp_path_factory.mktemp("words")
+    save_roberta(folder / "model")
+    return folder / "model"
+
+
+def shards(folder: Path, name: str, num: int, *, seed: int) -> None:
+    with tarfile.open(folder / f"{name}-0000.tar", "w") as tar:
+        for sample in scenes("train", num, seed=seed):
+            label = json.dumps({"label": sample.metadata["label"]})
+            for suffix, data in (
+                ("jpg", sample.image),
+                ("txt", "\n".join(sample.captions).encode()),
+                ("json", label.encode()),
+            ):
+                info = tarfile.TarInfo(f"{sample.key}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+def benchmark(name: str, *words: str | Path) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / name, *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_transfer(words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from resnet20 import ResNet20
+
+    shards(tmp_path, "train", 60, seed=0)
+    shards(tmp_path, "test", 20, seed=1)
+    weights = {f"module.{name}": value for name, value in ResNet20().state_dict().items()}
+    torch.save({"state_dict": {**weights, "module.linear.weight": torch.zeros(10, 64)}}, tmp_path / "resnet20.th")
+    flags = ["--cifar10", tmp_path, "--resnet20", tmp_path / "resnet20.th", "--minilm", words, "--pairs", "40"]
+    short = ["--minutes", "0.02", "--scratch-minutes", "0.02", "--points", "2", "--batch-size", "10"]
+    benchmark("transfer.py", *flags, *short, "--out", tmp_path / "result.json")
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert (result["pretrained"]["pairs"], result["from_scratch"]["pairs"]) == (40, 60)
+    assert [row["steps"] for row in result["pretrained"]["curve"]][-1] == result["pretrained"]["steps"]
+    assert str(tmp_path) not in json.dumps(result)
+
+
+@pytest.mark.slow
+def test_distillation(words: Path, tmp_path: Path) -> None:
+    shards(tmp_path, "train", 40, seed=0)
+    shards(tmp_path, "dev", 20, seed=1)
+    flags = ["--flickr8k", tmp_path, "--minilm", words, "--image-tower", "ViT-Ti/4-32px", "--seeds", "2"]
+    benchmark(
+        "distillation.py",
+        *flags,
+        *("--minutes", "0.01", "--points", "2", "--batch-size", "10", "--out", tmp_path / "result.json"),
+    )
+    ways = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["ways"]
+    assert list(ways) == ["InfoNCE", "KD", "OT", "earlier"]
+    for way in ways.values():
+        assert [run["seed"] for run in way["runs"]] == [0, 1]
+        assert 0 <= way["R@1"]["mean"] <= way["R@10"]["mean"] <= 1

@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 import tyro
 
+from lakeclip.cli.finetune import FinetuneFlags
 from lakeclip.cli.train import TrainFlags
 from lakeclip.config.load import read_recipe, recipes_folder
-from lakeclip.config.schema import TrainConfig
+from lakeclip.config.schema import FinetuneConfig, TrainConfig
+from lakeclip.errors import ConfigError
 from lakeclip.models.zoo import model_config
 
-NAMES = sorted(path.stem for path in recipes_folder().glob("*.yaml"))
+SHIPPED = sorted(path.stem for path in recipes_folder().glob("*.yaml"))
+NAMES = [name for name in SHIPPED if not name.startswith("finetune-")]
+FINETUNE = [name for name in SHIPPED if name not in NAMES]
 #: Recipe → pairs in the data it is for, and the global batch that its comments promise.
 SIZES = {"small": (2_000, 128), "flickr": (8_000, 128), "cc3m": (3e6, 1024), "cc12m": (12e6, 2048)} | {
     "laion400m": (400e6, 32_768)
@@ -74,13 +78,25 @@ def test_every_recipe_says_what_it_is_for(name: str) -> None:
             assert words in head[0], words
 
 
+@pytest.mark.parametrize("name", FINETUNE)
+def test_recipes_for_fine_tuning(name: str) -> None:
+    config = read_recipe(name, FinetuneConfig)
+    assert (config.data.lake, config.data.folder, config.start) == (None, None, None), "they are the user's"
+    text = (recipes_folder() / f"{name}.yaml").read_text()
+    for words in (f"lakeclip finetune --recipe {name}", "Why", "What to expect", "Sure"):
+        assert words in text, words
+    with pytest.raises(ConfigError, match="settings that cannot be used"):
+        read_recipe(name)
+
+
 def test_the_help_names_the_shipped_recipes() -> None:
     import inspect
 
-    source = inspect.getsource(TrainFlags)
-    named = re.search(r"the name of a shipped one \(([^)]*)\)", source)
-    assert named is not None
-    assert sorted(named[1].split(", ")) == sorted(SIZES), "the demo's is for `lakeclip demo`"
+    # The demo's is for `lakeclip demo`.
+    for flags, names in ((TrainFlags, list(SIZES)), (FinetuneFlags, FINETUNE)):
+        named = re.search(r"the name of a shipped one \(([^)]*)\)", inspect.getsource(flags))
+        assert named is not None
+        assert sorted(re.split(r",\s+", named[1])) == sorted(names)
 
 
 def test_a_wheel_brings_the_recipes() -> None:

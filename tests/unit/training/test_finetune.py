@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -110,9 +111,12 @@ def test_a_run_moves_what_it_should(tmp_path: Path) -> None:
 
 
 def test_temperatures_are_learned_logarithms_within_bounds() -> None:
-    """Defect 14: exp of 3.9 at first, and never below 1 or above 100."""
+    """Defect 14: both as exp(x), alike at first (3.9 in OTTER), and the teacher's never below 1 or above 100."""
     made = module()
-    assert float(made.distillation_scale.detach()) == pytest.approx(3.9)
+    assert float(made.distillation_scale.detach()) == pytest.approx(math.log(1 / 0.07))
+    made = module(teacher=TeacherConfig(initial_scale=3.9))
+    scales = [float(scale.detach()) for scale in made.scalars]
+    assert scales == pytest.approx([3.9, 3.9])
     with torch.no_grad():
         for value, bound in ((-1.0, 0.0), (9.0, 4.60517)):
             made.distillation_scale.fill_(value)
