@@ -93,7 +93,15 @@ def test_two_towers_by_name(pairs_lake: Path, hub: Path, tmp_path: Path) -> None
     assert not torch.equal(loaded.model.text_encoder.embeddings.word_embeddings.weight, original)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("more", [[], ["--lora-rank", "4", "--lr", "1e-3"], ["--lock-image", "all"]])
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["--lora-rank", "4", "--lr", "1e-3"],
+        ["--lock-image", "all"],
+        ["--precision", "bf16", "--targets", "softmax", "--checkpointing", "on"],
+    ],
+)
 def test_a_whole_clip(more: list[str], pairs_lake: Path, pretrained: Path, tmp_path: Path) -> None:
     finetune("--from", f"lakeclip:{pretrained}", *data(pairs_lake, tmp_path, "tuned"), *more)
     before, after = load(pretrained).model.state_dict(), load(tmp_path / "tuned").model.state_dict()
@@ -142,6 +150,16 @@ def test_two_processes_equal_one(pairs_lake: Path, pretrained: Path, tmp_path: P
         output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, output + errors
     assert_same_learning(tmp_path / "one", tmp_path / "two")
+
+
+def test_two_processes_train_two_towers(pairs_lake: Path, hub: Path, tmp_path: Path) -> None:
+    """Nothing in them is without a gradient, which DistributedDataParallel would not forgive."""
+    towers = ["--image-encoder", f"hf:{hub}/eyes", "--text-encoder", f"hf:{hub}/words", "--max-steps", "2"]
+    with start(
+        ["finetune", *data(pairs_lake, tmp_path, "two"), *towers, "--devices", "2", "--strategy", "ddp"]
+    ) as process:
+        output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, output + errors
 
 
 def assert_same_learning(run: Path, other: Path) -> None:
