@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lakeclip.checkpoints import open_clip, openai
+from lakeclip.checkpoints import huggingface, open_clip, openai
 from lakeclip.checkpoints.foreign import Foreign
 from lakeclip.errors import CheckpointError
 
-_READERS = {openai.LAYOUT: openai.read_openai, open_clip.LAYOUT: open_clip.read_open_clip}
+_READERS = {
+    openai.LAYOUT: openai.read_openai,
+    open_clip.LAYOUT: open_clip.read_open_clip,
+    huggingface.LAYOUT: huggingface.read_huggingface,
+}
 
 #: Whose layouts can be read.
 LAYOUTS = tuple(_READERS)
@@ -18,7 +22,7 @@ def load_weights(name: str) -> Foreign:
     """Read the weights that a name means, without making the model (`foreign.build` does).
 
     Args:
-        name: openai:FILE or open_clip:FILE.
+        name: openai:FILE, open_clip:FILE or huggingface:FOLDER.
 
     Raises:
         CheckpointError: there is no such layout, or the file is wrong.

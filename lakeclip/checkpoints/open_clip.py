@@ -13,15 +13,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lakeclip.checkpoints.foreign import Foreign, read_state_dict, recognise
 from lakeclip.errors import CheckpointError
-from lakeclip.models.clip import IMAGE_MEAN, IMAGE_STD
+from lakeclip.models.clip import CLIP, IMAGE_MEAN, IMAGE_STD
 from lakeclip.models.vision_transformer import HEAD_WIDTH
 
 LAYOUT = "open_clip"
-CONFIG = "open_clip_config.json"
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
 #: What `CustomTextCLIP` calls text.X is X in OpenAI's layout.
 _TEXT = re.compile(
@@ -100,6 +102,55 @@ def read_open_clip(path: str | Path) -> Foreign:
     if beside.is_file():
         return recognise(path, LAYOUT, weights, heads=_text_heads(path, beside))
     return recognise(path, LAYOUT, weights, assumed=_assumed(path, weights))
+
+
+def write_open_clip(model: CLIP, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write a folder that open_clip loads as "local-dir:FOLDER": configuration and weights.
+
+    Args:
+        folder: is made if it is not there.
+        dtype: of the weights.
+    """
+    config = model.config
+    layers = config.vision_layers
+    content: dict[str, Any] = {
+        "model_cfg": {
+            "embed_dim": config.embed_dim,
+            "quick_gelu": True,
+            "vision_cfg": {
+                "image_size": config.image_resolution,
+                "layers": layers if isinstance(layers, int) else list(layers),
+                "width": config.vision_width,
+                "patch_size": config.vision_patch_size,
+            },
+            "text_cfg": {
+                "context_length": config.context_length,
+                "vocab_size": config.vocab_size,
+                "width": config.transformer_width,
+                "heads": config.transformer_heads,
+                "layers": config.transformer_layers,
+            },
+        },
+        "preprocess_cfg": {
+            "size": config.image_resolution,
+            "mode": "RGB",
+            "mean": list(IMAGE_MEAN),
+            "std": list(IMAGE_STD),
+            "interpolation": "bicubic",
+            "resize_mode": "shortest",
+        },
+    }
+    if config.vision_patch_size is None:
+        del content["model_cfg"]["vision_cfg"]["patch_size"]
+    if model.logit_bias is not None:
+        content["model_cfg"]["init_logit_bias"] = float(model.logit_bias.detach())
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {
+        name: value.to(dtype).contiguous() if value.is_floating_point() else value
+        for name, value in model.state_dict().items()
+    }
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ VERBS = {
     "train": "train CLIP from scratch, or go on with a run",
     "finetune": "bring two pretrained towers together on your pairs",
     "evaluate": "zero-shot and retrieval scores of a trained model",
+    "export": "a trained model for OpenAI's code, open_clip, Hugging Face, or as safetensors",
 }
 
 

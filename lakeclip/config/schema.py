@@ -309,8 +309,8 @@ class FinetuneConfig:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     start: str | None = None
-    """A whole CLIP to go on from, instead of two towers: openai:FILE, open_clip:FILE or lakeclip:CHECKPOINT. Also
-    written --from."""
+    """A whole CLIP to go on from, instead of two towers: openai:FILE, open_clip:FILE,
+    huggingface:FOLDER or lakeclip:CHECKPOINT. Also written --from."""
     image_encoder: str = "torchvision:resnet50"
     """Image tower: torchvision:NAME, timm:NAME, hf:NAME (all pretrained), openai:FILE, open_clip:FILE,
     lakeclip:CHECKPOINT, or lakeclip:NAME (from scratch)."""

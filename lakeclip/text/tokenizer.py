@@ -127,6 +127,16 @@ def tokenize(texts: str | Sequence[str], context_length: int = CONTEXT_LENGTH) -
     return _default(context_length)(texts)
 
 
+def vocabulary() -> list[str]:
+    """The piece of text of each id, as the merges table spells it; the last two are start and end of text."""
+    return list(_tables().pieces)
+
+
+def merges() -> list[tuple[str, str]]:
+    """The merges of the table, in order."""
+    return list(_tables().merges)
+
+
 def trim(ids: Int64[Tensor, "batch context"]) -> Int64[Tensor, "batch trimmed"]:
     """Cut the padding that every caption of the batch has.
 
@@ -176,16 +186,16 @@ class _Tables:
     def __init__(self) -> None:
         letters = list(_LETTER_OF.values())
         num_merges = VOCAB_SIZE - 2 * len(letters) - len(_SPECIAL)
-        merges = [_pair(line) for line in _read_merges().split("\n")[1 : num_merges + 1]]
+        self.merges = [_pair(line) for line in _read_merges().split("\n")[1 : num_merges + 1]]
         self.pieces = [
             *letters,
             *(letter + "</w>" for letter in letters),
-            *(a + b for a, b in merges),
+            *(a + b for a, b in self.merges),
             *_SPECIAL,
         ]
         self.engine = BPE(
             {piece: index for index, piece in enumerate(self.pieces)},
-            merges,
+            self.merges,
             end_of_word_suffix="</w>",
         )
 

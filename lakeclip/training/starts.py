@@ -21,7 +21,7 @@ from lakeclip.models.pretrained import (
 )
 from lakeclip.models.zoo import create_model
 
-_WHOLE = "openai:FILE, open_clip:FILE, or lakeclip:CHECKPOINT (a run's folder or a .ckpt file)"
+_WHOLE = "openai:FILE, open_clip:FILE, huggingface:FOLDER, or lakeclip:CHECKPOINT (a run's folder or a .ckpt file)"
 
 
 class Start(NamedTuple):

@@ -123,6 +123,16 @@ def test_what_a_run_ends_with_has_a_score(pairs_lake: Path, tiny_models: Path, t
         assert (tmp_path / name / "checkpoints/best.ckpt").exists()
 
 
+@pytest.mark.slow
+def test_a_compiled_tower_trains_as_one_that_is_not(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
+    main(words(pairs_lake, tiny_models, tmp_path, "plain", "--max-steps", "3"))
+    with start(words(pairs_lake, tiny_models, tmp_path, "compiled", "--max-steps", "3", "--compile")) as process:
+        output, errors = process.communicate(timeout=280)
+    assert process.returncode == 0, output + errors
+    assert "compiled: the first step took" in output
+    assert_same_weights(tmp_path / "plain", tmp_path / "compiled")
+
+
 def test_two_processes_equal_one(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
     """Defects 6 and 19: the same global batches, so the same weights; in micro-batches too."""
     main(words(pairs_lake, tiny_models, tmp_path, "one", "--max-steps", "4"))

@@ -1,0 +1,127 @@
+"""Models in the layouts of others: they load there and here, and give the same features."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, CLIPModel, CLIPProcessor
+
+from lakeclip.checkpoints import exports
+from lakeclip.checkpoints.exports import FORMATS, export
+from lakeclip.checkpoints.foreign import build
+from lakeclip.checkpoints.layouts import load_weights
+from lakeclip.checkpoints.open_clip import WEIGHTS
+from lakeclip.config.schema import ModelConfig
+from lakeclip.errors import CheckpointError, OutputError
+from lakeclip.models.clip import CLIP
+from lakeclip.text.tokenizer import tokenize
+
+VIT = ModelConfig(
+    embed_dim=48,
+    image_resolution=64,
+    vision_layers=2,
+    vision_width=128,
+    vision_patch_size=16,
+    context_length=77,
+    vocab_size=49408,
+    transformer_width=64,
+    transformer_heads=1,
+    transformer_layers=2,
+)
+RESNET = dataclasses.replace(VIT, vision_layers=(1, 1, 1, 1), vision_width=16, vision_patch_size=None)
+
+
+def made(config: ModelConfig, *, sigmoid: bool = False) -> CLIP:
+    torch.manual_seed(0)
+    model = CLIP(config, sigmoid=sigmoid).eval()
+    for parameter in model.parameters():  # gains and biases too, so that none hides behind its ones and zeros
+        if parameter.ndim:
+            parameter.data += 0.02 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("config", [VIT, RESNET], ids=["vit", "resnet"])
+@pytest.mark.parametrize("to", list(FORMATS))
+def test_every_layout_gives_the_same_features(to: str, config: ModelConfig, half: bool, tmp_path: Path) -> None:
+    model, out = made(config), tmp_path / "out"
+    if to == "huggingface" and config is RESNET:
+        with pytest.raises(CheckpointError, match="ResNet"):
+            export(model, to, out)
+        return
+    done = export(model, to, out, half=half)
+    assert done.difference <= 1e-5
+    if to != "safetensors":
+        path = out / WEIGHTS if to == "open_clip" else out
+        back = build(load_weights(f"{to}:{path}"))
+        assert back.config == config
+        expected = model.half().float() if half else model
+        for name, value in back.state_dict().items():
+            torch.testing.assert_close(value, expected.state_dict()[name], rtol=0, atol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_the_folder_for_hugging_face_is_whole(tmp_path: Path) -> None:
+    """Model, processor and tokenizer load offline, and the tokenizer makes our ids."""
+    from PIL import Image
+
+    model = made(VIT)
+    export(model, "huggingface", tmp_path / "hf")
+    captions = ["a photo of a dog", "Two  CHILDREN's toys, 42!", "naïve café"]
+    words = AutoTokenizer.from_pretrained(tmp_path / "hf")(captions, padding="max_length", return_tensors="pt")
+    ours = tokenize(captions)
+    for mine, theirs, mask in zip(ours, words["input_ids"], words["attention_mask"], strict=True):
+        length = int(mask.sum())
+        assert theirs[:length].tolist() == mine[:length].tolist()
+    processor = CLIPProcessor.from_pretrained(tmp_path / "hf")
+    pixels = processor(images=Image.new("RGB", (80, 70), (200, 30, 90)), return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, 64, 64)
+    theirs = CLIPModel.from_pretrained(tmp_path / "hf").eval()
+    with torch.no_grad():
+        logits = theirs(input_ids=words["input_ids"], pixel_values=pixels).logits_per_image
+        expected, _ = model(pixels, ours)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_sigmoid_model_goes_where_there_is_a_bias(tmp_path: Path) -> None:
+    model = made(VIT, sigmoid=True)
+    for to in ("openai", "huggingface"):
+        with pytest.raises(CheckpointError, match="sigmoid"):
+            export(model, to, tmp_path / to)
+    export(model, "open_clip", tmp_path / "open_clip")
+    assert build(load_weights(f"open_clip:{tmp_path}/open_clip/{WEIGHTS}")).logit_bias is not None
+
+
+def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(OutputError, match="is there already"):
+        export(made(VIT), "openai", tmp_path / "mine")
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_a_wrong_conversion_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, read = FORMATS["safetensors"]
+
+    def wrong(model: CLIP, out: Path, dtype: torch.dtype) -> None:
+        model = made(VIT)
+        model.visual.proj.data[0] += 1
+        write(model, out, dtype)
+
+    monkeypatch.setitem(exports.FORMATS, "safetensors", (wrong, read))
+    with pytest.raises(CheckpointError, match="must not be used"):
+        export(made(VIT), "safetensors", tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [({"model_type": "bert"}, "no CLIP"), ({"vision_config": {"hidden_act": "gelu"}}, "hidden_act")],
+)
+def test_a_folder_of_another_model_is_refused(change: dict[str, object], what: str, tmp_path: Path) -> None:
+    export(made(VIT), "huggingface", tmp_path / "hf")
+    file = tmp_path / "hf/config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(CheckpointError, match=what):
+        load_weights(f"huggingface:{tmp_path}/hf")
