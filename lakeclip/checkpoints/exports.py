@@ -17,6 +17,7 @@ from lakeclip.checkpoints.huggingface import write_huggingface
 from lakeclip.checkpoints.layouts import load_weights
 from lakeclip.checkpoints.open_clip import WEIGHTS, write_open_clip
 from lakeclip.checkpoints.openai import write_openai
+from lakeclip.checkpoints.programs import read_onnx, read_programs, write_onnx, write_programs
 from lakeclip.errors import CheckpointError, OutputError
 from lakeclip.models.clip import CLIP, unit
 
@@ -131,6 +132,16 @@ def _by_transformers(out: Path, model: CLIP) -> tuple[Encoders, str]:
     return (image, text), f"transformers {transformers.__version__}"
 
 
+def _by_programs(out: Path, model: CLIP) -> tuple[Encoders, str]:
+    image, text, name = read_programs(out)
+    return (image, text), name
+
+
+def _by_onnxruntime(out: Path, model: CLIP) -> tuple[Encoders, str]:
+    image, text, name = read_onnx(out)
+    return (image, text), name
+
+
 _Writer = Callable[[CLIP, Path, torch.dtype], None]
 _Reader = Callable[[Path, CLIP], tuple[Encoders, str]]
 
@@ -140,4 +151,6 @@ FORMATS: dict[str, tuple[_Writer, _Reader]] = {
     "open_clip": (lambda model, out, dtype: write_open_clip(model, out, dtype=dtype), _by_lakeclip("open_clip")),
     "huggingface": (lambda model, out, dtype: write_huggingface(model, out, dtype=dtype), _by_transformers),
     "safetensors": (_write_safetensors, _by_lakeclip("safetensors")),
+    "onnx": (lambda model, out, dtype: write_onnx(model, out, dtype=dtype), _by_onnxruntime),
+    "torch-export": (lambda model, out, dtype: write_programs(model, out, dtype=dtype), _by_programs),
 }

@@ -12,12 +12,16 @@ import tyro
 from lakeclip.errors import CheckpointError
 
 #: Layout → what follows the run's name in what it is written to.
-_NAMES = {"openai": ".pt", "open_clip": "-open_clip", "huggingface": "-huggingface", "safetensors": ".safetensors"}
+_NAMES = {"openai": ".pt", "safetensors": ".safetensors"} | {
+    to: f"-{to}" for to in ("open_clip", "huggingface", "onnx", "torch-export")
+}
 _USE = {
     "openai": "clip.model.build_model(torch.load({out!r}))",
     "open_clip": "open_clip.create_model_and_transforms('local-dir:{out}')",
     "huggingface": "transformers.CLIPModel.from_pretrained({out!r}), CLIPProcessor.from_pretrained({out!r})",
     "safetensors": "safetensors.torch.load_file({out!r})",
+    "onnx": "onnxruntime.InferenceSession('{out}/image.onnx'), and text.onnx; their inputs are in clip.json",
+    "torch-export": "torch.export.load('{out}/image.pt2').module(), and text.pt2; their inputs are in clip.json",
 }
 
 
@@ -27,9 +31,9 @@ class ExportFlags:
 
     checkpoint: str
     """A run's folder or a .ckpt file; or openai:FILE, open_clip:FILE, huggingface:FOLDER."""
-    to: Literal["openai", "open_clip", "huggingface", "safetensors"]
+    to: Literal["openai", "open_clip", "huggingface", "safetensors", "onnx", "torch-export"]
     """OpenAI's state dict; a folder for open_clip; a folder for transformers, with processor and tokenizer; weights
-    alone."""
+    alone; a folder with a program for each tower."""
     out: str | None = None
     """The file or folder to write. Default: named after the checkpoint, here."""
     half: bool = False

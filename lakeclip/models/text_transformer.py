@@ -60,6 +60,10 @@ class Packed(NamedTuple):
 
 def pack(ids: Int[Tensor, "batch context"]) -> Packed:
     """Lay captions of like length beside each other, up to the end-of-text token, which has the highest id."""
+    if torch.compiler.is_exporting():
+        # A program for any lengths cannot depend on these.
+        rows = torch.arange(ids.shape[0], device=ids.device)
+        return Packed(ids.flatten(), [(ids.shape[0], ids.shape[1])], ids.argmax(dim=-1), rows)
     ends, order = ids.argmax(dim=-1).sort(stable=True)
     cost = _TOKENS_PER_GROUP.get(ids.device.type, _TOKENS_PER_GROUP_OF_OTHERS)
     # A model on the meta device computes nothing, so all its captions count as whole.

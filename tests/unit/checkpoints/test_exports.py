@@ -16,7 +16,7 @@ from lakeclip.checkpoints.foreign import build
 from lakeclip.checkpoints.layouts import load_weights
 from lakeclip.checkpoints.open_clip import WEIGHTS
 from lakeclip.config.schema import ModelConfig
-from lakeclip.errors import CheckpointError, OutputError
+from lakeclip.errors import CheckpointError, ConfigError, OutputError
 from lakeclip.models.clip import CLIP
 from lakeclip.text.tokenizer import tokenize
 
@@ -53,9 +53,15 @@ def test_every_layout_gives_the_same_features(to: str, config: ModelConfig, half
         with pytest.raises(CheckpointError, match="ResNet"):
             export(model, to, out)
         return
+    if half and to in ("onnx", "torch-export"):
+        with pytest.raises(ConfigError, match="half precision"):
+            export(model, to, out, half=True)
+        return
     done = export(model, to, out, half=half)
     assert done.difference <= 1e-5
-    if to != "safetensors":
+    if to in ("onnx", "torch-export"):
+        assert json.loads((out / "clip.json").read_text())["features"]["dim"] == config.embed_dim
+    elif to != "safetensors":
         path = out / WEIGHTS if to == "open_clip" else out
         back = build(load_weights(f"{to}:{path}"))
         assert back.config == config
