@@ -33,11 +33,12 @@ def prepare(model: CLIP | DualEncoder, keep: KeepConfig) -> list[nn.Module]:
     image, text = image_layers(model), text_layers(model)
     if keep.lora_rank is not None:
         alpha = keep.lora_alpha or 2.0 * keep.lora_rank
+        held = _batch_norms(image + text)
         for what, locked, layers in (("lock_image", keep.lock_image, image), ("lock_text", keep.lock_text, text)):
+            held += _lock(what, locked, layers)
             _lock(what, "all", layers)
             for layer in layers[_count(what, locked, layers) :]:
                 _adapt(layer, keep.lora_rank, alpha)
-        held = _batch_norms(image + text)
     else:
         held = _lock("lock_image", keep.lock_image, image) + _lock("lock_text", keep.lock_text, text)
     if not any(parameter.requires_grad for parameter in model.parameters() if parameter.ndim):
