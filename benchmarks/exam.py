@@ -16,7 +16,7 @@ from contest import Contest
 from torch import Tensor
 from torch.nn import functional as F
 
-from lakeclip.checkpoints.native import load
+from lakeclip.checkpoints.layouts import load
 from lakeclip.evaluation.encode import encode_images, encode_texts
 from lakeclip.evaluation.labels import read_labels
 from lakeclip.evaluation.prompts import fill, find_templates

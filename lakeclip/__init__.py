@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lakeclip.checkpoints.native import load as load
+    from lakeclip.checkpoints.layouts import load as load
     from lakeclip.data.datamodule import PairDataModule as PairDataModule
     from lakeclip.data.seed import DeepLakeDataModule as DeepLakeDataModule
     from lakeclip.data.seed import TextImageDataModule as TextImageDataModule
@@ -30,7 +30,7 @@ _HOME = {
     "available_models": "lakeclip.models.zoo",
     "create_model": "lakeclip.models.zoo",
     "tokenize": "lakeclip.text.tokenizer",
-    "load": "lakeclip.checkpoints.native",
+    "load": "lakeclip.checkpoints.layouts",
     "open_lake": "lakeclip.lake.dataset",
     "CLIPWrapper": "lakeclip.training.module",
     "CustomCLIPWrapper": "lakeclip.training.finetune",

@@ -1,12 +1,15 @@
-"""Weights of other makers by name: the layout, a colon, and the file."""
+"""Models by name: a run or a checkpoint of ours, or, after the layout and a colon, a file of another maker."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from lakeclip.checkpoints import huggingface, open_clip, openai
-from lakeclip.checkpoints.foreign import Foreign
+from lakeclip.checkpoints.foreign import Foreign, build
+from lakeclip.checkpoints.native import LoadedModel, load_checkpoint
+from lakeclip.data.transforms import EvalTransform
 from lakeclip.errors import CheckpointError
+from lakeclip.text.tokenizer import Tokenizer
 
 _READERS = {
     openai.LAYOUT: openai.read_openai,
@@ -37,3 +40,23 @@ def load_weights(name: str) -> Foreign:
         )
     # No shell expands what stands behind a colon.
     return _READERS[layout](Path(file).expanduser())
+
+
+def load(name: str | Path) -> LoadedModel:
+    """Load a trained model, ready to encode on the CPU.
+
+    Args:
+        name: a run folder (its best checkpoint, or else its last) or a .ckpt file; or openai:FILE, open_clip:FILE or
+            huggingface:FOLDER.
+
+    Returns:
+        The model in evaluation mode; `tokenize`, texts → what the model takes; and `transform`, an image (encoded
+        bytes, a path or a PIL image) → (3, size, size) uint8.
+
+    Raises:
+        CheckpointError: missing, damaged, of another kind, or trained with another tokenizer.
+    """
+    if str(name).partition(":")[0] not in LAYOUTS:
+        return load_checkpoint(name)
+    model = build(load_weights(str(name)))
+    return LoadedModel(model, Tokenizer(model.config.context_length), EvalTransform(model.config.image_resolution))

@@ -211,7 +211,7 @@ def read_checkpoint(path: str | Path, expect: ModelConfig | None = None) -> Chec
     return Checkpoint(path, cast("dict[str, Any]", entry), config, _weights(path, content.get("state_dict")))
 
 
-def load(path: str | Path) -> LoadedModel:
+def load_checkpoint(path: str | Path) -> LoadedModel:
     """Load a trained model, ready to encode on the CPU.
 
     Args:

@@ -30,7 +30,7 @@ class ZeroShot:
     """Classify a lake's images by the class names alone, and count how many are right."""
 
     checkpoint: str
-    """A run folder, or a .ckpt file."""
+    """A run folder or a .ckpt file; or openai:FILE, open_clip:FILE, huggingface:FOLDER."""
     lake: str
     """Deep Lake dataset with images and labels."""
     label_column: str
@@ -53,7 +53,7 @@ class Retrieval:
     """Find each image's captions among all, and each caption's image."""
 
     checkpoint: str
-    """A run folder, or a .ckpt file."""
+    """A run folder or a .ckpt file; or openai:FILE, open_clip:FILE, huggingface:FOLDER."""
     lake: str | None = None
     """Deep Lake dataset with images and captions."""
     folder: str | None = None

@@ -188,7 +188,7 @@ def retrieve(
 
 def load_model(checkpoint: str, effort: Effort) -> LoadedModel:
     """The model of a run or a checkpoint, on the device that is asked for."""
-    from lakeclip.checkpoints.native import load
+    from lakeclip.checkpoints.layouts import load
 
     if effort.batch_size < 1 or effort.num_workers < 0:
         raise ConfigError(

@@ -15,7 +15,8 @@ import pytest
 import torch
 from transformers import AutoModel, BertConfig, BertModel, BertTokenizerFast, ViTConfig, ViTModel
 
-from lakeclip.checkpoints.native import load, read_checkpoint
+from lakeclip.checkpoints.layouts import load
+from lakeclip.checkpoints.native import read_checkpoint
 from lakeclip.cli.app import main
 from lakeclip.cli.finetune import run
 from lakeclip.errors import LakeclipError

@@ -11,7 +11,8 @@ import torch
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
-from lakeclip.checkpoints.native import load, read_checkpoint
+from lakeclip.checkpoints.layouts import load
+from lakeclip.checkpoints.native import read_checkpoint
 from lakeclip.config.schema import OptimizerConfig
 from lakeclip.models.clip import CLIP
 from lakeclip.training.optimizers import adamw, store_text_in_bfloat16, with_paper_values

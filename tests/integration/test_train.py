@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lakeclip.checkpoints.native import load, read_checkpoint
+from lakeclip.checkpoints.layouts import load
+from lakeclip.checkpoints.native import read_checkpoint
 from lakeclip.cli.app import main
 
 LAKECLIP = str(Path(sys.executable).parent / "lakeclip")

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lakeclip.checkpoints.native import Checkpoint, build, find_checkpoint, lineage, load, read_checkpoint
+from lakeclip.checkpoints.layouts import load
+from lakeclip.checkpoints.native import Checkpoint, build, find_checkpoint, lineage, read_checkpoint
 from lakeclip.config.schema import DataConfig, ModelConfig, TrainConfig
 from lakeclip.errors import CheckpointError
 from lakeclip.lake.sources.scenes import scenes
