@@ -49,7 +49,7 @@ class ZeroShotTest:
 def make_report(
     folder: Path, tests: Sequence[ZeroShotTest] = (), *, match_column: str | None = None, effort: Effort | None = None
 ) -> tuple[Path, list[ZeroShotSection]]:
-    """Score a run and write its report.html: what `lakeclip evaluate report` and `lakeclip demo` do.
+    """Score a run and write its report.html and MODEL_CARD.md: what `lakeclip evaluate report` and `lakeclip demo` do.
 
     Retrieval and the gallery are over the rows that the run validated on, as its checkpoint tells. Where those cannot
     be read any more, the page goes without, and a note says so.
@@ -66,6 +66,7 @@ def make_report(
         LakeclipError: no checkpoint, a test's data is wrong, or the page cannot be written.
     """
     from lakeclip.checkpoints.native import read_checkpoint
+    from lakeclip.evaluation.card import write_card
     from lakeclip.evaluation.forgetting import read_forgetting
     from lakeclip.evaluation.gallery import retrieval_gallery
     from lakeclip.evaluation.history import read_curves
@@ -95,6 +96,7 @@ def make_report(
         num_parameters=sum(parameter.numel() for parameter in model.model.parameters()),
         curves=curves,
     )
+    forgetting = read_forgetting(folder)
     page = write_report(
         folder,
         facts=facts,
@@ -102,8 +104,9 @@ def make_report(
         zeroshot=sections,
         retrieval=retrieval,
         gallery=gallery,
-        forgetting=read_forgetting(folder),
+        forgetting=forgetting,
     )
+    write_card(folder, facts, zeroshot=sections, retrieval=retrieval, forgetting=forgetting)
     return page, sections
 
 

@@ -1,0 +1,102 @@
+"""MODEL_CARD.md: what somebody who is handed a model must know of it (Mitchell et al. 2018, arXiv 1810.03993)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lakeclip.errors import OutputError
+from lakeclip.evaluation.forgetting import Forgetting
+from lakeclip.evaluation.report import RetrievalSection, RunFacts, ZeroShotSection
+
+FILE_NAME = "MODEL_CARD.md"
+
+_LIMITS = """\
+- It knows the words of its captions and the pictures of its data, and nothing else. Outside of them it answers as surely
+  as within, and is wrong.
+- What the data associates, the model does: also where that is unfair to people. The data was not examined for this.
+- The scores above are of the images named there. Others will give others.
+- Not for deciding about people, and not for identifying them."""
+
+
+def write_card(
+    run: Path,
+    facts: RunFacts,
+    *,
+    zeroshot: Sequence[ZeroShotSection] = (),
+    retrieval: RetrievalSection | None = None,
+    forgetting: Forgetting | None = None,
+) -> Path:
+    """Write MODEL_CARD.md into a run's folder: data, recipe, scores and limits, from its checkpoint's lineage.
+
+    Returns:
+        The page.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    lines = [
+        f"# {facts.name}",
+        "",
+        f"A model that puts images and texts into one space ({facts.model}), trained with lakeclip.",
+        "",
+        "## How to use it",
+        "",
+        "```python",
+        "import lakeclip",
+        "",
+        'model, tokenize, transform = lakeclip.load("checkpoints/best.ckpt")',
+        "```",
+        "",
+    ]
+    for group in facts.groups:
+        lines += [f"## {group.title}", "", *_table(("", ""), group.rows), ""]
+    lines += ["## Scores", ""]
+    scores = list(_scores(zeroshot, retrieval, forgetting))
+    lines += _table(("on", "score"), scores) if scores else ["None were taken."]
+    lines += ["", "## Limits", "", _LIMITS, ""]
+    path = run / FILE_NAME
+    try:
+        path.write_text("\n".join(lines), encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written", found=error.strerror or str(error)) from None
+    return path
+
+
+def _scores(
+    zeroshot: Sequence[ZeroShotSection], retrieval: RetrievalSection | None, forgetting: Forgetting | None
+) -> Sequence[tuple[str, str]]:
+    rows = []
+    for section in zeroshot:
+        result = section.result
+        low, high = result.interval
+        rows.append(
+            (
+                f"{section.title}: zero-shot top-1 among {len(result.classes)} classes, {result.num_samples:,} images",
+                f"{result.top1:.1%} ({low:.1%} to {high:.1%}; chance {result.chance:.1%})",
+            )
+        )
+    if retrieval is not None:
+        found = retrieval.result
+        for way, ranking in (("image → text", found.image_to_text), ("text → image", found.text_to_image)):
+            recall = ", ".join(f"R@{k} {share:.1%}" for k, share in ranking.recall.items())
+            about = f"{retrieval.about} {found.num_images:,} images, {found.num_texts:,} captions"
+            rows.append((f"{way}. {about}", recall))
+    if forgetting is not None:
+        rows.append(
+            (
+                f"what was known before, {forgetting.kept_lake}: zero-shot top-1",
+                f"{forgetting.before:.1%} before training, {forgetting.mixes[-1].kept:.1%} after, "
+                f"{forgetting.best.kept:.1%} in mixed.ckpt",
+            )
+        )
+    return rows
+
+
+def _table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> list[str]:
+    return [f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {_cell(one)} | {_cell(two)} |" for one, two in rows)]
+
+
+def _cell(text: str) -> str:
+    """A query may hold what ends a cell."""
+    return " ".join(text.replace("|", "\\|").split())
