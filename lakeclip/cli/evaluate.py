@@ -70,6 +70,29 @@ class Retrieval:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """Fit a linear classifier on the model's image features (its tower is frozen), and score it on other images."""
+
+    checkpoint: str
+    """A run folder or a .ckpt file; or openai:FILE, open_clip:FILE, huggingface:FOLDER."""
+    lake: str
+    """Deep Lake dataset with images and labels to train the classifier on."""
+    test_lake: str
+    """… and one to score it on."""
+    label_column: str
+    """Column with the labels, in both: texts, or integers together with --classes."""
+    query: str | None = None
+    """Which rows of --lake to train on: the WHERE clause of a Deep Lake query."""
+    classes: str | None = None
+    """Names of the classes: a file with one a line, or cat,dog,… Default: the labels of --lake."""
+    few: tuple[int, ...] = ()
+    """Also with so many examples a class, e.g. --few 1 4 16: the mean of three draws."""
+    json_file: Annotated[str | None, tyro.conf.arg(name="json", metavar="FILE")] = None
+    """Write all figures to this file as well."""
+    effort: Annotated[Effort, tyro.conf.arg(name="")] = field(default_factory=Effort)
+
+
+@dataclass(frozen=True)
 class Report:
     """Write a run's report.html anew: curves, retrieval on its validation rows, a zero-shot test if one is named."""
 
@@ -93,6 +116,7 @@ class Report:
 _Verb = (
     Annotated[ZeroShot, tyro.conf.subcommand("zeroshot")]
     | Annotated[Retrieval, tyro.conf.subcommand("retrieval")]
+    | Annotated[Probe, tyro.conf.subcommand("probe")]
     | Annotated[Report, tyro.conf.subcommand("report")]
 )
 
@@ -103,7 +127,7 @@ def run(argv: list[str]) -> None:
     Raises:
         LakeclipError: of the kind that says what is wrong: flags, checkpoint, data, device or output.
     """
-    verb: ZeroShot | Retrieval | Report = tyro.cli(
+    verb: ZeroShot | Retrieval | Probe | Report = tyro.cli(
         _Verb,
         args=argv,
         prog="lakeclip evaluate",
@@ -114,6 +138,8 @@ def run(argv: list[str]) -> None:
         evaluate_zeroshot(verb)
     elif isinstance(verb, Retrieval):
         evaluate_retrieval(verb)
+    elif isinstance(verb, Probe):
+        evaluate_probe(verb)
     else:
         evaluate_report(verb)
 
@@ -151,6 +177,46 @@ def evaluate_retrieval(flags: Retrieval) -> None:
     content = {"checkpoint": flags.checkpoint, "data": where, **result.to_json(), "num_undecodable": num_undecodable}
     _save(json_file, content)
     _show_retrieval(result, num_undecodable)
+
+
+def evaluate_probe(flags: Probe) -> None:
+    """`lakeclip evaluate probe`."""
+    import torch
+
+    from lakeclip.evaluation.encode import encode_images
+    from lakeclip.evaluation.labels import parse_classes, read_labels
+    from lakeclip.evaluation.probe import linear_probe
+    from lakeclip.lake.dataset import open_lake
+
+    json_file = _writable(flags.json_file)
+    train, test = open_lake(flags.lake, flags.query), open_lake(flags.test_lake)
+    classes = parse_classes(flags.classes) if flags.classes is not None else None
+    labels = read_labels(train, flags.label_column, classes)
+    # The names of the first are those of the second; its labels may be fewer.
+    names = classes or sorted({str(value) for value in train.column(flags.label_column) if value})
+    model = load_model(flags.checkpoint, flags.effort)
+    sides = []
+    for source, known in ((train, labels), (test, read_labels(test, flags.label_column, names))):
+        images = encode_images(
+            model.model,
+            source,
+            model.transform,
+            positions=known.positions,
+            with_captions=False,
+            batch_size=flags.effort.batch_size,
+            num_workers=flags.effort.num_workers,
+        )
+        target_of = dict(zip(known.positions, known.targets, strict=True))
+        sides += [images.features.cpu(), torch.tensor([target_of[position] for position in images.positions])]
+    result = linear_probe(*sides, few=flags.few)
+    _save(json_file, {"checkpoint": flags.checkpoint, "lake": flags.lake, "test_lake": flags.test_lake, **result.to_json()})
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_row("top-1", f"[bold]{result.top1:.1%}[/]", f"the most frequent class would get {result.chance:.1%}")
+    for number, share in result.few.items():
+        table.add_row(f"{number} a class", f"{share:.1%}")
+    table.add_row("images", f"{result.num_train:,} to train on, {result.num_test:,} to score")
+    table.add_row("1/C", f"{result.regularisation:.3g}", f"the best of {len(result.sweep)} on a fifth of the former")
+    _console().print(table)
 
 
 def evaluate_report(flags: Report) -> None:

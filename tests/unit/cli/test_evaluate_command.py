@@ -118,6 +118,16 @@ def test_retrieval_from_a_lake_and_from_a_folder(
     assert found[0]["text_to_image"] == pytest.approx(found[1]["text_to_image"], abs=0.02)
 
 
+def test_probe(a_run: Path, lake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "probe.json"
+    lakes = ["--lake", lake, "--test-lake", lake, "--label-column", "label"]
+    run(["probe", "--checkpoint", str(a_run), *lakes, "--few", "1", "2", "--json", str(file)])
+    content = json.loads(file.read_text())
+    assert content["num_train"] == content["num_test"] == 40
+    assert set(content["few_shot"]) == {"1", "2"}
+    assert f"{content['top1']:.1%}" in capsys.readouterr().out
+
+
 def test_report(a_run: Path, lake: str, capsys: pytest.CaptureFixture[str]) -> None:
     run(["report", "--run", str(a_run), "--lake", lake, "--label-column", "label", "--match-column", "scene"])
     shown = capsys.readouterr()

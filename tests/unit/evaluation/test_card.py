@@ -19,7 +19,7 @@ FACTS = RunFacts("cats-1", "RN50", (FactGroup("Data", (("query", "a == 'x' | b")
 
 
 def test_it_says_what_the_run_was(tmp_path: Path) -> None:
-    zeroshot = ZeroShotResult(("cat", "dog"), np.array([[3, 1], [0, 4]]), 0.875, 1.0, TemplateSet("simple", ("{}",)))
+    zeroshot = ZeroShotResult(("cat", "dog"), np.array([[3, 1], [0, 4]]), 0.875, 1.0, TemplateSet("simple", "plain", ("{}",)))
     ranking = Ranking({1: 0.25, 5: 0.5, 10: 0.75}, 4.0)
     card = write_card(
         tmp_path,
