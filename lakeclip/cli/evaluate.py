@@ -38,7 +38,7 @@ class ZeroShot:
     query: str | None = None
     """Which rows to score: the WHERE clause of a Deep Lake query."""
     templates: str = "simple"
-    """Sentences for the class names: simple, openai-7, cifar, scenes, or a file with one a line and {} for the name."""
+    """Sentences for the class names: simple, openai-7, openai-80, cifar, scenes, or a file with one a line and {} for the name."""
     classes: str | None = None
     """Names to choose among: a file with one a line, or cat,dog,… Default: the labels that there are."""
     image_column: str | None = None

@@ -24,6 +24,8 @@ def test_every_shipped_set_is_usable() -> None:
         assert len(set(entry.templates)) == len(entry.templates)
         assert not any(template_problem(template) for template in entry.templates)
     assert len(sets["openai-7"].templates) == 7
+    assert len(sets["openai-80"].templates) == 80
+    assert set(sets["openai-7"].templates) <= set(sets["openai-80"].templates)
     assert len(sets["cifar"].templates) == 18
 
 
