@@ -385,9 +385,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def command(script: str) -> str:
     """The command line that this script was started with, without where things are on this machine."""
-    hidden = {"--out": "FILE", "--resnet20": "FILE", "--peer-python": "PEER_PYTHON", "--checkpoint": "RUN"} | {
-        flag: "DIR" for flag in ("--cifar10", "--flickr8k", "--minilm", "--work")
-    }
+    files = ("--out", "--resnet20", "--checkpoint", "--peer-python")
+    folders = ("--cifar10", "--flickr8k", "--minilm", "--work")
+    hidden = dict.fromkeys(files, "FILE") | dict.fromkeys(folders, "DIR")
     words = [hidden.get(before, word) for before, word in zip(["", *sys.argv[1:]], sys.argv[1:], strict=False)]
     return shlex.join(["python", f"benchmarks/{script}", *words])
 

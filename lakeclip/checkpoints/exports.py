@@ -6,13 +6,13 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lakeclip.checkpoints.foreign import build, recognise, read_state_dict
+from lakeclip.checkpoints.foreign import build, read_state_dict, recognise
 from lakeclip.checkpoints.huggingface import write_huggingface
 from lakeclip.checkpoints.layouts import load_weights
 from lakeclip.checkpoints.open_clip import WEIGHTS, write_open_clip
@@ -119,7 +119,8 @@ def _by_lakeclip(name: str) -> Callable[[Path, CLIP], tuple[Encoders, str]]:
 def _by_transformers(out: Path, model: CLIP) -> tuple[Encoders, str]:
     import transformers
 
-    theirs = transformers.CLIPModel.from_pretrained(out, local_files_only=True, torch_dtype=torch.float32).eval()
+    theirs: Any = transformers.CLIPModel.from_pretrained(out, local_files_only=True).float()
+    theirs.train(False)
 
     def image(images: Tensor) -> Tensor:
         features: Tensor = theirs.visual_projection(theirs.vision_model(pixel_values=images).pooler_output)

@@ -48,7 +48,10 @@ _BLOCK = {
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
 }
-_TOWERS = {"visual.transformer.resblocks.": "vision_model.encoder.layers.", "transformer.resblocks.": "text_model.encoder.layers."}
+_TOWERS = {
+    "visual.transformer.resblocks.": "vision_model.encoder.layers.",
+    "transformer.resblocks.": "text_model.encoder.layers.",
+}
 
 
 def to_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -119,7 +122,9 @@ def read_huggingface(path: str | Path) -> Foreign:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / 'config.json'} cannot be read", found=str(error).splitlines()[0]) from None
     if config.get("model_type") != "clip":
-        raise CheckpointError(f"{folder} holds no CLIP", found=f"model_type {config.get('model_type')!r}", allowed="clip")
+        raise CheckpointError(
+            f"{folder} holds no CLIP", found=f"model_type {config.get('model_type')!r}", allowed="clip"
+        )
     for part in ("text_config", "vision_config"):
         activation = (config.get(part) or {}).get("hidden_act", "quick_gelu")
         if activation != "quick_gelu":

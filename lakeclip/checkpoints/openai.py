@@ -9,7 +9,6 @@ import torch
 from lakeclip.checkpoints.foreign import Foreign, read_state_dict, recognise
 from lakeclip.errors import CheckpointError
 from lakeclip.models.clip import CLIP
-from lakeclip.errors import CheckpointError
 
 LAYOUT = "openai"
 
@@ -61,5 +60,7 @@ def write_openai(model: CLIP, file: Path, *, dtype: torch.dtype = torch.float32)
         )
     sizes = ("context_length", "vocab_size")
     beside = {"input_resolution": config.image_resolution, **{name: getattr(config, name) for name in sizes}}
-    weights = {name: value.to(dtype) if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    weights = {
+        name: value.to(dtype) if value.is_floating_point() else value for name, value in model.state_dict().items()
+    }
     torch.save({**weights, **{name: torch.tensor(value) for name, value in beside.items()}}, file)

@@ -38,7 +38,8 @@ class ZeroShot:
     query: str | None = None
     """Which rows to score: the WHERE clause of a Deep Lake query."""
     templates: str = "simple"
-    """Sentences for the class names: simple, openai-7, openai-80, cifar, scenes, or a file with one a line and {} for the name."""
+    """Sentences for the class names: simple, openai-7, openai-80, cifar, scenes, or a file with one a line, {} for
+    the name."""
     classes: str | None = None
     """Names to choose among: a file with one a line, or cat,dog,… Default: the labels that there are."""
     image_column: str | None = None
@@ -209,7 +210,10 @@ def evaluate_probe(flags: Probe) -> None:
         target_of = dict(zip(known.positions, known.targets, strict=True))
         sides += [images.features.cpu(), torch.tensor([target_of[position] for position in images.positions])]
     result = linear_probe(*sides, few=flags.few)
-    _save(json_file, {"checkpoint": flags.checkpoint, "lake": flags.lake, "test_lake": flags.test_lake, **result.to_json()})
+    _save(
+        json_file,
+        {"checkpoint": flags.checkpoint, "lake": flags.lake, "test_lake": flags.test_lake, **result.to_json()},
+    )
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_row("top-1", f"[bold]{result.top1:.1%}[/]", f"the most frequent class would get {result.chance:.1%}")
     for number, share in result.few.items():

@@ -51,7 +51,9 @@ def run(argv: list[str]) -> None:
     from lakeclip.models.clip import CLIP
 
     layout, _, file = flags.checkpoint.partition(":")
-    model = build(load_weights(flags.checkpoint)) if layout in LAYOUTS else build_native(read_checkpoint(flags.checkpoint))
+    model = (
+        build(load_weights(flags.checkpoint)) if layout in LAYOUTS else build_native(read_checkpoint(flags.checkpoint))
+    )
     if not isinstance(model, CLIP):
         raise CheckpointError(
             f"{flags.checkpoint} holds two towers, for which other libraries have no layout",

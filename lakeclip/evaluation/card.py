@@ -12,8 +12,8 @@ from lakeclip.evaluation.report import RetrievalSection, RunFacts, ZeroShotSecti
 FILE_NAME = "MODEL_CARD.md"
 
 _LIMITS = """\
-- It knows the words of its captions and the pictures of its data, and nothing else. Outside of them it answers as surely
-  as within, and is wrong.
+- It knows the words of its captions and the pictures of its data, and nothing else. Outside of them it answers as
+  surely as within, and is wrong.
 - What the data associates, the model does: also where that is unfair to people. The data was not examined for this.
 - The scores above are of the images named there. Others will give others.
 - Not for deciding about people, and not for identifying them."""

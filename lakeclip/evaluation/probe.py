@@ -1,8 +1,8 @@
-"""Linear probes: how much of a label a straight line through the image features tells (Radford et al. 2021, section 3.2).
+"""Linear probes: how much of a label a straight line through the image features tells (Radford et al. 2021, 3.2).
 
-A logistic regression by L-BFGS (scikit-learn), at most 1,000 iterations, with the strength of its L2 penalty chosen on a
-part of the training rows: seven from 1e-6 to 1e6 first, then by halves of the interval around the best, down to an eighth
-of a decade (the paper's appendix A.3).
+A logistic regression by L-BFGS (scikit-learn), at most 1,000 iterations. The strength of its L2 penalty is chosen on a
+part of the training rows: seven from 1e-6 to 1e6 first, then by halves of the interval around the best, down to an
+eighth of a decade (the paper's appendix A.3).
 """
 
 from __future__ import annotations

@@ -220,7 +220,9 @@ def test_every_link_into_the_repository_leads_somewhere() -> None:
 def test_every_flag_that_the_prose_names_exists() -> None:
     prose = re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE)
     flags = set(re.findall(r"`(?:[^`]* )?(--[a-z][a-z-]*)[ `]", prose)) - {"--token", "--nproc-per-node"}
-    helps = "".join(helptext(verb) for verb in (["train"], ["finetune"], ["evaluate", "zeroshot"], ["ingest"], ["export"]))
+    helps = "".join(
+        helptext(verb) for verb in (["train"], ["finetune"], ["evaluate", "zeroshot"], ["ingest"], ["export"])
+    )
     assert flags
     for flag in flags:
         assert flag in helps, flag

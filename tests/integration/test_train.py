@@ -71,7 +71,14 @@ def test_a_run_leaves_everything_and_is_quiet(pairs_lake: Path, tiny_models: Pat
     assert "trained" in output
     assert "% waiting" in output, "one line of averages"
     run = tmp_path / "a"
-    for name in ("config.yaml", "metrics.csv", "report.html", "MODEL_CARD.md", "checkpoints/best.ckpt", "checkpoints/last.ckpt"):
+    for name in (
+        "config.yaml",
+        "metrics.csv",
+        "report.html",
+        "MODEL_CARD.md",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+    ):
         assert (run / name).stat().st_size > 0, name
     assert list((run / "tensorboard").glob("events*"))
     rows = curves(run)

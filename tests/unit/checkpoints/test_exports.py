@@ -67,7 +67,9 @@ def test_every_layout_gives_the_same_features(to: str, config: ModelConfig, half
         assert back.config == config
         expected = model.half().float() if half else model
         for name, value in back.state_dict().items():
-            torch.testing.assert_close(value, expected.state_dict()[name], rtol=0, atol=0, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                value, expected.state_dict()[name], rtol=0, atol=0, msg=lambda m, n=name: f"{n}: {m}"
+            )
 
 
 def test_the_folder_for_hugging_face_is_whole(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ FACTS = RunFacts("cats-1", "RN50", (FactGroup("Data", (("query", "a == 'x' | b")
 
 
 def test_it_says_what_the_run_was(tmp_path: Path) -> None:
-    zeroshot = ZeroShotResult(("cat", "dog"), np.array([[3, 1], [0, 4]]), 0.875, 1.0, TemplateSet("simple", "plain", ("{}",)))
+    zeroshot = ZeroShotResult(
+        ("cat", "dog"), np.array([[3, 1], [0, 4]]), 0.875, 1.0, TemplateSet("simple", "plain", ("{}",))
+    )
     ranking = Ranking({1: 0.25, 5: 0.5, 10: 0.75}, 4.0)
     card = write_card(
         tmp_path,
@@ -28,7 +30,15 @@ def test_it_says_what_the_run_was(tmp_path: Path) -> None:
         retrieval=RetrievalSection(RetrievalResult(ranking, ranking, 8, 9), "Held out."),
         forgetting=Forgetting("old.lake", 0.9, (Mix(0.0, 0.1, 0.9), Mix(1.0, 0.5, 0.6))),
     ).read_text()
-    for words in ("# cats-1", "RN50", "rows | 1,000", "87.5%", "R@5 50.0%", "90.0% before training, 60.0% after", "## Limits"):
+    for words in (
+        "# cats-1",
+        "RN50",
+        "rows | 1,000",
+        "87.5%",
+        "R@5 50.0%",
+        "90.0% before training, 60.0% after",
+        "## Limits",
+    ):
         assert words in card, words
     assert "a == 'x' \\| b" in card
     tables = [line for line in card.splitlines() if line.startswith("|")]
