@@ -119,8 +119,8 @@ def _by_lakeclip(name: str) -> Callable[[Path, CLIP], tuple[Encoders, str]]:
 def _by_transformers(out: Path, model: CLIP) -> tuple[Encoders, str]:
     import transformers
 
-    theirs: Any = transformers.CLIPModel.from_pretrained(out, local_files_only=True).float()
-    theirs.train(False)
+    theirs: Any = transformers.CLIPModel.from_pretrained(out, local_files_only=True)
+    theirs.float().eval()
 
     def image(images: Tensor) -> Tensor:
         features: Tensor = theirs.visual_projection(theirs.vision_model(pixel_values=images).pooler_output)

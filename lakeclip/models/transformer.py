@@ -10,6 +10,7 @@ products with weights are products of that matrix, and only attention looks at o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,6 +21,9 @@ from lakeclip.models.recompute import Recompute, recomputed
 
 #: How sequences lie in a matrix of tokens: (number of sequences, tokens of each) of every group, in order.
 Groups = Sequence[tuple[int, int]]
+if not TYPE_CHECKING:
+    # In a program for any number of sequences that number is a symbol.
+    Groups = Sequence[tuple[int | torch.SymInt, int]]
 
 
 def attend(

@@ -44,13 +44,14 @@ class VisionTransformer(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embed"]:
         patches = self._embed_patches(images)
-        class_token = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        # Sizes by `shape`: `len` would make a number of what is a symbol in an exported program.
+        class_token = self.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
         positions = positions_on_grid(self.positional_embedding, images.shape[-1] // self.conv1.kernel_size[0])
         tokens = torch.cat([class_token, patches], dim=1) + positions.to(patches.dtype)
         if self.training and self.patch_dropout:
             tokens = self._drop_patches(tokens)
         groups = [(tokens.shape[0], tokens.shape[1])]
-        first = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
+        first = torch.zeros(tokens.shape[0], dtype=torch.int64, device=tokens.device)
         feature: Tensor = self.ln_post(self.transformer(self.ln_pre(tokens.flatten(0, 1)), groups, first))
         return feature @ self.proj
 
