@@ -202,13 +202,14 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and back to what it was: a run may score itself while it trains."""
-    training = model.training
+    """Evaluation mode, and each part back to what it was: a run may score itself while it trains, some of it locked."""
+    training = {part: part.training for part in model.modules()}
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for part, was in training.items():
+            part.training = was
 
 
 def _device(model: nn.Module) -> torch.device:

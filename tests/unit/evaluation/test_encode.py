@@ -116,3 +116,13 @@ def test_a_model_that_has_diverged_is_said_to_have() -> None:
 def test_nothing_is_printed_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
     encode_images(tiny_clip(), scenery(2), TRANSFORM)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_part_that_is_locked_stays_in_evaluation_mode() -> None:
+    """A run with a locked tower scores itself while it trains: batch norm there must not begin to move."""
+    model = tiny_clip().train()
+    model.visual.eval()
+    encode_texts(model, TOKENIZE, ["a photo"])
+    assert not any(part.training for part in model.visual.modules())
+    assert model.training
+    assert model.transformer.training
