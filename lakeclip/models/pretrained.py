@@ -206,9 +206,11 @@ def _from_hub(transformers: Any, model: str) -> ImageTower:
     size = getattr(config, "image_size", None) or 224
     mean, std = IMAGE_MEAN, IMAGE_STD
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(model)
-        mean, std = tuple(processor.image_mean), tuple(processor.image_std)
-    except (OSError, ValueError, ImportError, AttributeError):
+        # Its settings alone: a processor may need torchvision to be made.
+        reader = import_module("transformers.image_processing_base").ImageProcessingMixin
+        settings, _ = reader.get_image_processor_dict(model)
+        mean, std = tuple(settings.get("image_mean", mean)), tuple(settings.get("image_std", std))
+    except (OSError, ValueError):
         # Saved without one; ImageNet's numbers or CLIP's make little difference to a tower that is trained on.
         pass
     return ImageTower(encoder, _origin("hf", model, config.to_dict()), int(size), mean, std)

@@ -58,6 +58,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder / "words")
     BertModel(BertConfig(vocab_size=18, **sizes)).save_pretrained(folder / "words")
     ViTModel(ViTConfig(image_size=32, patch_size=8, **sizes)).save_pretrained(folder / "eyes")
+    numbers = {"image_processor_type": "ViTImageProcessor", "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2] * 3}
+    (folder / "eyes/preprocessor_config.json").write_text(json.dumps(numbers))
     return folder
 
 
@@ -79,6 +81,7 @@ def test_two_towers_by_name(pairs_lake: Path, hub: Path, tmp_path: Path) -> None
     assert isinstance(loaded.model, DualEncoder)
     assert isinstance(loaded.tokenize, HuggingFaceTokenizer)
     assert loaded.transform.image_size == 32
+    torch.testing.assert_close(loaded.model.image_mean, torch.tensor([0.5, 0.4, 0.3]))
     with torch.no_grad():
         features = loaded.model.encode_text(loaded.tokenize(["a red circle", "the blue squares"]))
         assert features.shape == (2, 32)
