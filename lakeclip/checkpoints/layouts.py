@@ -35,7 +35,7 @@ def load_weights(name: str) -> Foreign:
         there = Path(name).expanduser().is_file()
         raise CheckpointError(
             f"{name!r} does not name weights of another maker",
-            allowed=" or ".join(f"{known}:FILE" for known in _READERS),
+            allowed="openai:FILE, open_clip:FILE or huggingface:FOLDER",
             next_step=f"{openai.LAYOUT}:{name}, if that file is in OpenAI's layout" if there else "",
         )
     # No shell expands what stands behind a colon.

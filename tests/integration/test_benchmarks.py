@@ -128,7 +128,7 @@ def test_transfer(words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_distillation(words: Path, tmp_path: Path) -> None:
     shards(tmp_path, "train", 40, seed=0)
     shards(tmp_path, "dev", 20, seed=1)
-    flags = ["--flickr8k", tmp_path, "--minilm", words, "--image-tower", "ViT-Ti/4-32px", "--seeds", "2"]
+    flags = ["--flickr8k", tmp_path, "--minilm", words, "--image-tower", "ViT-Ti/4-32px", "--seeds", "1"]
     benchmark(
         "distillation.py",
         *flags,
@@ -137,5 +137,5 @@ def test_distillation(words: Path, tmp_path: Path) -> None:
     ways = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["ways"]
     assert list(ways) == ["InfoNCE", "KD", "OT", "earlier"]
     for way in ways.values():
-        assert [run["seed"] for run in way["runs"]] == [0, 1]
+        assert [run["seed"] for run in way["runs"]] == [0]
         assert 0 <= way["R@1"]["mean"] <= way["R@10"]["mean"] <= 1

@@ -26,7 +26,7 @@ def test_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_names_that_are_none(name: str) -> None:
     with pytest.raises(CheckpointError, match="does not name weights") as error:
         load_weights(name)
-    assert error.value.allowed == "openai:FILE or open_clip:FILE"
+    assert error.value.allowed == "openai:FILE, open_clip:FILE or huggingface:FOLDER"
     assert not error.value.next_step
 
 
