@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,8 +72,9 @@ def export(model: CLIP, to: str, out: Path, *, half: bool = False) -> Exported:
     encoders, compared_with = read(out, reference)
     difference = _difference(reference, encoders)
     if not difference <= LARGEST_DIFFERENCE:
+        shutil.rmtree(out) if out.is_dir() else out.unlink()
         raise CheckpointError(
-            f"{out} does not give the model's features, so it must not be used",
+            f"what was written to {out} does not give the model's features; it was removed, as it must not be used",
             found=f"a difference of {difference:.2g} by {compared_with}",
             allowed=f"at most {LARGEST_DIFFERENCE:g}",
         )

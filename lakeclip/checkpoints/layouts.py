@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from lakeclip.checkpoints import huggingface, open_clip, openai
@@ -17,12 +18,16 @@ _READERS = {
     huggingface.LAYOUT: huggingface.read_huggingface,
 }
 
+_log = logging.getLogger(__name__)
+
 #: Whose layouts can be read.
 LAYOUTS = tuple(_READERS)
 
 
 def load_weights(name: str) -> Foreign:
     """Read the weights that a name means, without making the model (`foreign.build` does).
+
+    What is assumed of them, as their file does not tell it, is logged as a warning.
 
     Args:
         name: openai:FILE, open_clip:FILE or huggingface:FOLDER.
@@ -39,7 +44,10 @@ def load_weights(name: str) -> Foreign:
             next_step=f"{openai.LAYOUT}:{name}, if that file is in OpenAI's layout" if there else "",
         )
     # No shell expands what stands behind a colon.
-    return _READERS[layout](Path(file).expanduser())
+    weights = _READERS[layout](Path(file).expanduser())
+    if weights.assumed:
+        _log.warning("assumed of %s, as its file does not tell: %s", name, "; ".join(weights.assumed))
+    return weights
 
 
 def load(name: str | Path) -> LoadedModel:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from lakeclip.cli.plan import show_plan
-from lakeclip.cli.train import mixed, starting_point
+from lakeclip.cli.train import conclude, mixed, starting_point
 from lakeclip.config.schema import FinetuneConfig
 from lakeclip.errors import ConfigError
 
@@ -54,21 +53,9 @@ def run(argv: list[str]) -> None:
 
 def finetune(config: FinetuneConfig, *, resume: Path | None = None) -> None:
     """Fine-tune, write the run's report, and tell the user what came out."""
-    from lakeclip.cli.report import make_report
     from lakeclip.training.run import finetune as finetune_run
 
-    finished = finetune_run(config, resume=resume, token=os.environ.get("ACTIVELOOP_TOKEN"))
-    if finished.is_main:
-        say = sys.stdout.write
-        if finished.speed is not None:
-            say(f"{finished.speed}\n")
-        if finished.interrupted:
-            say(f"stopped after step {finished.steps}\n  go on with: lakeclip finetune --resume {finished.folder}\n")
-        else:
-            say(f"trained {finished.steps} steps in {finished.seconds:.0f} s: {finished.folder}\n")
-            say(f"report: {make_report(finished.folder)[0]}\n")
-    if finished.interrupted:
-        sys.exit(130)
+    conclude(finetune_run(config, resume=resume, token=os.environ.get("ACTIVELOOP_TOKEN")), "finetune")
 
 
 def _start(word: str) -> str:

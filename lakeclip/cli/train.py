@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -14,6 +14,9 @@ from lakeclip.cli.plan import show_plan
 from lakeclip.config.load import Config, read_recipe
 from lakeclip.config.schema import TrainConfig
 from lakeclip.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from lakeclip.training.run import FinishedRun
 
 
 @dataclass(frozen=True)
@@ -62,16 +65,21 @@ def train(config: TrainConfig, *, resume: Path | None = None, report: bool = Tru
         resume: folder of the run to go on with.
         report: write report.html at the end.
     """
-    from lakeclip.cli.report import make_report
     from lakeclip.training.run import train as train_run
 
-    finished = train_run(config, resume=resume, token=os.environ.get("ACTIVELOOP_TOKEN"))
+    conclude(train_run(config, resume=resume, token=os.environ.get("ACTIVELOOP_TOKEN")), "train", report=report)
+
+
+def conclude(finished: FinishedRun, verb: str, *, report: bool = True) -> None:
+    """Tell the user what a run of a verb left, and end the process with code 130 where it was stopped."""
+    from lakeclip.cli.report import make_report
+
     if finished.is_main:
         say = sys.stdout.write
         if finished.speed is not None:
             say(f"{finished.speed}\n")
         if finished.interrupted:
-            say(f"stopped after step {finished.steps}\n  go on with: lakeclip train --resume {finished.folder}\n")
+            say(f"stopped after step {finished.steps}\n  go on with: lakeclip {verb} --resume {finished.folder}\n")
         else:
             say(f"trained {finished.steps} steps in {finished.seconds:.0f} s: {finished.folder}\n")
             if report:

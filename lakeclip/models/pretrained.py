@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from lakeclip.config.schema import ModelConfig
 from lakeclip.errors import ModelError
 from lakeclip.models.clip import CLIP, IMAGE_MEAN, IMAGE_STD
 from lakeclip.models.dual_encoder import CLIPText, DualEncoder
+from lakeclip.models.zoo import model_config_from_dict
 
 _IMAGE = (
     "torchvision:NAME, timm:NAME, hf:NAME (all pretrained), openai:FILE, open_clip:FILE, lakeclip:CHECKPOINT, "
@@ -146,7 +146,7 @@ def remake_image_encoder(origin: dict[str, Any]) -> nn.Module:
     """
     library, name = str(origin["library"]), str(origin["name"])
     if library == "clip":
-        return CLIP(_sizes(origin["config"])).visual
+        return CLIP(model_config_from_dict(name, origin["config"])).visual
     loaded = _library(library, f"{library}:{name}")
     try:
         if library == "timm":
@@ -162,7 +162,7 @@ def remake_image_encoder(origin: dict[str, Any]) -> nn.Module:
 def remake_text_encoder(origin: dict[str, Any]) -> nn.Module:
     """The architecture of a text tower, with random weights."""
     if origin["library"] == "clip":
-        return CLIPText(CLIP(_sizes(origin["config"])))
+        return CLIPText(CLIP(model_config_from_dict(str(origin["name"]), origin["config"])))
     transformers = _library("hf", str(origin["name"]))
     encoder: nn.Module = transformers.AutoModel.from_config(_hub_config(transformers, origin["config"]))
     return encoder
@@ -255,11 +255,6 @@ def _plain(value: Any) -> Any:
 def _hub_config(transformers: Any, values: dict[str, Any]) -> Any:
     rest = {name: value for name, value in values.items() if name not in ("dtype", "torch_dtype")}
     return transformers.AutoConfig.for_model(rest.pop("model_type"), **rest)
-
-
-def _sizes(values: dict[str, Any]) -> ModelConfig:
-    layers = values["vision_layers"]
-    return ModelConfig(**{**values, "vision_layers": tuple(layers) if isinstance(layers, list) else layers})
 
 
 def _without_classifier(model: nn.Module) -> nn.Module:

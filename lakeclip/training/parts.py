@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 
 import lightning as L
@@ -22,7 +21,6 @@ from lakeclip.training.checks import check_finetune
 from lakeclip.training.finetune import FinetuneModule
 from lakeclip.training.module import CLIPWrapper
 from lakeclip.training.starts import find_image_tower, find_text_tower, load_clip
-from lakeclip.training.trainer import is_main
 from lakeclip.types import Tokenize
 
 
@@ -51,6 +49,8 @@ def finetune_parts(config: FinetuneConfig, *, token: str | None = None) -> tuple
         LakeclipError: a model or a tower, the data or a device cannot be had, or settings do not go together.
     """
     check_finetune(config)
+    # Before the towers: one from scratch has random weights, as heads and LoRA's additions have.
+    L.seed_everything(config.data.seed, verbose=False)
     start = _whole(config) if config.start else _towers(config)
     datamodule = make_datamodule(config.data, start.image_size, start.tokenize, token=token)
     datamodule.setup("fit")
@@ -82,11 +82,7 @@ class _Start:
 
 def _whole(config: FinetuneConfig) -> _Start:
     assert config.start is not None
-    # New patches are cut for the size; nothing else of the model is random.
-    L.seed_everything(config.data.seed, verbose=False)
     loaded = load_clip(config.start, config.data.image_size)
-    if loaded.assumed and is_main():
-        sys.stdout.write(f"assumed of {config.start}, as its file does not tell: {'; '.join(loaded.assumed)}\n")
     tokenizer = Tokenizer(loaded.model.config.context_length)
     return _Start(loaded.model, loaded.name, tokenizer, loaded.model.config.image_resolution)
 
@@ -98,7 +94,6 @@ def _towers(config: FinetuneConfig) -> _Start:
     else:
         tokenize = HuggingFaceTokenizer(text.tokenizer)
     size = config.data.image_size or image.image_size
-    L.seed_everything(config.data.seed, verbose=False)
     model = DualEncoder(
         image.module,
         text.module,

@@ -25,11 +25,10 @@ _WHOLE = "openai:FILE, open_clip:FILE, huggingface:FOLDER, or lakeclip:CHECKPOIN
 
 
 class Start(NamedTuple):
-    """A whole CLIP, ready to be trained on, what to call it, and what was assumed of it that its file does not tell."""
+    """A whole CLIP, ready to be trained on, and what to call it."""
 
     model: CLIP
     name: str
-    assumed: tuple[str, ...] = ()
 
 
 def load_clip(name: str, image_size: int | None = None) -> Start:
@@ -45,8 +44,7 @@ def load_clip(name: str, image_size: int | None = None) -> Start:
     """
     layout, _, file = name.partition(":")
     if layout in LAYOUTS and file:
-        weights = load_weights(name)
-        return Start(build(weights, image_size), f"{layout}:{Path(file).stem}", weights.assumed)
+        return Start(build(load_weights(name), image_size), f"{layout}:{Path(file).stem}")
     if layout == "lakeclip" and file:
         checkpoint = read_checkpoint(file)
         if not isinstance(checkpoint.model_config, ModelConfig):

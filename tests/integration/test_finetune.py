@@ -19,9 +19,11 @@ from lakeclip.checkpoints.layouts import load
 from lakeclip.checkpoints.native import read_checkpoint
 from lakeclip.cli.app import main
 from lakeclip.cli.finetune import run
+from lakeclip.config.schema import DataConfig, FinetuneConfig
 from lakeclip.errors import LakeclipError
 from lakeclip.models.dual_encoder import DualEncoder
 from lakeclip.text.huggingface import HuggingFaceTokenizer
+from lakeclip.training.parts import finetune_parts
 from tests.integration.test_train import assert_same_weights, progress, start, words
 
 LAKECLIP = str(Path(sys.executable).parent / "lakeclip")
@@ -192,6 +194,16 @@ def test_what_was_known_is_scored_and_the_best_mix_saved(pairs_lake: Path, pretr
     with (folder / "metrics.csv").open(newline="") as file:
         assert [row for row in csv.DictReader(file) if row.get("val/kept_top1")], "scored during training too"
     assert "Old and new weights mixed" in (folder / "report.html").read_text()
+
+
+def test_a_tower_from_scratch_begins_by_the_seed(pairs_lake: Path, hub: Path) -> None:
+    config = FinetuneConfig(
+        image_encoder="lakeclip:ViT-Ti/4-32px",
+        text_encoder=f"hf:{hub}/words",
+        data=DataConfig(lake=str(pairs_lake), batch_size=8, num_workers=0),
+    )
+    one, other = (finetune_parts(config)[0].state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize(

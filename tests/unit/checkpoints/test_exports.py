@@ -121,6 +121,7 @@ def test_a_wrong_conversion_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(exports.FORMATS, "safetensors", (wrong, read))
     with pytest.raises(CheckpointError, match="must not be used"):
         export(made(VIT), "safetensors", tmp_path / "x.safetensors")
+    assert not (tmp_path / "x.safetensors").exists()
 
 
 @pytest.mark.parametrize(

@@ -35,3 +35,12 @@ def test_a_file_without_its_layout(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not name weights") as error:
         load_weights(str(path))
     assert error.value.next_step.startswith(f"openai:{path}")
+
+
+def test_what_is_assumed_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Weights do not tell QuickGELU from GELU, and with the wrong one every feature is."""
+    path = save(tmp_path / "x.pt", original().state_dict())
+    load_weights(f"openai:{path}")
+    assert not caplog.text
+    load_weights(f"open_clip:{path}")
+    assert "QuickGELU" in caplog.text
