@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
@@ -20,6 +19,7 @@ from lakeclip.losses import (
     tiles,
     transport_targets,
 )
+from tests.integration.processes import on_processes
 from tests.unit.losses.dense import dense_distillation, dense_sigmoid, dense_softmax, dense_transport, keys, pairs
 
 _OWN = 5
@@ -70,8 +70,7 @@ OBJECTIVES: dict[str, tuple[Loss, Loss]] = {
 }
 
 
-def compare_with_one_process(rank: int, world: int, address: str) -> None:
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
+def compare_with_one_process(rank: int, world: int) -> None:
     close = {"rtol": 1e-12, "atol": 1e-13}
     for name, (streamed, dense) in OBJECTIVES.items():
         for tiles._SIDE in (2, 1024):
@@ -100,17 +99,15 @@ def compare_with_one_process(rank: int, world: int, address: str) -> None:
                 assert features.grad is not None
                 assert wanted.grad is not None
                 check(features.grad / world, wanted.grad[own])
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_together_equal_one(world: int, tmp_path: Path) -> None:
     """Defects 5, 6 and 9: the towers' and the scalars' gradients, and the loss, are those of the global batch."""
-    mp.spawn(compare_with_one_process, args=(world, f"file://{tmp_path}/store"), nprocs=world)
+    on_processes(compare_with_one_process, world, tmp_path)
 
 
-def count_messages(rank: int, world: int, address: str) -> None:
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
+def count_messages(rank: int, world: int) -> None:
     inputs, same = of_process(rank, world)
     with CommDebugMode() as comm:
         contrastive_loss(*inputs[:3]).backward()
@@ -126,8 +123,7 @@ def count_messages(rank: int, world: int, address: str) -> None:
         contrastive_loss(*inputs[:3], same=same, alone=True).backward()
         sigmoid_loss(*inputs, same=same, alone=True).backward()
     assert comm.get_total_counts() == 0, "a validation batch may differ in size between processes"
-    dist.destroy_process_group()
 
 
 def test_features_are_gathered_once(tmp_path: Path) -> None:
-    mp.spawn(count_messages, args=(2, f"file://{tmp_path}/store"), nprocs=2)
+    on_processes(count_messages, 2, tmp_path)

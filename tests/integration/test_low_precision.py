@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from lakeclip.checkpoints.layouts import load
@@ -17,6 +16,7 @@ from lakeclip.config.schema import OptimizerConfig
 from lakeclip.models.clip import CLIP
 from lakeclip.training.optimizers import adamw, store_text_in_bfloat16, with_paper_values
 from tests.conftest import TINY
+from tests.integration.processes import on_processes
 from tests.integration.test_train import curves, progress, start, words
 
 HALF = ("--states", "bf16", "--text-weights", "bf16")
@@ -59,8 +59,7 @@ def test_8_bit_states_train_and_leave_plain_tensors(pairs_lake: Path, tiny_model
     assert read_checkpoint(tmp_path / "run").lineage["progress"]["step"] == 3
 
 
-def take_steps(rank: int, world: int, address: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
+def take_steps(rank: int, world: int) -> None:
     torch.manual_seed(0)
     model = CLIP(TINY)
     store_text_in_bfloat16(model)
@@ -78,8 +77,7 @@ def take_steps(rank: int, world: int, address: str) -> None:
         mean = mine.clone()
         torch.distributed.all_reduce(mean)
         assert torch.equal(mean / world, mine), name
-    torch.distributed.destroy_process_group()
 
 
 def test_processes_with_random_states_of_their_own_keep_the_same_weights(tmp_path: Path) -> None:
-    mp.spawn(take_steps, args=(2, f"file://{tmp_path}/store"), nprocs=2)
+    on_processes(take_steps, 2, tmp_path)

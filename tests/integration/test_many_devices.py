@@ -29,6 +29,7 @@ from lakeclip.training import sharding
 from lakeclip.training.gradients import agree
 from lakeclip.training.guard import SKIPPED, Guard
 from lakeclip.training.microbatch import backward_through_batch
+from tests.integration.processes import end_at_once, on_processes
 from tests.integration.test_train import assert_same_weights, curves, progress, start, words
 from tests.unit.training.test_guard import batches
 from tests.unit.training.test_microbatch import VIT, Towers
@@ -98,9 +99,7 @@ def step(
     return torch.stack(losses).mean()
 
 
-def rank_steps(rank: int, world: int, address: str, strategy: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
+def rank_steps(rank: int, world: int, strategy: str) -> None:
     whole, towers = Towers(VIT), Towers(VIT)
     wrapped = DistributedDataParallel(towers) if strategy == "ddp" else None
     if wrapped is None:
@@ -121,7 +120,6 @@ def rank_steps(rank: int, world: int, address: str, strategy: str) -> None:
             total += float(expected[name].square().sum())
         assert agreed.grad_norm == pytest.approx(math.sqrt(total), rel=1e-10)
         assert agreed.stop == (world > 1)
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -130,7 +128,7 @@ def test_gradients_of_every_parameter_are_those_of_the_whole_batch_at_once(
     strategy: str, world: int, tmp_path: Path
 ) -> None:
     """Defects 4 to 7: any batch and micro-batch, any number of processes and of batches a step, in float64."""
-    mp.spawn(rank_steps, args=(world, f"file://{tmp_path}/store", strategy), nprocs=world)
+    on_processes(rank_steps, world, tmp_path, strategy)
 
 
 # ── the guard ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -168,6 +166,7 @@ def rank_guarded(rank: int, world: int, address: str, folder: Path) -> None:
     fit.fit(module, own)
     assert fit.global_step == 9
     torch.save(module.state_dict(), folder / f"{rank}.pt")
+    end_at_once()
 
 
 def test_two_processes_leave_out_the_same_steps_and_go_back_together(tmp_path: Path) -> None:
