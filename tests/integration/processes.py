@@ -34,7 +34,7 @@ def _one(rank: int, work: Callable[..., None], world: int, address: str, argumen
 def end_at_once() -> None:
     """End this process, whose work is done, without taking the interpreter down.
 
-    Once in two hundred times that aborted ("terminate called without an active exception"): DistributedDataParallel keeps
+    Once in two hundred times that aborted ("terminate called without an active exception"): data-parallel models keep
     gloo's group, and so its threads, alive until then.
     """
     sys.stdout.flush()
