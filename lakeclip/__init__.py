@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lakeclip.data.datamodule import PairDataModule as PairDataModule
     from lakeclip.data.seed import DeepLakeDataModule as DeepLakeDataModule
     from lakeclip.data.seed import TextImageDataModule as TextImageDataModule
+    from lakeclip.config.schema import EvaluationConfig as EvaluationConfig
     from lakeclip.errors import LakeclipError as LakeclipError
     from lakeclip.lake.dataset import open_lake as open_lake
     from lakeclip.models.zoo import available_models as available_models
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from lakeclip.text.tokenizer import tokenize as tokenize
     from lakeclip.training.finetune import CustomCLIPWrapper as CustomCLIPWrapper
     from lakeclip.training.module import CLIPWrapper as CLIPWrapper
+    from lakeclip.training.scores import EvaluationCallback as EvaluationCallback
 
 _HOME = {
     "available_models": "lakeclip.models.zoo",
@@ -34,6 +36,8 @@ _HOME = {
     "open_lake": "lakeclip.lake.dataset",
     "CLIPWrapper": "lakeclip.training.module",
     "CustomCLIPWrapper": "lakeclip.training.finetune",
+    "EvaluationCallback": "lakeclip.training.scores",
+    "EvaluationConfig": "lakeclip.config.schema",
     "PairDataModule": "lakeclip.data.datamodule",
     "TextImageDataModule": "lakeclip.data.seed",
     "DeepLakeDataModule": "lakeclip.data.seed",

@@ -77,7 +77,9 @@ def conclude(finished: FinishedRun, verb: str, *, report: bool = True) -> None:
     if finished.is_main:
         say = sys.stdout.write
         if finished.speed is not None:
-            say(f"{finished.speed}\n")
+            say(f"{finished.speed} · {finished.evaluation:.1%} of the time evaluating\n")
+        if finished.scores:
+            say(" · ".join(f"{name} {value:.1%}" for name, value in finished.scores.items()) + "\n")
         if finished.interrupted:
             say(f"stopped after step {finished.steps}\n  go on with: lakeclip {verb} --resume {finished.folder}\n")
         else:

@@ -5,7 +5,7 @@ Nothing here imports torch, so `lakeclip train --help` answers at once. Preceden
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal
 
 from lakeclip.errors import ConfigError
@@ -187,6 +187,8 @@ class TrainerConfig:
     """Lightning's name of the parallel strategy: auto, ddp, …"""
     val_every_steps: int | None = None
     """Validate every this many steps. Default: at the end of each epoch."""
+    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """Where the curves go besides metrics.csv: tensorboard, wandb, mlflow, each where it is installed."""
     runs: str = "runs"
     """Folder that holds the runs."""
     name: str | None = None
@@ -198,6 +200,43 @@ class TrainerConfig:
         for name in (*counts, "val_every_steps"):
             value = getattr(self, name)
             _require(name, value, value is None or value >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Scores that are taken while the model trains, besides those on the validation rows."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    eval_lake: str | None = None
+    """Lake with images to score the model on while it trains."""
+    eval_label_column: str | None = None
+    """Its column with the labels: texts, or integers together with --eval-classes."""
+    eval_classes: str | None = None
+    """Names of its classes, between commas or in a file. Default: the labels that there are."""
+    eval_templates: str = "simple"
+    """Prompts; `lakeclip evaluate zeroshot --help` names them."""
+    eval_scores: tuple[Literal["zeroshot", "retrieval", "probe", "robustness"], ...] = ("zeroshot",)
+    """Which scores: zeroshot, probe and robustness need labels, retrieval needs captions."""
+    eval_rows: int = 1000
+    """Score at most this many of its images, always the same ones."""
+    eval_every_steps: int | None = None
+    """Score every this many steps. Default: as often as takes 2% of the time. Always at the end."""
+
+    def __post_init__(self) -> None:
+        _require("eval_rows", self.eval_rows, self.eval_rows >= 2, "at least 2")
+        every = self.eval_every_steps
+        _require("eval_every_steps", every, every is None or every >= 1, "at least 1")
+        if self.eval_lake is None and any(getattr(self, known.name) != known.default for known in fields(self)):
+            raise ConfigError("scores while training need images", next_step="--eval-lake LAKE")
+        if self.eval_lake is not None and not self.eval_scores:
+            raise ConfigError("no scores are asked for on --eval-lake", next_step="--eval-scores zeroshot")
+        if self.eval_lake is not None and self.eval_label_column is None and set(self.eval_scores) - {"retrieval"}:
+            raise ConfigError(
+                "scores while training need labels",
+                found=f"eval_scores {' '.join(self.eval_scores)}, and no eval_label_column",
+                next_step="--eval-label-column COLUMN, or --eval-scores retrieval",
+            )
 
 
 @dataclass(frozen=True)
@@ -213,6 +252,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 
@@ -325,4 +365,5 @@ class FinetuneConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     optimizer: FinetuneOptimizerConfig = field(default_factory=FinetuneOptimizerConfig)
     keep: KeepConfig = field(default_factory=KeepConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -33,3 +35,16 @@ class AveragedWeights(WeightAveraging):
         assert isinstance(pl_module, ContrastiveModule)
         if not pl_module.guard.left_out:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+
+@contextmanager
+def averaged(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
+    """The module with its averaged weights, where the run keeps an average; else as it is."""
+    averages = [one for one in trainer.callbacks if isinstance(one, AveragedWeights)]  # type: ignore[attr-defined]
+    for average in averages:
+        average._swap_models(module)
+    try:
+        yield
+    finally:
+        for average in averages:
+            average._swap_models(module)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
@@ -23,7 +22,6 @@ from torch.nn.utils import parametrize
 from lakeclip.checkpoints.native import MIXED
 from lakeclip.config.schema import KeepConfig
 from lakeclip.data.datamodule import PairDataModule
-from lakeclip.data.order import Order
 from lakeclip.data.transforms import EvalTransform
 from lakeclip.evaluation.forgetting import FILE_NAME, Forgetting, Mix
 from lakeclip.evaluation.labels import Labels, parse_classes, read_labels
@@ -34,7 +32,9 @@ from lakeclip.lake.dataset import Lake, open_lake
 from lakeclip.models.clip import CLIP, unit
 from lakeclip.models.dual_encoder import DualEncoder
 from lakeclip.training import lineage
+from lakeclip.training.ema import averaged
 from lakeclip.training.module import ContrastiveModule
+from lakeclip.training.scores import sampled
 from lakeclip.types import Tokenize
 
 #: Shares of the new weights that are tried.
@@ -66,15 +66,7 @@ def keeping_of(config: KeepConfig, datamodule: PairDataModule) -> Keeping:
     assert config.keep_label_column is not None
     source = open_lake(config.keep_lake)
     classes = parse_classes(config.keep_classes) if config.keep_classes else None
-    labels = read_labels(source, config.keep_label_column, classes)
-    if len(labels.positions) > config.keep_rows:
-        chosen = sorted(Order(len(labels.positions), seed=0).rows(0, np.arange(config.keep_rows)).tolist())
-        labels = Labels(
-            labels.classes,
-            tuple(labels.positions[i] for i in chosen),
-            tuple(labels.targets[i] for i in chosen),
-            labels.num_unlabelled,
-        )
+    labels = sampled(read_labels(source, config.keep_label_column, classes), config.keep_rows)
     size = datamodule.image_size
     return Keeping(
         KeptTest(source, labels, find_templates(config.keep_templates), datamodule.tokenize, EvalTransform(size))
@@ -110,8 +102,9 @@ class Keeping(Callback):
                 sys.stdout.flush()
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Every process scores the same images, and so has the same number.
-        pl_module.log("val/kept_top1", self._test.score(_model(pl_module)), rank_zero_only=True)
+        # Every process scores the same images, and so has the same number. By now the average is put back.
+        with averaged(trainer, pl_module):
+            pl_module.log("val/kept_top1", self._test.score(_model(pl_module)), rank_zero_only=True)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, ContrastiveModule)

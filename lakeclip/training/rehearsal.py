@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,16 +118,11 @@ def rehearse(
     alone = replace(config, devices=1, num_nodes=1, strategy="auto", val_every_steps=None, max_steps=steps)
     probe = _Probe(untimed, timed)
     with tempfile.TemporaryDirectory() as folder, quiet_lightning():
-        trainer = make_trainer(alone, Path(folder), has_validation=False, log_every=1)
+        trainer = make_trainer(alone, Path(folder), loggers=(), has_validation=False, log_every=1)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [one for one in callbacks if not isinstance(one, _NOT_REHEARSED)] + [probe]
-        try:
+        with suppress(_Enough):
             trainer.fit(module, train_dataloaders=_Again(batches, max(steps_per_epoch, untimed + timed)))
-        except _Enough:
-            pass
-        finally:
-            for logger in trainer.loggers:
-                logger.finalize("success")
     (throughput,) = [one for one in callbacks if isinstance(one, Throughput)]
     speed = throughput.average() or throughput.speed
     rate = probe.pairs / probe.seconds

@@ -8,14 +8,14 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from lightning.pytorch.callbacks import Callback
 
 from lakeclip.checkpoints.native import LAST, find_checkpoint, read_checkpoint
-from lakeclip.config.load import write_config
+from lakeclip.config.load import config_to_dict, write_config
 from lakeclip.config.schema import DataConfig, FinetuneConfig, TrainConfig, TrainerConfig
 from lakeclip.data.datamodule import PairDataModule
 from lakeclip.data.quarantine import read_quarantine
@@ -27,11 +27,13 @@ from lakeclip.training.callbacks import Stopped
 from lakeclip.training.checks import checked_sizes
 from lakeclip.training.guard import Guard
 from lakeclip.training.keeping import keeping_of
+from lakeclip.training.loggers import check_trackers, end_loggers, is_main, make_loggers
 from lakeclip.training.module import ContrastiveModule
 from lakeclip.training.optimizers import state_bytes
 from lakeclip.training.parts import finetune_parts, make_datamodule, make_module
+from lakeclip.training.scores import EvaluationCallback, EvaluationClock
 from lakeclip.training.throughput import Speed, Throughput
-from lakeclip.training.trainer import is_main, make_trainer, quiet_lightning
+from lakeclip.training.trainer import make_trainer, quiet_lightning
 
 #: Where a run lists the rows that it could not use.
 QUARANTINE = "quarantine.jsonl"
@@ -48,6 +50,8 @@ class FinishedRun:
         interrupted: it was stopped by a signal, and `resume` goes on from there.
         is_main: this process is the first of the run, the one that reports.
         speed: on average, the first step left out; None where there was no step.
+        evaluation: share of `seconds` in which the model was validated and scored.
+        scores: the last ones on --eval-lake.
     """
 
     folder: Path
@@ -56,6 +60,8 @@ class FinishedRun:
     interrupted: bool
     is_main: bool
     speed: Speed | None = None
+    evaluation: float = 0.0
+    scores: dict[str, float] = field(default_factory=dict)
 
 
 def train(config: TrainConfig, *, resume: Path | None = None, token: str | None = None) -> FinishedRun:
@@ -82,13 +88,14 @@ def train(config: TrainConfig, *, resume: Path | None = None, token: str | None 
             )
     datamodule = make_datamodule(config.data, sizes.image_resolution, Tokenizer(sizes.context_length), token=token)
     datamodule.setup("fit")
+    scores = _scores(config)
     folder = _run_folder(config.trainer, config.model, resume)
     _show(datamodule, folder)
 
     module = make_module(config, sizes)
     if is_main():
         write_config(config, folder / "config.yaml")
-    finished = _fit(module, datamodule, config.trainer, folder, checkpoint)
+    finished = _fit(module, datamodule, config, folder, checkpoint, scores=scores)
     _account(finished, config.data)
     return finished
 
@@ -105,13 +112,22 @@ def finetune(config: FinetuneConfig, *, resume: Path | None = None, token: str |
     checkpoint = find_checkpoint(resume / LAST) if resume is not None else None
     module, datamodule = finetune_parts(config, token=token)
     keeping = keeping_of(config.keep, datamodule) if config.keep.keep_lake else None
+    scores = _scores(config)
     folder = _run_folder(config.trainer, f"finetuned-{_short(module.model_name)}", resume, verb="finetune")
     _show(datamodule, folder)
     if is_main():
         write_config(config, folder / "config.yaml")
-    finished = _fit(module, datamodule, config.trainer, folder, checkpoint, callbacks=[keeping] if keeping else [])
+    finished = _fit(
+        module, datamodule, config, folder, checkpoint, callbacks=[keeping] if keeping else [], scores=scores
+    )
     _account(finished, config.data)
     return finished
+
+
+def _scores(config: TrainConfig | FinetuneConfig) -> list[Callback]:
+    """What is scored on the way, and the trackers that hear of it: found wanting here, not at the first step."""
+    check_trackers(config.trainer.track)
+    return [EvaluationCallback(config.evaluation)] if config.evaluation.eval_lake else []
 
 
 def _short(name: str) -> str:
@@ -141,28 +157,32 @@ def _account(finished: FinishedRun, data: DataConfig) -> None:
 def _fit(
     module: ContrastiveModule,
     datamodule: PairDataModule,
-    config: TrainerConfig,
+    config: TrainConfig | FinetuneConfig,
     folder: Path,
     checkpoint: Path | None,
     *,
     callbacks: Sequence[Callback] = (),
+    scores: Sequence[Callback] = (),
 ) -> FinishedRun:
     if is_main():
         _check_disk(folder, module)
     torch.set_float32_matmul_precision("high")
-    module.accumulate = datamodule.batches_per_step = config.accumulate
-    module.guard = Guard(config.max_skipped, folder)
+    module.accumulate = datamodule.batches_per_step = config.trainer.accumulate
+    module.guard = Guard(config.trainer.max_skipped, folder)
     interrupted = False
     started = time.perf_counter()
     with quiet_lightning():
+        loggers = make_loggers(config.trainer.track, folder, config_to_dict(config))
         # A point in the curves for every step of a short run; reading the loss off a GPU at each of many costs time.
         trainer = make_trainer(
-            config,
+            config.trainer,
             folder,
+            loggers=loggers,
             has_validation=datamodule.has_validation,
             log_every=1 if datamodule.steps_per_epoch < 200 else 10,
             ema_decay=module.optimizer_config.ema_decay,
             more=callbacks,
+            scores=scores,
         )
         try:
             trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
@@ -170,14 +190,21 @@ def _fit(
             interrupted = True
         except (OSError, RuntimeError) as error:
             raise _explain_disk(error, folder) from error
-    (throughput,) = [callback for callback in trainer.callbacks if isinstance(callback, Throughput)]  # type: ignore[attr-defined]
+        finally:
+            end_loggers(loggers)
+    seconds = time.perf_counter() - started
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    (throughput,) = [callback for callback in callbacks if isinstance(callback, Throughput)]
+    (clock,) = [callback for callback in callbacks if isinstance(callback, EvaluationClock)]
     return FinishedRun(
         folder,
         trainer.global_step,
-        time.perf_counter() - started,
+        seconds,
         interrupted,
         trainer.is_global_zero,
         throughput.average(),
+        evaluation=clock.seconds / seconds,
+        scores=next((callback.latest for callback in callbacks if isinstance(callback, EvaluationCallback)), {}),
     )
 
 

@@ -122,19 +122,19 @@ class Throughput(Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._close_window(trainer)
 
-    def _unclear(self) -> None:
-        # What else was done before the next batch is not to be told from waiting for it: the time counts as neither.
+    def pause(self) -> None:
+        """Let the time until the next batch count as neither training nor waiting: something else is done in it."""
         self._mark = None
         self._gaps.drop()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._unclear()
+        self.pause()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._unclear()
+        self.pause()
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._unclear()
+        self.pause()
 
     # ── the figures ───────────────────────────────────────────────────────────────────────────────────────────────
 

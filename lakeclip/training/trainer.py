@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import warnings
@@ -13,15 +12,15 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_only
 
-from lakeclip.checkpoints.native import LAST, read_checkpoint
+from lakeclip.checkpoints.native import LAST
 from lakeclip.config.schema import TrainerConfig
 from lakeclip.training import sharding
 from lakeclip.training.callbacks import CompileTime, GracefulStop, LastCheckpoint, RunProgress, ValidateAtEnd
 from lakeclip.training.ema import AveragedWeights
+from lakeclip.training.scores import EvaluationClock
 from lakeclip.training.throughput import Throughput
 
 #: Lightning's names.
@@ -32,17 +31,21 @@ def make_trainer(
     wanted: TrainerConfig,
     folder: Path,
     *,
+    loggers: Sequence[Logger],
     has_validation: bool,
     log_every: int,
     ema_decay: float | None = None,
     more: Sequence[Callback] = (),
+    scores: Sequence[Callback] = (),
 ) -> L.Trainer:
     """Lightning's trainer with the checkpoints, logs and bars of a run.
 
     Args:
+        loggers: where the curves go.
         log_every: steps from one point of the curves to the next.
         ema_decay: of an average of the weights; None for none.
-        more: callbacks of this run's own.
+        more: callbacks of this run's own, whose work counts as training.
+        scores: those whose work does not.
     """
     throughput = Throughput(wanted.patch_dropout)
     best = ModelCheckpoint(
@@ -59,9 +62,8 @@ def make_trainer(
     callbacks += [LastCheckpoint(folder / LAST, within_epochs=wanted.val_every_steps is not None)]
     callbacks += [GracefulStop(folder / LAST)] + ([ValidateAtEnd()] if has_validation else [])
     callbacks += [CompileTime()] if wanted.compile else []
-    # Last, so that the work of the others on a step counts as the step's.
-    callbacks += [throughput]
-    loggers: list[Logger] = [_curves(folder), TensorBoardLogger(folder, name="", version="tensorboard")]
+    # After those whose work on a step counts as the step's.
+    callbacks += [throughput, EvaluationClock(), *scores]
     # On a CPU one process uses every core, so "all there are" is one.
     on_cpu = wanted.accelerator == "cpu" or (wanted.accelerator == "auto" and not torch.cuda.is_available())
     # What starts the processes of a node, torchrun, says how many they are.
@@ -81,7 +83,7 @@ def make_trainer(
         limit_val_batches=None if has_validation else 0,
         log_every_n_steps=log_every * wanted.accumulate,
         callbacks=callbacks,
-        logger=loggers,
+        logger=list(loggers) or False,
         use_distributed_sampler=False,
         enable_model_summary=False,
         default_root_dir=folder,
@@ -92,26 +94,6 @@ def _sharding(devices: int | str, num_nodes: int) -> ModelParallelStrategy:
     """FSDP2 over all devices, with checkpoints in one file that anything reads."""
     local = torch.cuda.device_count() if isinstance(devices, str) else devices
     return ModelParallelStrategy(local * num_nodes, tensor_parallel_size=1, save_distributed_checkpoint=False)
-
-
-def is_main() -> bool:
-    """Whether this process is the first of the run, known from the environment before the processes have met."""
-    return getattr(rank_zero_only, "rank", 0) in (0, None)
-
-
-def _curves(folder: Path) -> CSVLogger:
-    """metrics.csv, with what an earlier part of the run wrote up to its last checkpoint: Lightning would delete it."""
-    path, checkpoint = folder / "metrics.csv", folder / LAST
-    rows: list[dict[str, str]] = []
-    if is_main() and path.exists() and checkpoint.exists():
-        reached = read_checkpoint(checkpoint).lineage["progress"]["step"]
-        with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) < reached]
-    logger = CSVLogger(folder, name="", version="")
-    if rows:
-        logger.experiment.metrics.extend({name: value for name, value in row.items() if value} for row in rows)
-        logger.save()
-    return logger
 
 
 @contextmanager
@@ -131,6 +113,7 @@ def quiet_lightning() -> Iterator[None]:
                 "You defined a `validation_step` but have no `val_dataloader`",
                 "The number of training batches .* is smaller than the logging interval",
                 "You're using the WeightAveraging callback with a model that overrides the configure_model",
+                "MLFlow only allows",
                 "OptimState8bit does not implement _stable_hash_for_caching",
             ):
                 warnings.filterwarnings("ignore", message=message)
