@@ -1,4 +1,4 @@
-"""Pages that are made from the package itself, so that they cannot fall behind it: flags, recipes, examples, decisions."""
+"""Pages that are made from the package, so that they cannot fall behind it: flags, recipes, examples, decisions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mkdocs.structure.files import File, Files
 
 from lakeclip.cli.app import VERBS, main
 
-_WIDTH = "100"
+_WIDTH = "78"
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -74,7 +74,7 @@ def helptext(words: list[str]) -> str:
 
 
 def _with_verbs_below(verb: str) -> list[list[str]]:
-    below = re.search(r"\{([\w,-]+)\}", helptext([verb]).partition("\n\n")[0])
+    below = re.match(rf"usage: lakeclip {verb} \[-h\] \{{([\w,-]+)\}}", helptext([verb]))
     return [[verb], *([verb, word] for word in below[1].split(","))] if below else [[verb]]
 
 

@@ -1,4 +1,4 @@
-"""Links that lead out of docs/ into the repository: the file they name becomes part of the site, so that they lead on."""
+"""Links that lead out of docs/ into the repository: the file they name becomes part of the site."""
 
 from __future__ import annotations
 
