@@ -14,14 +14,12 @@ from lakeclip.config.load import read_recipe, recipes_folder
 from lakeclip.models.zoo import available_models, summarize
 from tests.contract.snippets import (
     ROOT,
-    Block,
     blocks,
     commands,
     execute,
     furnished,
     helptext,
     prose,
-    python,
     run_python,
 )
 
@@ -106,10 +104,3 @@ def test_every_flag_that_the_prose_names_exists() -> None:
     assert flags
     for flag in flags:
         assert flag in helps, flag
-
-
-@pytest.mark.parametrize("name", [path.name for path in sorted((ROOT / "examples").glob("*.py"))])
-def test_the_examples_run(name: str, folder: Path) -> None:
-    source = (ROOT / "examples" / name).read_text(encoding="utf-8")
-    assert f"python examples/{name}" in source, "it says how it is run"
-    python(Block("python", source, 1), name, ["my-photos"])
