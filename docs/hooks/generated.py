@@ -1,4 +1,4 @@
-"""Pages that are made from the package, so that they cannot fall behind it: flags, recipes, examples, decisions."""
+"""What pages take from the package, so that they cannot fall behind it: flags, recipes, examples, decisions."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import contextlib
 import io
 import os
 import re
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import Files
+from mkdocs.structure.pages import Page
 
 from lakeclip.cli.app import VERBS, main
 
-_WIDTH = "78"
+_WIDTH = 78
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -26,51 +29,58 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     return config
 
 
-def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages."""
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Put what is made where a page asks for it."""
     root = Path(config.docs_dir).parent
-    for name, content in (
-        ("reference/commands.md", commands_page()),
-        ("reference/recipes.md", recipes_page(root / "recipes")),
-        ("examples.md", examples_page(root / "examples")),
-    ):
-        files.append(File.generated(config, name, content=content))
-    return files
+    makers: dict[str, Callable[[], str]] = {
+        "commands": commands,
+        "recipes": lambda: recipes(root / "recipes"),
+        "examples": lambda: examples(root / "examples"),
+    }
+
+    def made(match: re.Match[str]) -> str:
+        if match[1] not in makers:
+            raise PluginError(f"{page.file.src_uri} asks for {match[1]}; there are {', '.join(makers)}")
+        return makers[match[1]]()
+
+    return re.sub(r"<!-- made here: (\w+) -->", made, markdown)
 
 
-def commands_page() -> str:
+def commands() -> str:
     """`--help` of every verb, and of what is below it."""
-    parts = ["# Commands and flags", "What each command prints when it is asked with `--help`."]
+    parts = []
     for verb in VERBS:
         for words in _with_verbs_below(verb):
             parts += [f"## lakeclip {' '.join(words)}", _fenced("text", helptext(words))]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
-def recipes_page(folder: Path) -> str:
+def recipes(folder: Path) -> str:
     """The recipes, with their comments."""
-    parts = ["# Recipes", "Each is a file of settings with the reasons; `--recipe NAME` takes it."]
+    parts = []
     for path in sorted(folder.glob("*.yaml")):
         parts += [f"## {path.stem}", _fenced("yaml", path.read_text(encoding="utf-8"))]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
-def examples_page(folder: Path) -> str:
+def examples(folder: Path) -> str:
     """The examples, whole."""
-    parts = ["# Examples", "Programs of a page each, in the folder `examples`. The tests run them."]
+    parts = []
     for path in sorted(folder.glob("*.py")):
         source = path.read_text(encoding="utf-8")
         title = source.removeprefix('"""').partition(".")[0].partition("\n")[0]
         parts += [f"## {path.name}", f"{title}.", _fenced("python", source)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 def helptext(words: list[str]) -> str:
     """What `lakeclip WORDS --help` prints."""
     out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit), _columns(_WIDTH):
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit), _columns(str(_WIDTH)):
         main([*words, "--help"])
-    return re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
+    text = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
+    # A command's description is one long line.
+    return "\n".join(line if line.startswith(" ") else textwrap.fill(line, _WIDTH) for line in text.splitlines())
 
 
 def _with_verbs_below(verb: str) -> list[list[str]]:
