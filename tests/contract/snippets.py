@@ -228,10 +228,10 @@ def shell(command: str, where: str) -> str:
 
 
 def torchrun(words: list[str], where: str) -> str:
-    """As many processes as are asked for, really."""
+    """As many processes as are asked for, really; on a free port."""
     quick = next(flags for start, flags in QUICK.items() if " ".join(words).partition("-m ")[2].startswith(start))
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *words[1:], *shlex.split(quick)],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", *words[1:], *shlex.split(quick)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
