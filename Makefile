@@ -9,10 +9,14 @@ BIN    := $(VENV)/bin
 PYTEST      := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 PYTEST_PEER := OMP_NUM_THREADS=1 $(PEER)/bin/python -m pytest -n 2
 
-.PHONY: demo test check unit env peer clean
+.PHONY: demo docs test check unit env peer clean
 
 demo: $(VENV)/.demo             ## train on drawn scenes, evaluate, write a report
 	$(BIN)/lakeclip demo
+
+docs: $(VENV)/.docs             ## the documentation as pages, in site/; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html; its search needs a server: $(BIN)/python -m http.server -d site"
 
 test: env peer                  ## the whole suite, in both environments
 	$(PYTEST)
@@ -38,9 +42,13 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet -c constraints.txt -e .
 	touch $@
 
+$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
+	touch $@ $(VENV)/.demo
+
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
-	touch $@ $(VENV)/.demo
+	touch $@ $(VENV)/.demo $(VENV)/.docs
 
 $(PEER)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(PEER)
@@ -48,4 +56,4 @@ $(PEER)/.ready: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PEER)
+	rm -rf $(VENV) $(PEER) site

@@ -1,0 +1,33 @@
+"""Links that lead out of docs/ into the repository: the file they name becomes part of the site."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+_LINK = re.compile(r"\]\(((?:\.\./)+[^)#\s]+)\)")
+_FOLDER = "repository"
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Rewrite the page's links to the repository's files. What is not there stays, for the strict build to find."""
+    root = Path(config.docs_dir).resolve().parent
+    here = PurePosixPath(page.file.src_uri).parent
+
+    def inside(match: re.Match[str]) -> str:
+        target = (root / "docs" / here / match[1]).resolve()
+        if not target.is_relative_to(root) or target.is_relative_to(root / "docs") or not target.is_file():
+            return match[0]
+        # A browser shows text, and would save YAML and Python.
+        name = f"{_FOLDER}/{target.relative_to(root).as_posix()}"
+        if target.suffix in (".py", ".yaml"):
+            name += ".txt"
+        if files.get_file_from_path(name) is None:
+            files.append(File.generated(config, name, abs_src_path=str(target)))
+        return f"]({'../' * len(here.parts)}{name})"
+
+    return _LINK.sub(inside, markdown)
