@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lakeclip.checkpoints.layouts import load as load
+    from lakeclip.config.schema import EvaluationConfig as EvaluationConfig
     from lakeclip.data.datamodule import PairDataModule as PairDataModule
     from lakeclip.data.seed import DeepLakeDataModule as DeepLakeDataModule
     from lakeclip.data.seed import TextImageDataModule as TextImageDataModule
-    from lakeclip.config.schema import EvaluationConfig as EvaluationConfig
     from lakeclip.errors import LakeclipError as LakeclipError
     from lakeclip.lake.dataset import open_lake as open_lake
     from lakeclip.models.zoo import available_models as available_models
