@@ -68,6 +68,7 @@ def _show_retrieval(result: RetrievalResult, num_undecodable: int) -> None:
     both = (result.image_to_text, result.text_to_image)
     for k in both[0].recall:
         table.add_row(f"R@{k}", *(f"{ranking.recall[k]:.1%}" for ranking in both))
+    table.add_row("mAP", *(f"{ranking.mean_average_precision:.1%}" for ranking in both))
     table.add_row("median rank", *(f"{ranking.median_rank:,g}" for ranking in both))
     screen = console()
     screen.print(table)

@@ -113,7 +113,7 @@ def test_retrieval_from_a_lake_and_from_a_folder(
     for content in found:
         assert (content["num_images"], content["num_texts"]) == (40, 80)
         for direction in ("image_to_text", "text_to_image"):
-            assert set(content[direction]) == {"R@1", "R@5", "R@10", "median_rank"}
+            assert set(content[direction]) == {"R@1", "R@5", "R@10", "median_rank", "mAP"}
             assert 0 <= content[direction]["R@1"] <= content[direction]["R@10"] <= 1
     assert found[0]["text_to_image"] == pytest.approx(found[1]["text_to_image"], abs=0.02)
 
