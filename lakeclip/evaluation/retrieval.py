@@ -5,9 +5,9 @@ with it stand in random order, and every number here is the expectation over tha
 strictly ahead, and t wrong and m right ones level, the rank is 1 + g + t / (m + 1), and R@k is the chance that one of
 the m stands among the first k. So a model that maps everything to one point scores exactly chance.
 
-Average precision is the mean, over the right candidates of a query, of the share of right ones among all up to and with
-it; where there is one, it is 1 / rank. Its expectation is exact, too (McSherry and Najork 2008): of n level candidates, m
-of them right, behind s others, R of them right, each right one contributes
+Average precision is the mean, over the right candidates of a query, of the share of right ones among all up to and
+with it; where there is one, it is 1 / rank. Its expectation is exact, too (McSherry and Najork 2008): of n level
+candidates, m of them right, behind s others, R of them right, each right one contributes
 
     1/n · Σ_{j=1…n} (R + 1 + (j - 1) (m - 1) / (n - 1)) / (s + j),
 
@@ -220,7 +220,7 @@ def _among_the_right(owners: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Ten
     first = torch.searchsorted(ordered, image - apart / 2)
     ahead = torch.searchsorted(ordered, place - LEVEL) - first
     level = torch.searchsorted(ordered, place + LEVEL, right=True) - first - ahead
-    return ahead, level, order[first.unique()]
+    return ahead, level, order[torch.unique(first)]
 
 
 def _standings(counts: _Counts, right_ahead: Tensor, right_level: Tensor) -> _Standings:

@@ -37,9 +37,7 @@ class Probe:
 
 def evaluate_probe(flags: Probe) -> None:
     """`lakeclip evaluate probe`."""
-    import torch
-
-    from lakeclip.evaluation.encode import encode_images
+    from lakeclip.evaluation.labelled import encode_labelled
     from lakeclip.evaluation.labels import parse_classes, read_labels
     from lakeclip.evaluation.probe import linear_probe
     from lakeclip.lake.dataset import open_lake
@@ -53,17 +51,15 @@ def evaluate_probe(flags: Probe) -> None:
     model = load_model(flags.checkpoint, flags.effort)
     sides = []
     for source, known in ((train, labels), (test, read_labels(test, flags.label_column, names))):
-        images = encode_images(
+        images = encode_labelled(
             model.model,
-            source,
             model.transform,
-            positions=known.positions,
-            with_captions=False,
+            source,
+            known,
             batch_size=flags.effort.batch_size,
             num_workers=flags.effort.num_workers,
         )
-        target_of = dict(zip(known.positions, known.targets, strict=True))
-        sides += [images.features.cpu(), torch.tensor([target_of[position] for position in images.positions])]
+        sides += [images.features, images.targets]
     result = linear_probe(*sides, few=flags.few)
     save(
         json_file,

@@ -32,8 +32,8 @@ class ZeroShot:
     query: str | None = None
     """Which rows to score: the WHERE clause of a Deep Lake query."""
     templates: str = "simple"
-    """Sentences for the class names: simple, openai-7, openai-80, cifar, scenes, or a file with one a line, {} for
-    the name."""
+    """Sentences for the class names: simple, openai-7, openai-80, one of OpenAI's for a data set (cifar, food101, pets,
+    eurosat, …), or a file with one a line, {} for the name."""
     classes: str | None = None
     """Names to choose among: a file with one a line, or cat,dog,… Default: the labels that there are."""
     image_column: str | None = None
@@ -65,6 +65,9 @@ def _show_zeroshot(result: ZeroShotResult) -> None:
     if len(result.classes) > 5:
         table.add_row("top-5", f"{result.top5:.1%}")
     table.add_row("mean per class", f"{result.mean_per_class:.1%}")
+    if said := result.calibration:
+        means = f"says {said.confidence:.0%} on average, is right {said.accuracy:.0%}"
+        table.add_row("calibration error", f"{said.error:.1%}", means)
     table.add_row("images", f"{result.num_samples:,}")
     if result.num_unlabelled:
         table.add_row("", "", f"{result.num_unlabelled:,} more have no label and were left out")
@@ -73,6 +76,10 @@ def _show_zeroshot(result: ZeroShotResult) -> None:
     sentences = result.templates.templates
     more = f" and {len(sentences) - 1} more" if len(sentences) > 1 else ""
     table.add_row("prompts", escape(result.templates.name), escape(f"{sentences[0]!r}{more}"))
+    if result.cleaned:
+        label, name = next(iter(result.cleaned.items()))
+        more = f" and {len(result.cleaned) - 1} more" if len(result.cleaned) > 1 else ""
+        table.add_row("names", "cleaned", escape(f"{label!r} is said {name!r}{more}"))
     screen = console()
     screen.print(table)
     hardest = sorted(result.per_class, key=lambda score: (score.accuracy is None, score.accuracy))
