@@ -10,6 +10,9 @@ zeroshot    classification by the nearest class prompt, scored
 calibration what the model says of its answers, and what they are
 retrieval   images to captions and back
 probe       a line through the features
+robustness  zero-shot on copies made worse, and on other lakes
+corruptions how they are made worse
+plots       results as pictures
 gallery     examples of retrieval, to look at
 history     what a run recorded while it trained
 charts      curves and large confusion matrices as SVG

@@ -9,7 +9,7 @@ import tyro
 from rich.markup import escape
 from rich.table import Table
 
-from lakeclip.cli.evaluate.output import console, save, writable
+from lakeclip.cli.evaluate.output import console, plottable, save, writable
 from lakeclip.cli.report import Effort, ZeroShotTest, load_model, score
 
 if TYPE_CHECKING:
@@ -40,18 +40,24 @@ class ZeroShot:
     """Column with the encoded images. Default: found by its name and type."""
     json_file: Annotated[str | None, tyro.conf.arg(name="json", metavar="FILE")] = None
     """Write all figures to this file as well."""
+    plot: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Draw how far its confidence can be believed, and each class: a .png, .svg or .pdf file."""
     effort: Annotated[Effort, tyro.conf.arg(name="")] = field(default_factory=Effort)
 
 
 def evaluate_zeroshot(flags: ZeroShot) -> None:
     """`lakeclip evaluate zeroshot`."""
-    json_file = writable(flags.json_file)
+    json_file, plot = writable(flags.json_file), plottable(flags.plot)
     test = ZeroShotTest(
         "", flags.lake, flags.label_column, query=flags.query, templates=flags.templates, classes=flags.classes
     )
     model = load_model(flags.checkpoint, flags.effort)
     section = score(test, model, flags.effort, image_column=flags.image_column)
     save(json_file, {"checkpoint": flags.checkpoint, "lake": flags.lake, **section.result.to_json()})
+    if plot is not None:
+        from lakeclip.evaluation.plots import plot_zero_shot, save_plot
+
+        save_plot(plot_zero_shot(section.result), plot)
     _show_zeroshot(section.result)
 
 
