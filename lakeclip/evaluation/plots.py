@@ -18,8 +18,8 @@ from lakeclip.evaluation.retrieval import Ranking, RetrievalResult
 from lakeclip.evaluation.robustness import RobustnessResult
 from lakeclip.evaluation.zeroshot import ZeroShotResult
 
-#: Okabe and Ito's colours, which colour-blind readers tell apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000", "#999999")
+#: Okabe and Ito's colours, which colour-blind readers tell apart; wine for their yellow, which white paper swallows.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#000000", "#999999")
 _INK, _FAINT = "#333333", "#DDDDDD"
 #: With more classes their names are not readable, and they become a curve.
 _MAX_NAMED = 40
@@ -124,7 +124,8 @@ def plot_robustness(result: RobustnessResult) -> Figure:
                 label = "images of the first, of the same classes" if name == "clean" else "images of this lake"
                 axes[1].bar(places + offset, shares, 0.4, color=colour, label=label)
             axes[1].set_xticks(places, [Path(one.name.rstrip("/")).name for one in result.shifts])
-            axes[1].set(ylabel="zero-shot top-1", title="other lakes")
+            axes[1].set(ylabel="zero-shot top-1", title="other lakes", xlim=(-0.8, len(places) - 0.2))
+            axes[1].set_ylim(0, 1.3 * max(max(one.top1, one.clean) for one in result.shifts) or 1)
             axes[1].legend(fontsize="small")
             _in_percent(axes[1])
         figure.suptitle(f"clean {result.clean:.1%}, made worse {result.mean:.1%} on average")

@@ -41,7 +41,7 @@ LEVEL = 1e-6
 _TILE = 1 << 18
 _TILE_ON_A_GPU = 1 << 26
 #: Columns of a tile for each row.
-_ASPECT = 16
+_ASPECT = 4
 #: Right pairs whose features are held beside each other.
 _PAIRS_AT_ONCE = 4096
 
