@@ -5,7 +5,7 @@ mAP; and 50,000 × 50,000 do without the whole matrix.
 
 Features of width 512, in float32, on the CPU: captions are their image's feature and noise. Memory is the peak of a
 process of its own beyond what it held with the features made; time is the median of its rounds. `tiled` is ours;
-`dense` the whole matrix, sorted for each query, as is usual elsewhere. It finds the same R@k and mAP where nothing ties.
+`dense` the whole matrix, sorted for each query, as is usual elsewhere: it finds the same figures where nothing ties.
 `--dense-up-to` says how far its memory goes.
 """
 
