@@ -150,6 +150,7 @@ def score(
     """Run a zero-shot test."""
     from lakeclip.evaluation.labels import parse_classes, read_labels
     from lakeclip.evaluation.prompts import find_templates
+    from lakeclip.evaluation.remembered import remembered_classifiers
     from lakeclip.evaluation.report import ZeroShotSection
     from lakeclip.evaluation.zeroshot import zero_shot
     from lakeclip.lake.dataset import open_lake
@@ -158,7 +159,15 @@ def score(
     classes = parse_classes(test.classes) if test.classes is not None else None
     source = open_lake(test.lake, test.query, image_column=image_column)
     labels = read_labels(source, test.label_column, classes)
-    result = zero_shot(*model, source, labels, templates, batch_size=effort.batch_size, num_workers=effort.num_workers)
+    result = zero_shot(
+        *model,
+        source,
+        labels,
+        templates,
+        batch_size=effort.batch_size,
+        num_workers=effort.num_workers,
+        remembered=remembered_classifiers(),
+    )
     return ZeroShotSection(test.title, result, test.about)
 
 

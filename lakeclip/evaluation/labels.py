@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 
@@ -29,12 +29,14 @@ class Labels:
         positions: the rows of the source that have a label.
         targets: class of each of those.
         num_unlabelled: rows without one, left out.
+        cleaned: label → name, where the two differ: "traffic_light" is said "traffic light".
     """
 
     classes: tuple[str, ...]
     positions: tuple[int, ...]
     targets: tuple[int, ...]
     num_unlabelled: int
+    cleaned: dict[str, str] = field(default_factory=dict)
 
 
 def read_labels(source: RowSource, column: str, classes: Sequence[str] | None = None) -> Labels:
@@ -81,7 +83,8 @@ def read_labels(source: RowSource, column: str, classes: Sequence[str] | None = 
     if len(labels) > _MAX_CLASSES:
         raise LakeError(f"column {column!r} has {len(labels):,} classes", allowed=f"at most {_MAX_CLASSES:,}")
     names = tuple(clean_class_name(label) for label in labels)
-    return Labels(names, tuple(position for position, _ in known), tuple(targets), len(values) - len(known))
+    cleaned = {label: name for label, name in zip(labels, names, strict=True) if label != name}
+    return Labels(names, tuple(position for position, _ in known), tuple(targets), len(values) - len(known), cleaned)
 
 
 def parse_classes(names_or_file: str) -> list[str]:

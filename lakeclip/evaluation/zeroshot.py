@@ -1,36 +1,28 @@
-"""Zero-shot classification: an image is of the class whose prompts its features are nearest to.
-
-Radford et al. 2021, section 3.1: the features of a class's sentences are scaled to unit length, averaged, and scaled to
-unit length again; the classifier is then one matrix product.
-"""
+"""Zero-shot classification, scored: an image's class is that whose prompts are nearest (Radford et al. 2021, 3.1)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from lakeclip.data.transforms import EvalTransform
-from lakeclip.evaluation.encode import encode_images, encode_texts
+from lakeclip.evaluation.calibration import Calibration, calibration
+from lakeclip.evaluation.classifier import classifier_weights, classify
+from lakeclip.evaluation.labelled import encode_labelled
 from lakeclip.evaluation.labels import Labels
-from lakeclip.evaluation.prompts import TemplateSet, fill
+from lakeclip.evaluation.prompts import TemplateSet
+from lakeclip.evaluation.remembered import RememberedClassifiers
 from lakeclip.lake.rows import RowSource
 from lakeclip.models.clip import CLIP
 from lakeclip.models.dual_encoder import DualEncoder
 from lakeclip.types import Tokenize
-
-#: Classes whose prompts are encoded together.
-_CLASSES_AT_ONCE = 512
-#: Images whose logits are held together.
-_IMAGES_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -65,6 +57,8 @@ class ZeroShotResult:
         top5: share whose class is among the five nearest; 1 where there are no more than five classes.
         templates: sentences that the names were put into.
         num_unlabelled, num_undecodable: rows that were left out.
+        calibration: how far the model's confidence can be believed; None where only answers were counted.
+        cleaned: label → class name, of those that are said otherwise than they are written.
     """
 
     classes: tuple[str, ...]
@@ -74,6 +68,8 @@ class ZeroShotResult:
     templates: TemplateSet
     num_unlabelled: int = 0
     num_undecodable: int = 0
+    calibration: Calibration | None = None
+    cleaned: dict[str, str] = field(default_factory=dict)
 
     @property
     def num_samples(self) -> int:
@@ -120,10 +116,12 @@ class ZeroShotResult:
             "mean_per_class": self.mean_per_class,
             "top1_interval_95": list(self.interval),
             "chance": self.chance,
+            "calibration": self.calibration.to_json() if self.calibration else None,
             "num_samples": self.num_samples,
             "num_unlabelled": self.num_unlabelled,
             "num_undecodable": self.num_undecodable,
             "classes": list(self.classes),
+            "cleaned_names": self.cleaned,
             "per_class": [
                 {
                     "name": score.name,
@@ -148,67 +146,39 @@ def zero_shot(
     *,
     batch_size: int = 128,
     num_workers: int = 0,
+    remembered: RememberedClassifiers | None = None,
 ) -> ZeroShotResult:
     """Score a model on the labelled images of a source.
 
     Args:
         labels: what the rows show; see `read_labels`.
         templates: what the class names are put into; see `find_templates`.
+        remembered: classifiers of earlier evaluations; see `remembered_classifiers`.
 
     Raises:
         LakeclipError: the source cannot be read, or the model's features are not finite.
     """
-    weights = classifier_weights(model, tokenize, labels.classes, templates.templates)
-    images = encode_images(
-        model,
-        source,
-        transform,
-        positions=labels.positions,
-        with_captions=False,
-        batch_size=batch_size,
-        num_workers=num_workers,
-    )
-    target_of = dict(zip(labels.positions, labels.targets, strict=True))
-    targets = torch.tensor([target_of[position] for position in images.positions])
-    confusion, top5 = count(images.features, weights, targets)
+    weights = classifier_weights(model, tokenize, labels.classes, templates.templates, remembered=remembered)
+    images = encode_labelled(model, transform, source, labels, batch_size=batch_size, num_workers=num_workers)
+    answers = classify(images.features, weights, model.logit_scale)
+    confusion, top5 = count(answers.nearest, images.targets, len(labels.classes))
     return ZeroShotResult(
         classes=labels.classes,
         confusion=confusion,
-        top1=float(np.trace(confusion) / len(targets)),
-        top5=top5 / len(targets),
+        top1=float(np.trace(confusion) / len(images.targets)),
+        top5=top5 / len(images.targets),
         templates=templates,
         num_unlabelled=labels.num_unlabelled,
         num_undecodable=len(images.undecodable),
+        calibration=calibration(answers.confidence, answers.nearest[:, 0] == images.targets),
+        cleaned=labels.cleaned,
     )
 
 
-def classifier_weights(
-    model: CLIP | DualEncoder, tokenize: Tokenize, classes: Sequence[str], templates: Sequence[str]
-) -> Float[Tensor, "classes embed"]:
-    """One unit vector per class: the mean of the unit-length features of its sentences."""
-    weights = []
-    for start in range(0, len(classes), _CLASSES_AT_ONCE):
-        names = classes[start : start + _CLASSES_AT_ONCE]
-        features = encode_texts(model, tokenize, [text for name in names for text in fill(templates, name)])
-        weights.append(F.normalize(features.view(len(names), len(templates), -1).mean(dim=1), dim=-1))
-    return torch.cat(weights)
-
-
 def count(
-    image_features: Float[Tensor, "images embed"],
-    weights: Float[Tensor, "classes embed"],
-    targets: Int64[Tensor, " images"],
+    nearest: Int64[Tensor, "images nearest"], targets: Int64[Tensor, " images"], num_classes: int
 ) -> tuple[NDArray[np.int64], int]:
-    """The confusion matrix (true class down, predicted across), and how many images have theirs in the nearest five."""
-    num_classes = len(weights)
-    confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64)
-    top5 = 0
-    for start in range(0, len(targets), _IMAGES_AT_ONCE):
-        wanted = targets[start : start + _IMAGES_AT_ONCE]
-        nearest = (
-            (image_features[start : start + _IMAGES_AT_ONCE] @ weights.T).topk(min(5, num_classes), dim=1).indices.cpu()
-        )
-        confusion += torch.bincount(wanted * num_classes + nearest[:, 0], minlength=num_classes**2)
-        top5 += int((nearest == wanted[:, None]).any(dim=1).sum())
+    """The confusion matrix (true class down, predicted across), and how many images have theirs among the nearest."""
+    confusion = torch.bincount(targets * num_classes + nearest[:, 0], minlength=num_classes**2)
     matrix: NDArray[np.int64] = confusion.view(num_classes, num_classes).numpy()
-    return matrix, top5
+    return matrix, int((nearest == targets[:, None]).any(dim=1).sum())

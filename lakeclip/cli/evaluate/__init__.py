@@ -13,12 +13,14 @@ import tyro
 from lakeclip.cli.evaluate.probe import Probe, evaluate_probe
 from lakeclip.cli.evaluate.report import Report, evaluate_report
 from lakeclip.cli.evaluate.retrieval import Retrieval, evaluate_retrieval
+from lakeclip.cli.evaluate.robustness import Robustness, evaluate_robustness
 from lakeclip.cli.evaluate.zeroshot import ZeroShot, evaluate_zeroshot
 
 _WORK: dict[type[Any], Callable[[Any], None]] = {
     ZeroShot: evaluate_zeroshot,
     Retrieval: evaluate_retrieval,
     Probe: evaluate_probe,
+    Robustness: evaluate_robustness,
     Report: evaluate_report,
 }
 
@@ -26,6 +28,7 @@ _Flags = (
     Annotated[ZeroShot, tyro.conf.subcommand("zeroshot")]
     | Annotated[Retrieval, tyro.conf.subcommand("retrieval")]
     | Annotated[Probe, tyro.conf.subcommand("probe")]
+    | Annotated[Robustness, tyro.conf.subcommand("robustness")]
     | Annotated[Report, tyro.conf.subcommand("report")]
 )
 
@@ -36,7 +39,7 @@ def run(argv: list[str]) -> None:
     Raises:
         LakeclipError: of the kind that says what is wrong: flags, checkpoint, data, device or output.
     """
-    flags: ZeroShot | Retrieval | Probe | Report = tyro.cli(
+    flags: ZeroShot | Retrieval | Probe | Robustness | Report = tyro.cli(
         _Flags,
         args=argv,
         prog="lakeclip evaluate",

@@ -9,7 +9,10 @@ from typing import Any
 
 from rich.console import Console
 
-from lakeclip.errors import OutputError
+from lakeclip.errors import ConfigError, OutputError
+
+#: What a plot's name may end with; the suffix says the format.
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def writable(file: str | None) -> Path | None:
@@ -25,6 +28,22 @@ def writable(file: str | None) -> Path | None:
     if not existed:
         path.unlink()
     return path
+
+
+def plottable(file: str | None) -> Path | None:
+    """Find out before the work whether its plot can be written, and in which format.
+
+    Raises:
+        ConfigError: the suffix is of no format that there is.
+        OutputError: it cannot be written.
+    """
+    if file is not None and Path(file).suffix.lower() not in PLOT_SUFFIXES:
+        raise ConfigError(
+            f"a plot cannot be written to {file}",
+            found=f"the suffix {Path(file).suffix!r}" if Path(file).suffix else "no suffix",
+            allowed=", ".join(PLOT_SUFFIXES),
+        )
+    return writable(file)
 
 
 def save(path: Path | None, content: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 from rich.table import Table
 
-from lakeclip.cli.evaluate.output import console, save, writable
+from lakeclip.cli.evaluate.output import console, plottable, save, writable
 from lakeclip.cli.report import Effort, load_model
 
 
@@ -32,43 +32,44 @@ class Probe:
     """Also with so many examples a class, e.g. --few 1 4 16: the mean of three draws."""
     json_file: Annotated[str | None, tyro.conf.arg(name="json", metavar="FILE")] = None
     """Write all figures to this file as well."""
+    plot: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Draw the sweep, and the few examples: a .png, .svg or .pdf file."""
     effort: Annotated[Effort, tyro.conf.arg(name="")] = field(default_factory=Effort)
 
 
 def evaluate_probe(flags: Probe) -> None:
     """`lakeclip evaluate probe`."""
-    import torch
-
-    from lakeclip.evaluation.encode import encode_images
+    from lakeclip.evaluation.labelled import encode_labelled
     from lakeclip.evaluation.labels import parse_classes, read_labels
     from lakeclip.evaluation.probe import linear_probe
     from lakeclip.lake.dataset import open_lake
 
-    json_file = writable(flags.json_file)
+    json_file, plot = writable(flags.json_file), plottable(flags.plot)
     train, test = open_lake(flags.lake, flags.query), open_lake(flags.test_lake)
     classes = parse_classes(flags.classes) if flags.classes is not None else None
     labels = read_labels(train, flags.label_column, classes)
-    # The names of the first are those of the second; its labels may be fewer.
-    names = classes or sorted({str(value) for value in train.column(flags.label_column) if value})
     model = load_model(flags.checkpoint, flags.effort)
     sides = []
-    for source, known in ((train, labels), (test, read_labels(test, flags.label_column, names))):
-        images = encode_images(
+    # The names of the first are those of the second; its labels may be fewer.
+    for source, known in ((train, labels), (test, read_labels(test, flags.label_column, labels.classes))):
+        images = encode_labelled(
             model.model,
-            source,
             model.transform,
-            positions=known.positions,
-            with_captions=False,
+            source,
+            known,
             batch_size=flags.effort.batch_size,
             num_workers=flags.effort.num_workers,
         )
-        target_of = dict(zip(known.positions, known.targets, strict=True))
-        sides += [images.features.cpu(), torch.tensor([target_of[position] for position in images.positions])]
+        sides += [images.features, images.targets]
     result = linear_probe(*sides, few=flags.few)
     save(
         json_file,
         {"checkpoint": flags.checkpoint, "lake": flags.lake, "test_lake": flags.test_lake, **result.to_json()},
     )
+    if plot is not None:
+        from lakeclip.evaluation.plots import plot_probe, save_plot
+
+        save_plot(plot_probe(result), plot)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_row("top-1", f"[bold]{result.top1:.1%}[/]", f"the most frequent class would get {result.chance:.1%}")
     for number, share in result.few.items():

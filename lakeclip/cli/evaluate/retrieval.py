@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.table import Table
 
-from lakeclip.cli.evaluate.output import console, save, writable
+from lakeclip.cli.evaluate.output import console, plottable, save, writable
 from lakeclip.cli.report import Effort, load_model, retrieve
 from lakeclip.config.schema import DataConfig
 
@@ -34,6 +34,8 @@ class Retrieval:
     """Column with the captions. Default: found by its name and type."""
     json_file: Annotated[str | None, tyro.conf.arg(name="json", metavar="FILE")] = None
     """Write the figures to this file as well."""
+    plot: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Draw R@k by k: a .png, .svg or .pdf file."""
     effort: Annotated[Effort, tyro.conf.arg(name="")] = field(default_factory=Effort)
 
 
@@ -41,7 +43,7 @@ def evaluate_retrieval(flags: Retrieval) -> None:
     """`lakeclip evaluate retrieval`."""
     from lakeclip.lake.pairs import open_pairs
 
-    json_file = writable(flags.json_file)
+    json_file, plot = writable(flags.json_file), plottable(flags.plot)
     source = open_pairs(
         DataConfig(
             lake=flags.lake,
@@ -57,6 +59,10 @@ def evaluate_retrieval(flags: Retrieval) -> None:
     num_undecodable = len(images.undecodable)
     content = {"checkpoint": flags.checkpoint, "data": where, **result.to_json(), "num_undecodable": num_undecodable}
     save(json_file, content)
+    if plot is not None:
+        from lakeclip.evaluation.plots import plot_retrieval, save_plot
+
+        save_plot(plot_retrieval(result), plot)
     _show_retrieval(result, num_undecodable)
 
 
@@ -68,6 +74,7 @@ def _show_retrieval(result: RetrievalResult, num_undecodable: int) -> None:
     both = (result.image_to_text, result.text_to_image)
     for k in both[0].recall:
         table.add_row(f"R@{k}", *(f"{ranking.recall[k]:.1%}" for ranking in both))
+    table.add_row("mAP", *(f"{ranking.mean_average_precision:.1%}" for ranking in both))
     table.add_row("median rank", *(f"{ranking.median_rank:,g}" for ranking in both))
     screen = console()
     screen.print(table)

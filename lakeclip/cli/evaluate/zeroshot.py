@@ -9,7 +9,7 @@ import tyro
 from rich.markup import escape
 from rich.table import Table
 
-from lakeclip.cli.evaluate.output import console, save, writable
+from lakeclip.cli.evaluate.output import console, plottable, save, writable
 from lakeclip.cli.report import Effort, ZeroShotTest, load_model, score
 
 if TYPE_CHECKING:
@@ -32,26 +32,32 @@ class ZeroShot:
     query: str | None = None
     """Which rows to score: the WHERE clause of a Deep Lake query."""
     templates: str = "simple"
-    """Sentences for the class names: simple, openai-7, openai-80, cifar, scenes, or a file with one a line, {} for
-    the name."""
+    """Sentences for the class names: simple, openai-7, openai-80, one of OpenAI's for a data set (cifar, food101, pets,
+    eurosat, …), or a file with one a line, {} for the name."""
     classes: str | None = None
     """Names to choose among: a file with one a line, or cat,dog,… Default: the labels that there are."""
     image_column: str | None = None
     """Column with the encoded images. Default: found by its name and type."""
     json_file: Annotated[str | None, tyro.conf.arg(name="json", metavar="FILE")] = None
     """Write all figures to this file as well."""
+    plot: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Draw how far its confidence can be believed, and each class: a .png, .svg or .pdf file."""
     effort: Annotated[Effort, tyro.conf.arg(name="")] = field(default_factory=Effort)
 
 
 def evaluate_zeroshot(flags: ZeroShot) -> None:
     """`lakeclip evaluate zeroshot`."""
-    json_file = writable(flags.json_file)
+    json_file, plot = writable(flags.json_file), plottable(flags.plot)
     test = ZeroShotTest(
         "", flags.lake, flags.label_column, query=flags.query, templates=flags.templates, classes=flags.classes
     )
     model = load_model(flags.checkpoint, flags.effort)
     section = score(test, model, flags.effort, image_column=flags.image_column)
     save(json_file, {"checkpoint": flags.checkpoint, "lake": flags.lake, **section.result.to_json()})
+    if plot is not None:
+        from lakeclip.evaluation.plots import plot_zero_shot, save_plot
+
+        save_plot(plot_zero_shot(section.result), plot)
     _show_zeroshot(section.result)
 
 
@@ -65,6 +71,9 @@ def _show_zeroshot(result: ZeroShotResult) -> None:
     if len(result.classes) > 5:
         table.add_row("top-5", f"{result.top5:.1%}")
     table.add_row("mean per class", f"{result.mean_per_class:.1%}")
+    if said := result.calibration:
+        means = f"says {said.confidence:.0%} on average, is right {said.accuracy:.0%}"
+        table.add_row("calibration error", f"{said.error:.1%}", means)
     table.add_row("images", f"{result.num_samples:,}")
     if result.num_unlabelled:
         table.add_row("", "", f"{result.num_unlabelled:,} more have no label and were left out")
@@ -73,6 +82,10 @@ def _show_zeroshot(result: ZeroShotResult) -> None:
     sentences = result.templates.templates
     more = f" and {len(sentences) - 1} more" if len(sentences) > 1 else ""
     table.add_row("prompts", escape(result.templates.name), escape(f"{sentences[0]!r}{more}"))
+    if result.cleaned:
+        label, name = next(iter(result.cleaned.items()))
+        more = f" and {len(result.cleaned) - 1} more" if len(result.cleaned) > 1 else ""
+        table.add_row("names", "cleaned", escape(f"{label!r} is said {name!r}{more}"))
     screen = console()
     screen.print(table)
     hardest = sorted(result.per_class, key=lambda score: (score.accuracy is None, score.accuracy))

@@ -42,6 +42,19 @@ _STALE_SECONDS = 3600.0
 _OUTAGE = "outage"
 
 
+def cache_folder() -> Path:
+    """Where all that is kept to save work lies; it may not be there yet."""
+    return Path(os.environ.get(FOLDER_VARIABLE) or "~/.cache/lakeclip").expanduser()
+
+
+def limit_gb() -> float | None:
+    """How many gigabytes the user allows; None where nothing is said."""
+    try:
+        return max(0.0, float(os.environ[LIMIT_VARIABLE]))
+    except (KeyError, ValueError):
+        return None
+
+
 class DamagedChunkError(Exception):
     """A file of the cache does not hold what was written to it."""
 
@@ -170,9 +183,9 @@ class Cache:
     """
 
     def __init__(self, name: str) -> None:
-        self.root = Path(os.environ.get(FOLDER_VARIABLE) or "~/.cache/lakeclip").expanduser() / "chunks"
+        self.root = cache_folder() / "chunks"
         self.folder = self.root / hashlib.sha256(name.encode()).hexdigest()[:24]
-        self._limit_gb = _limit_gb()
+        self._limit_gb = limit_gb()
         self._unaccounted = 0
         self._has_complained = False
         self.is_on = self._limit_gb != 0
@@ -305,13 +318,6 @@ def _scan(folder: str | Path) -> list[os.DirEntry[str]]:
             return list(entries)
     except OSError:
         return []
-
-
-def _limit_gb() -> float | None:
-    try:
-        return max(0.0, float(os.environ[LIMIT_VARIABLE]))
-    except (KeyError, ValueError):
-        return None
 
 
 def _encode(values: Any) -> tuple[int, list[bytes | None]] | None:

@@ -63,9 +63,60 @@ def test_zeroshot(a_run: Path, lake: str, tmp_path: Path, capsys: pytest.Capture
     assert content["lake"] == lake
     shown = capsys.readouterr()
     assert f"{content['top1']:.1%}" in shown.out
+    said = content["calibration"]
+    assert f"says {said['mean_confidence']:.0%} on average, is right {content['top1']:.0%}" in shown.out
     assert "red circle" in shown.out
     assert "× chance (12.5%)" in shown.out
     assert shown.err == ""
+
+
+def test_prompts_are_encoded_once_for_all_evaluations(
+    a_run: Path, lake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAKECLIP_CACHE", str(tmp_path / "cache"))
+    flags = f"zeroshot --checkpoint {a_run} --lake {lake} --label-column label --templates openai-80".split()
+    contents = []
+    for _ in range(2):
+        run([*flags, "--json", str(tmp_path / "scores.json")])
+        contents.append(json.loads((tmp_path / "scores.json").read_text()))
+    assert contents[0] == contents[1]
+    assert len(list((tmp_path / "cache" / "classifiers").iterdir())) == 1
+
+
+def test_robustness(a_run: Path, lake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, plot = tmp_path / "scores.json", tmp_path / "robust.svg"
+    data = ["--checkpoint", str(a_run), "--lake", lake, "--label-column", "label"]
+    run(["zeroshot", *data, "--json", str(file)])
+    clean = json.loads(file.read_text())["top1"]
+    capsys.readouterr()
+    some = ["--corruptions", "gaussian noise", "jpeg", "--severities", "5", "1"]
+    run(["robustness", *data, *some, "--shifted", lake, "--json", str(file), "--plot", str(plot)])
+    content = json.loads(file.read_text())
+    assert content["clean"] == content["shifts"][0]["top1"] == clean
+    assert content["severities"] == [1, 5]
+    assert list(content["top1"]) == ["gaussian noise", "jpeg"]
+    assert plot.read_text().startswith("<?xml")
+    shown = capsys.readouterr().out
+    assert f"{content['mean']:.1%}" in shown
+    assert "jpeg" in shown
+
+
+def test_robustness_of_what_there_is_not(a_run: Path, lake: str) -> None:
+    data = ["robustness", "--checkpoint", str(a_run), "--lake", lake, "--label-column", "label"]
+    with pytest.raises(ConfigError, match="no corruption 'fog'") as error:
+        run([*data, "--corruptions", "fog"])
+    assert "gaussian blur" in error.value.allowed
+    with pytest.raises(ConfigError, match="--severities 0 6 cannot be"):
+        run([*data, "--severities", "0", "6"])
+
+
+@pytest.mark.parametrize("kind", ["zeroshot", "retrieval", "probe"])
+def test_plots(kind: str, a_run: Path, lake: str, tmp_path: Path) -> None:
+    more = {"probe": ["--test-lake", lake, "--few", "1", "2"]}.get(kind, [])
+    labels = [] if kind == "retrieval" else ["--label-column", "label"]
+    flags = [kind, "--checkpoint", str(a_run), "--lake", lake, *labels, *more]
+    run([*flags, "--plot", str(tmp_path / "plot.pdf")])
+    assert (tmp_path / "plot.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_zeroshot_with_a_query_own_classes_and_templates(a_run: Path, lake: str, tmp_path: Path) -> None:
@@ -113,7 +164,7 @@ def test_retrieval_from_a_lake_and_from_a_folder(
     for content in found:
         assert (content["num_images"], content["num_texts"]) == (40, 80)
         for direction in ("image_to_text", "text_to_image"):
-            assert set(content[direction]) == {"R@1", "R@5", "R@10", "median_rank"}
+            assert set(content[direction]) == {"R@1", "R@5", "R@10", "median_rank", "mAP"}
             assert 0 <= content[direction]["R@1"] <= content[direction]["R@10"] <= 1
     assert found[0]["text_to_image"] == pytest.approx(found[1]["text_to_image"], abs=0.02)
 
@@ -167,6 +218,12 @@ def test_what_cannot_be_written_is_found_out_before_the_work(tmp_path: Path) -> 
             run(["zeroshot", *nothing, "--label-column", "label", "--json", str(file)])
         with pytest.raises(OutputError, match="cannot write"):
             run(["retrieval", *nothing, "--json", str(file)])
+    with pytest.raises(OutputError, match="cannot write"):
+        run(["retrieval", *nothing, "--plot", str(tmp_path / "no/such/folder.png")])
+    for file in (tmp_path / "plot.jpg", tmp_path / "plot"):
+        with pytest.raises(ConfigError, match="cannot be written") as error:
+            run(["retrieval", *nothing, "--plot", str(file)])
+        assert error.value.allowed == ".png, .svg, .pdf"
 
 
 def test_a_failed_evaluation_leaves_the_old_scores(tmp_path: Path) -> None:

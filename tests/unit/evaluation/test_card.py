@@ -22,7 +22,7 @@ def test_it_says_what_the_run_was(tmp_path: Path) -> None:
     zeroshot = ZeroShotResult(
         ("cat", "dog"), np.array([[3, 1], [0, 4]]), 0.875, 1.0, TemplateSet("simple", "plain", ("{}",))
     )
-    ranking = Ranking({1: 0.25, 5: 0.5, 10: 0.75}, 4.0)
+    ranking = Ranking({1: 0.25, 5: 0.5, 10: 0.75}, 4.0, 0.375)
     card = write_card(
         tmp_path,
         FACTS,

@@ -29,6 +29,28 @@ def test_every_shipped_set_is_usable() -> None:
     assert len(sets["cifar"].templates) == 18
 
 
+@pytest.mark.parametrize(
+    ("name", "number", "one"),
+    [
+        ("caltech101", 34, "the {} in a video game."),
+        ("cars", 8, "i love my {}!"),
+        ("country211", 5, "a photo i took while visiting {}."),
+        ("dtd", 8, "a photo of the {} pattern."),
+        ("eurosat", 3, "a centered satellite photo of {}."),
+        ("fer2013", 6, "look at how {} they are."),
+        ("gtsrb", 3, 'a zoomed in photo of a "{}" traffic sign.'),
+        ("kinetics700", 28, "a example of a person practicing {}."),
+        ("pets", 1, "a photo of a {}, a type of pet."),
+        ("resisc45", 18, "aerial view of the {}."),
+        ("ucf101", 48, "a demonstration of the person during {}."),
+    ],
+)
+def test_the_papers_sets_are_whole(name: str, number: int, one: str) -> None:
+    found = find_templates(name)
+    assert len(found.templates) == number
+    assert one in found.templates
+
+
 def test_a_file_of_ones_own(tmp_path: Path) -> None:
     file = tmp_path / "mine.txt"
     file.write_text(

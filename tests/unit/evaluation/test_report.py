@@ -94,7 +94,7 @@ def write(tmp_path: Path, **parts: object) -> Page:
 
 
 def test_the_whole_page(tmp_path: Path) -> None:
-    ranking = Ranking({1: 0.5, 5: 0.75, 10: 1.0}, 2.0)
+    ranking = Ranking({1: 0.5, 5: 0.75, 10: 1.0}, 2.0, 0.625)
     page = write(
         tmp_path,
         curves=CURVES,
@@ -192,7 +192,7 @@ def test_a_run_with_nothing_but_facts(tmp_path: Path) -> None:
 
 
 def test_retrieval_alone_is_the_headline(tmp_path: Path) -> None:
-    ranking = Ranking({1: 0.5, 5: 0.75, 10: 1.0}, 2.5)
+    ranking = Ranking({1: 0.5, 5: 0.75, 10: 1.0}, 2.5, 0.625)
     page = write(tmp_path, retrieval=RetrievalSection(RetrievalResult(ranking, ranking, 10, 20)))
     assert "Finds the right image first for 50.0% of captions" in page.text
 

@@ -17,23 +17,32 @@ from lakeclip.evaluation.retrieval import CUTOFFS, Ranking, RetrievalResult, ret
 def dense(similarity: list[list[float]], right: list[set[int]]) -> Ranking:
     """The definition, word for word: every order of the candidates that sorts them by similarity, averaged."""
     hits: dict[int, list[float]] = {k: [] for k in CUTOFFS}
-    ranks = []
+    ranks, precisions = [], []
     for row, wanted in zip(similarity, right, strict=True):
         if not wanted:
             continue
-        places = []
+        places, precision = [], []
         for order in itertools.permutations(range(len(row))):
             if all(row[a] >= row[b] for a, b in itertools.pairwise(order)):
-                places.append(next(place for place, candidate in enumerate(order, start=1) if candidate in wanted))
+                found = [place for place, candidate in enumerate(order, start=1) if candidate in wanted]
+                places.append(found[0])
+                precision.append(statistics.mean(number / place for number, place in enumerate(found, start=1)))
         ranks.append(statistics.mean(places))
+        precisions.append(statistics.mean(precision))
         for k in CUTOFFS:
             hits[k].append(statistics.mean(place <= k for place in places))
-    return Ranking({k: statistics.mean(values) for k, values in hits.items()}, statistics.median(ranks))
+    recall = {k: statistics.mean(values) for k, values in hits.items()}
+    return Ranking(recall, statistics.median(ranks), statistics.mean(precisions))
 
 
 def assert_close(found: Ranking, wanted: Ranking) -> None:
     assert found.recall == pytest.approx(wanted.recall)
     assert found.median_rank == pytest.approx(wanted.median_rank)
+    assert found.mean_average_precision == pytest.approx(wanted.mean_average_precision)
+
+
+#: Of queries that all candidates are level with, one of them right: the mean of 1/1 … 1/40 is its average precision.
+CHANCE_OF_40 = Ranking({1: 1 / 40, 5: 5 / 40, 10: 10 / 40}, 20.5, sum(1 / k for k in range(1, 41)) / 40)
 
 
 def one_hot(*classes: int) -> Tensor:
@@ -46,9 +55,10 @@ def test_three_images_by_hand() -> None:
     texts = torch.tensor([[0.9, 0.8, 0.0], [0.5, 0.6, 0.0], [0.1, 0.7, 0.3]])
     result = retrieval_metrics(images, texts, torch.tensor([0, 1, 2]))
     # image 0: t0 first. image 1: t0 .8 and t2 .7 stand before t1. image 2: t2 first.
-    assert result.image_to_text.to_json() == pytest.approx({"R@1": 2 / 3, "R@5": 1, "R@10": 1, "median_rank": 1})
+    by_hand = {"R@1": 2 / 3, "R@5": 1, "R@10": 1, "median_rank": 1}
+    assert result.image_to_text.to_json() == pytest.approx({**by_hand, "mAP": (1 + 1 / 3 + 1) / 3})
     # t0: first. t1: first. t2: image 1 (.7) before image 2 (.3).
-    assert result.text_to_image.to_json() == pytest.approx({"R@1": 2 / 3, "R@5": 1, "R@10": 1, "median_rank": 1})
+    assert result.text_to_image.to_json() == pytest.approx({**by_hand, "mAP": (1 + 1 + 1 / 2) / 3})
     assert (result.num_images, result.num_texts) == (3, 3)
 
 
@@ -56,36 +66,38 @@ def test_several_captions_an_image_by_hand() -> None:
     images = torch.eye(2)
     texts = torch.tensor([[0.2, 0.9], [0.8, 0.1], [0.7, 0.3], [0.6, 0.5]])
     result = retrieval_metrics(images, texts, torch.tensor([0, 0, 1, 1]))
-    # image 0 sorts t1 t2 t3 t0: its t1 leads. image 1 sorts t0 t3 t2 t1: its t3 is second.
-    assert result.image_to_text == Ranking({1: 0.5, 5: 1.0, 10: 1.0}, 1.5)
+    # image 0 sorts t1 t2 t3 t0: its t1 leads, t0 is last. image 1 sorts t0 t3 t2 t1: its t3 is second, t2 third.
+    assert_close(
+        result.image_to_text, Ranking({1: 0.5, 5: 1.0, 10: 1.0}, 1.5, ((1 + 2 / 4) / 2 + (1 / 2 + 2 / 3) / 2) / 2)
+    )
     # t0 goes to image 1, wrong; t1 to 0, right; t2 and t3 to 0, wrong.
-    assert result.text_to_image == Ranking({1: 0.25, 5: 1.0, 10: 1.0}, 2.0)
+    assert_close(result.text_to_image, Ranking({1: 0.25, 5: 1.0, 10: 1.0}, 2.0, (1 / 2 + 1 + 1 / 2 + 1 / 2) / 4))
 
 
 def test_a_perfect_model_and_its_opposite() -> None:
     features = torch.eye(12)
     perfect = retrieval_metrics(features, features, torch.arange(12))
-    assert perfect.image_to_text == perfect.text_to_image == Ranking({1: 1.0, 5: 1.0, 10: 1.0}, 1.0)
+    assert perfect.image_to_text == perfect.text_to_image == Ranking({1: 1.0, 5: 1.0, 10: 1.0}, 1.0, 1.0)
     worst = retrieval_metrics(-features, features, torch.arange(12))
-    assert worst.image_to_text == worst.text_to_image == Ranking({1: 0.0, 5: 0.0, 10: 0.0}, 12.0)
+    assert worst.image_to_text == worst.text_to_image == Ranking({1: 0.0, 5: 0.0, 10: 0.0}, 12.0, 1 / 12)
 
 
 def test_a_model_that_maps_everything_to_one_point_scores_chance() -> None:
     features = F.normalize(torch.ones(40, 7), dim=1)
     result = retrieval_metrics(features, features, torch.arange(40))
     for ranking in (result.image_to_text, result.text_to_image):
-        assert_close(ranking, Ranking({1: 1 / 40, 5: 5 / 40, 10: 10 / 40}, 20.5))
+        assert_close(ranking, CHANCE_OF_40)
 
 
 def test_features_that_are_not_finite_score_chance_and_not_perfectly() -> None:
     broken = torch.full((40, 7), torch.nan)
     result = retrieval_metrics(broken, broken, torch.arange(40))
-    assert_close(result.text_to_image, Ranking({1: 1 / 40, 5: 5 / 40, 10: 10 / 40}, 20.5))
+    assert_close(result.text_to_image, CHANCE_OF_40)
 
 
 def test_two_images_with_the_same_content_share_the_place() -> None:
     result = retrieval_metrics(one_hot(0, 0, 1), one_hot(0, 0, 1), torch.tensor([0, 1, 2]))
-    assert_close(result.text_to_image, Ranking({1: 2 / 3, 5: 1.0, 10: 1.0}, 1.5))
+    assert_close(result.text_to_image, Ranking({1: 2 / 3, 5: 1.0, 10: 1.0}, 1.5, (3 / 4 + 3 / 4 + 1) / 3))
 
 
 def test_the_same_content_with_rounding_still_ties() -> None:
@@ -135,11 +147,54 @@ def test_tiles_and_the_order_of_the_captions_do_not_matter(tile: int) -> None:
     assert_close(pieces.text_to_image, whole.text_to_image)
 
 
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=400), st.integers(1, 5000), st.integers(0, 2**20))
+@settings(max_examples=40, deadline=None)
+def test_untied_ranks_are_those_of_sorting(counts: list[int], tile: int, seed: int) -> None:
+    """Images with any number of captions, some without, against a plain sort of the whole matrix."""
+    if not sum(counts):
+        counts = [*counts, 1]
+    generator = torch.Generator().manual_seed(seed)
+    owners = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    images = F.normalize(torch.randn(len(counts), 8, generator=generator, dtype=torch.float64), dim=1)
+    texts = F.normalize(images[owners] + torch.randn(len(owners), 8, generator=generator, dtype=torch.float64), dim=1)
+    similarity = images @ texts.T
+    is_right = owners[None, :] == torch.arange(len(counts))[:, None]
+    result = retrieval_metrics(images.float(), texts.float(), owners, tile=max(tile, len(owners) * len(counts) // 500))
+    for ranking, scores, right in (
+        (result.image_to_text, similarity, is_right),
+        (result.text_to_image, similarity.T, is_right.T),
+    ):
+        right = right.gather(1, scores.argsort(dim=1, descending=True))[right.any(dim=1)]
+        places = torch.arange(1, right.shape[1] + 1)
+        precision = ((right.cumsum(dim=1) / places) * right).sum(dim=1) / right.sum(dim=1)
+        first = right.int().argmax(dim=1) + 1
+        # Of random numbers a few are closer than float32 tells.
+        assert ranking.mean_average_precision == pytest.approx(precision.mean().item(), abs=1e-3)
+        assert ranking.recall[5] == pytest.approx((first <= 5).double().mean().item(), abs=1e-2)
+        assert ranking.curve[99] == pytest.approx((first <= 100).double().mean().item(), abs=1e-2)
+        assert ranking.curve == tuple(sorted(ranking.curve))
+
+
+def test_coarse_products_of_a_training_run_do_not_blur_the_ranks() -> None:
+    torch.manual_seed(0)
+    images = F.normalize(torch.randn(64, 512), dim=1)
+    texts = F.normalize(images + 0.5 * torch.randn(64, 512), dim=1)
+    exact = retrieval_metrics(images, texts, torch.arange(64))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert retrieval_metrics(images, texts, torch.arange(64)) == exact
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_json_has_the_promised_keys() -> None:
-    ranking = Ranking({1: 0.5, 5: 0.75, 10: 1.0}, 2.0)
+    ranking = Ranking({1: 0.5, 5: 0.75, 10: 1.0}, 2.0, 0.625)
     assert RetrievalResult(ranking, ranking, 4, 8).to_json() == {
-        "image_to_text": {"R@1": 0.5, "R@5": 0.75, "R@10": 1.0, "median_rank": 2.0},
-        "text_to_image": {"R@1": 0.5, "R@5": 0.75, "R@10": 1.0, "median_rank": 2.0},
+        "image_to_text": {"R@1": 0.5, "R@5": 0.75, "R@10": 1.0, "median_rank": 2.0, "mAP": 0.625},
+        "text_to_image": {"R@1": 0.5, "R@5": 0.75, "R@10": 1.0, "median_rank": 2.0, "mAP": 0.625},
         "num_images": 4,
         "num_texts": 8,
     }

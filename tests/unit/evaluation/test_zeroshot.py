@@ -8,10 +8,11 @@ import torch
 from torch.nn import functional as F
 
 from lakeclip.data.transforms import EvalTransform
+from lakeclip.evaluation.classifier import classifier_weights, classify
 from lakeclip.evaluation.encode import encode_images, encode_texts
 from lakeclip.evaluation.labels import read_labels
 from lakeclip.evaluation.prompts import TemplateSet, find_templates
-from lakeclip.evaluation.zeroshot import ClassScore, ZeroShotResult, classifier_weights, count, zero_shot
+from lakeclip.evaluation.zeroshot import ClassScore, ZeroShotResult, count, zero_shot
 from lakeclip.text.tokenizer import Tokenizer
 from tests.unit.evaluation.scenery import scenery, tiny_clip
 
@@ -45,14 +46,16 @@ def test_counting_by_hand() -> None:
             [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3],
         ]
     )
-    confusion, top5 = count(images, weights, torch.tensor([0, 0, 4, 5]))
+    nearest = classify(images, weights, torch.zeros(())).nearest
+    confusion, top5 = count(nearest, torch.tensor([0, 0, 4, 5]), 7)
     assert confusion[0].tolist() == [1, 1, 0, 0, 0, 0, 0]
     assert confusion[4].tolist() == confusion[5].tolist() == [1, 0, 0, 0, 0, 0, 0]
     assert top5 == 3  # class 1 was second for the second image, 4 was fifth for the third; 5 is sixth for the last
 
 
 def test_fewer_than_five_classes_make_top5_certain() -> None:
-    _, top5 = count(torch.eye(2), torch.eye(2), torch.tensor([1, 0]))
+    nearest = classify(torch.eye(2), torch.eye(2), torch.zeros(())).nearest
+    _, top5 = count(nearest, torch.tensor([1, 0]), 2)
     assert top5 == 2
 
 
@@ -68,6 +71,32 @@ def test_the_whole_way() -> None:
     assert found.num_samples == 32
     assert found.confusion.sum(axis=1).tolist() == [4] * 8
     assert found.chance == 1 / 8
+    logits = model.logit_scale.detach().exp() * images @ weights.T
+    said = found.calibration
+    assert said is not None
+    assert said.confidence == pytest.approx(logits.softmax(dim=1).amax(dim=1).mean().item(), rel=1e-5)
+    assert said.accuracy == pytest.approx(found.top1)
+
+
+def test_the_bias_of_a_sigmoid_model_does_not_change_its_answers() -> None:
+    torch.manual_seed(0)
+    images, weights = (F.normalize(torch.randn(n, 8), dim=1) for n in (20, 6))
+    scale, bias = torch.tensor(2.0), -10.0
+    answers = classify(images, weights, scale)
+    with_bias = (scale.exp() * images @ weights.T + bias).softmax(dim=1).amax(dim=1)
+    torch.testing.assert_close(answers.confidence, with_bias)
+
+
+def test_names_that_were_cleaned_are_told() -> None:
+    source = scenery(8)
+    source.samples = [
+        s._replace(metadata={"label": str(s.metadata["label"]).replace(" ", "_")}) for s in source.samples
+    ]
+    labels = read_labels(source, "label")
+    found = zero_shot(tiny_clip(), TOKENIZE, TRANSFORM, source, labels, find_templates("simple"))
+    assert found.cleaned["red_circle"] == "red circle"
+    assert found.to_json()["cleaned_names"] == found.cleaned
+    assert len(found.cleaned) == len(found.classes)
 
 
 def test_rows_that_cannot_be_scored_are_counted() -> None:
