@@ -67,10 +67,11 @@ def make_report(
     """
     from lakeclip.checkpoints.native import read_checkpoint
     from lakeclip.evaluation.card import write_card
+    from lakeclip.evaluation.facts import run_facts
     from lakeclip.evaluation.forgetting import read_forgetting
     from lakeclip.evaluation.gallery import retrieval_gallery
     from lakeclip.evaluation.history import read_curves
-    from lakeclip.evaluation.report import RetrievalSection, run_facts, write_report
+    from lakeclip.evaluation.report import RetrievalSection, write_report
 
     effort = effort or Effort()
     if not folder.is_dir():

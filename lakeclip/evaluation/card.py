@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lakeclip.errors import OutputError
 from lakeclip.evaluation.forgetting import Forgetting
-from lakeclip.evaluation.report import RetrievalSection, RunFacts, ZeroShotSection
+from lakeclip.evaluation.report import RetrievalSection, ZeroShotSection
 
 FILE_NAME = "MODEL_CARD.md"
 

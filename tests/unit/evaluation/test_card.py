@@ -9,9 +9,10 @@ import pytest
 
 from lakeclip.errors import OutputError
 from lakeclip.evaluation.card import write_card
+from lakeclip.evaluation.facts import FactGroup, RunFacts
 from lakeclip.evaluation.forgetting import Forgetting, Mix
 from lakeclip.evaluation.prompts import TemplateSet
-from lakeclip.evaluation.report import FactGroup, RetrievalSection, RunFacts, ZeroShotSection
+from lakeclip.evaluation.report import RetrievalSection, ZeroShotSection
 from lakeclip.evaluation.retrieval import Ranking, RetrievalResult
 from lakeclip.evaluation.zeroshot import ZeroShotResult
 

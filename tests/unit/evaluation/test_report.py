@@ -12,10 +12,11 @@ from PIL import Image
 
 from lakeclip.errors import OutputError
 from lakeclip.evaluation.charts import draw_charts
+from lakeclip.evaluation.facts import FactGroup, RunFacts, run_facts
 from lakeclip.evaluation.gallery import CaptionQuery, Gallery, ImageHit, ImageQuery, Picture, TextHit
 from lakeclip.evaluation.history import Curves
 from lakeclip.evaluation.prompts import TemplateSet
-from lakeclip.evaluation.report import FactGroup, RetrievalSection, RunFacts, ZeroShotSection, run_facts, write_report
+from lakeclip.evaluation.report import RetrievalSection, ZeroShotSection, write_report
 from lakeclip.evaluation.retrieval import Ranking, RetrievalResult
 from lakeclip.evaluation.zeroshot import ZeroShotResult
 
