@@ -8,19 +8,20 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lakeclip.errors import OutputError
+from lakeclip.evaluation.account import DataAccount
 from lakeclip.evaluation.charts import draw_charts, draw_forgetting
+from lakeclip.evaluation.embedding_map import EmbeddingMap
 from lakeclip.evaluation.facts import RunFacts
 from lakeclip.evaluation.forgetting import Forgetting
 from lakeclip.evaluation.gallery import Gallery
-from lakeclip.evaluation.history import Curves
-from lakeclip.evaluation.page import page_template
+from lakeclip.evaluation.history import Curves, axes_of
+from lakeclip.evaluation.page import page_template, write_page
 from lakeclip.evaluation.retrieval import RetrievalResult
 from lakeclip.evaluation.zeroshot import ZeroShotResult
 
@@ -60,6 +61,7 @@ def write_report(
     zeroshot: Sequence[ZeroShotSection] = (),
     retrieval: RetrievalSection | None = None,
     gallery: Gallery | None = None,
+    embeddings: EmbeddingMap | None = None,
     forgetting: Forgetting | None = None,
 ) -> Path:
     """Write report.html into a run's folder. What is not given is left out of the page.
@@ -75,17 +77,15 @@ def write_report(
         OutputError: the folder cannot be written.
     """
     page = render_report(
-        facts=facts, curves=curves, zeroshot=zeroshot, retrieval=retrieval, gallery=gallery, forgetting=forgetting
+        facts=facts,
+        curves=curves,
+        zeroshot=zeroshot,
+        retrieval=retrieval,
+        gallery=gallery,
+        embeddings=embeddings,
+        forgetting=forgetting,
     )
-    path = run / FILE_NAME
-    try:
-        # A reader never meets half a page, and a full disk leaves the old one.
-        part = path.with_suffix(".part")
-        part.write_text(page, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise OutputError(f"the report {path} cannot be written", found=error.strerror or str(error)) from None
-    return path
+    return write_page(run / FILE_NAME, page)
 
 
 def render_report(
@@ -95,6 +95,7 @@ def render_report(
     zeroshot: Sequence[ZeroShotSection],
     retrieval: RetrievalSection | None,
     gallery: Gallery | None,
+    embeddings: EmbeddingMap | None = None,
     forgetting: Forgetting | None = None,
 ) -> str:
     """The page as text. Everything that comes from data is escaped, and the page forbids scripts and the network."""
@@ -107,11 +108,49 @@ def render_report(
         zeroshot=zeroshot,
         retrieval=retrieval,
         charts=draw_charts(curves) + ([draw_forgetting(forgetting)] if forgetting else []),
+        axes=[axis for axis, _ in axes_of(curves)],
         confusions=[_confusion_view(section) for section in zeroshot],
         gallery=gallery,
+        map=embeddings,
+        **_map_box(embeddings),
+        bars=_bars(facts.account) if facts.account else [],
         version=version("lakeclip"),
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
+
+
+def _map_box(embeddings: EmbeddingMap | None) -> dict[str, float]:
+    """Height of the map and what is left free above it, with a width of 1,000."""
+    heights = [dot.y for dot in embeddings.dots] if embeddings else [0.0]
+    return {"map_top": 1000 * min(heights), "map_height": 1000 * (max(heights) - min(heights))}
+
+
+class _Bar(NamedTuple):
+    """A number of rows as a share of all."""
+
+    label: str
+    rows: int
+    share: float
+    is_bad: bool = False
+
+
+def _bars(account: DataAccount) -> list[_Bar]:
+    """Where the rows went, from all of them down; nothing where the account has no figures."""
+    rows = [
+        ("in the lakes" if len(account.lakes) > 1 else "in the lake", account.total_rows),
+        ("kept by the query", account.kept_rows if account.query else None),
+        # Those whose addresses are still to be downloaded, and those marked as unusable, are not read at all.
+        ("with an image", account.kept_rows if not account.query and account.total_rows != account.kept_rows else None),
+        ("trained on", account.train_rows),
+        ("held out for validation", account.held_out_rows),
+    ]
+    known = [(label, number) for label, number in rows if number]
+    if account.train_rows is None or not known:
+        return []
+    whole = known[0][1]
+    bars = [_Bar(label, number, number / whole) for label, number in known]
+    bad = account.num_unusable
+    return [*bars, _Bar("could not be used", bad, min(1.0, bad / whole), is_bad=True)]
 
 
 def _headline(

@@ -51,5 +51,5 @@ def test_a_run_without_scores_says_so(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot write"):
         write_card(tmp_path / "missing", FACTS)
