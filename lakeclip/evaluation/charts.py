@@ -202,7 +202,7 @@ def _format(value: float, *, is_share: bool) -> str:
 
 def _for_page(svg: str, slug: str) -> str:
     """The <svg> element alone, with the page's colours, and with ids that do not meet those of another chart."""
-    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)
     svg = re.sub(r'\bid="', f'id="{slug}-', svg)
