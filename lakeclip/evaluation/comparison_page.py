@@ -75,7 +75,9 @@ def render_comparison(
 def verdict_of(runs: Sequence[RunRecord], zeroshot: ZeroShotScores | None) -> tuple[str, str]:
     """What to take home: a headline, and a sentence or two."""
     if zeroshot is None:
-        names = ", ".join(run.name for run in runs[:-1]) + f" and {runs[-1].name}"
+        names = f"{len(runs)} runs"
+        if len(runs) <= 3:
+            names = ", ".join(run.name for run in runs[:-1]) + f" and {runs[-1].name}"
         known = [(run.recorded["val/loss"], run) for run in runs if "val/loss" in run.recorded]
         if len(known) < 2 or caveats(runs):
             return f"{names} side by side", ""
