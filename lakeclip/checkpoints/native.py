@@ -8,7 +8,7 @@ A checkpoint is Lightning's .ckpt: its "state_dict" holds the model's weights as
     model       name, config (the fields of `ModelConfig`, or of `TowersConfig` for two towers)
     image_size  side in pixels
     tokenizer   kind, fingerprint, context_length; files of one that is not CLIP's, by name
-    data        path, version, query, rows
+    data        path, version, query, rows; of newer ones total_rows (before the query), train_rows, val_rows
     config      the whole `TrainConfig` or `FinetuneConfig`, nested
     progress    step, epoch, samples_seen, seconds
 
@@ -90,6 +90,7 @@ def lineage(
     data_version: str,
     query: str | None,
     num_rows: int,
+    account: Mapping[str, int] | None = None,
     config: TrainConfig | FinetuneConfig,
     step: int,
     epoch: int,
@@ -102,6 +103,7 @@ def lineage(
         tokenizer: that of the data, or None where the user's dataloader makes the token ids.
         data_path, data_version: of the lake or folder; "" where the user brings a dataloader.
         num_rows: how many the query kept.
+        account: `total_rows`, `train_rows` and `val_rows`, as far as they are known.
         config: what the run was started with; holds no secret.
         step, epoch, samples_seen: optimiser steps, passes begun, and pairs over all ranks so far.
         seconds: wall-clock time of the training so far; 0 where nobody kept it.
@@ -124,7 +126,7 @@ def lineage(
         "model": {"name": model_name, "config": dataclasses.asdict(model_config)},
         "image_size": model_config.image_resolution,
         "tokenizer": words,
-        "data": {"path": data_path, "version": data_version, "query": query, "rows": num_rows},
+        "data": {"path": data_path, "version": data_version, "query": query, "rows": num_rows, **(account or {})},
         "config": dataclasses.asdict(config),
         "progress": {"step": step, "epoch": epoch, "samples_seen": samples_seen, "seconds": seconds},
     }

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lakeclip.config.schema import DataConfig
-from lakeclip.errors import ConfigError, DataError, DeviceError, LakeclipError
+from lakeclip.errors import ConfigError, DataError, DeviceError, LakeclipError, LakeError
 
 if TYPE_CHECKING:
     import torch
 
     from lakeclip.checkpoints.native import LoadedModel
+    from lakeclip.evaluation.embedding_map import EmbeddingMap
     from lakeclip.evaluation.encode import EncodedImages
     from lakeclip.evaluation.report import ZeroShotSection
     from lakeclip.evaluation.retrieval import RetrievalResult
+    from lakeclip.lake.dataset import Lake
     from lakeclip.lake.rows import RowSource
 
 
@@ -65,36 +67,46 @@ def make_report(
     Raises:
         LakeclipError: no checkpoint, a test's data is wrong, or the page cannot be written.
     """
-    from lakeclip.checkpoints.native import read_checkpoint
+    from lakeclip.checkpoints.exports import FORMATS
+    from lakeclip.checkpoints.native import LAST, MIXED, read_checkpoint
+    from lakeclip.evaluation.account import read_account
     from lakeclip.evaluation.card import write_card
+    from lakeclip.evaluation.facts import run_facts
     from lakeclip.evaluation.forgetting import read_forgetting
     from lakeclip.evaluation.gallery import retrieval_gallery
     from lakeclip.evaluation.history import read_curves
-    from lakeclip.evaluation.report import RetrievalSection, run_facts, write_report
+    from lakeclip.evaluation.report import RetrievalSection, write_report
+    from lakeclip.models.clip import CLIP
 
     effort = effort or Effort()
     if not folder.is_dir():
         raise ConfigError(f"there is no run at {folder}", allowed="the folder of a run, as `lakeclip train` leaves it")
-    lineage = read_checkpoint(folder).lineage
+    found = read_checkpoint(folder)
+    lineage = found.lineage
     model = load_model(str(folder), effort)
     sections = [score(test, model, effort) for test in tests]
-    retrieval = gallery = None
+    retrieval = gallery = embeddings = None
     try:
-        source, positions, about = _validation_rows(lineage)
-        _, result = retrieve(model, source, effort, positions)
+        source, positions, about = validation_rows(lineage)
+        images, result = retrieve(model, source, effort, positions)
         retrieval = RetrievalSection(result, about)
         gallery = retrieval_gallery(
             *model, source, positions=positions, match_column=match_column, batch_size=effort.batch_size
         )
         gallery = replace(gallery, source=about)
+        if not tests:
+            embeddings = _map_of_rows(images, source, match_column, about)
     except LakeclipError as error:
         sys.stderr.write(f"note: the report goes without retrieval. {error}\n")
+    if tests:
+        embeddings = _map_of_test(tests[0], model, effort)
     curves = read_curves(folder / "metrics.csv")
     facts = run_facts(
         folder.resolve().name,
         lineage,
         num_parameters=sum(parameter.numel() for parameter in model.model.parameters()),
         curves=curves,
+        account=read_account(folder, lineage),
     )
     forgetting = read_forgetting(folder)
     page = write_report(
@@ -104,13 +116,80 @@ def make_report(
         zeroshot=sections,
         retrieval=retrieval,
         gallery=gallery,
+        embeddings=embeddings,
         forgetting=forgetting,
     )
-    write_card(folder, facts, zeroshot=sections, retrieval=retrieval, forgetting=forgetting)
+    write_card(
+        folder,
+        facts,
+        zeroshot=sections,
+        retrieval=retrieval,
+        forgetting=forgetting,
+        checkpoints=[
+            found.path,
+            *(path for path in (folder / LAST, folder / MIXED) if path.is_file() and path != found.path),
+        ],
+        layouts=tuple(FORMATS) if isinstance(model.model, CLIP) else (),
+    )
     return page, sections
 
 
-def _validation_rows(lineage: dict[str, Any]) -> tuple[RowSource, list[int], str]:
+def _map_of_rows(images: EncodedImages, source: RowSource, match_column: str | None, about: str) -> EmbeddingMap | None:
+    """The map of validation rows, coloured by a column where one is named."""
+    from lakeclip.data.order import draw_sample
+    from lakeclip.evaluation.embedding_map import MAX_IMAGES, embedding_map
+
+    chosen = draw_sample(range(len(images.positions)), MAX_IMAGES)
+    labels = None
+    if match_column:
+        values = source.column(match_column)
+        labels = ["" if values[at] is None else str(values[at]) for at in (images.positions[i] for i in chosen)]
+    return embedding_map(
+        images.features[chosen], [images.captions[index] for index in chosen], labels=labels, about=about
+    )
+
+
+def _map_of_test(test: ZeroShotTest, model: LoadedModel, effort: Effort) -> EmbeddingMap | None:
+    """The map of a zero-shot test's images, coloured by what they show, with what the model calls them."""
+    from lakeclip.data.order import draw_sample
+    from lakeclip.evaluation.classifier import classifier_weights
+    from lakeclip.evaluation.embedding_map import MAX_IMAGES, embedding_map
+    from lakeclip.evaluation.encode import encode_images
+    from lakeclip.evaluation.labels import parse_classes, read_labels
+    from lakeclip.evaluation.prompts import find_templates
+    from lakeclip.lake.dataset import open_lake
+
+    source = open_lake(test.lake, test.query)
+    labels = read_labels(source, test.label_column, parse_classes(test.classes) if test.classes is not None else None)
+    images = encode_images(
+        model.model,
+        source,
+        model.transform,
+        positions=draw_sample(labels.positions, MAX_IMAGES),
+        with_captions=_has_captions(source),
+        batch_size=effort.batch_size,
+        num_workers=effort.num_workers,
+    )
+    weights = classifier_weights(model.model, model.tokenize, labels.classes, find_templates(test.templates).templates)
+    nearest = (images.features @ weights.T).argmax(dim=1).tolist()
+    target_of = dict(zip(labels.positions, labels.targets, strict=True))
+    return embedding_map(
+        images.features,
+        images.captions,
+        labels=[labels.classes[target_of[position]] for position in images.positions],
+        answers=[labels.classes[index] for index in nearest],
+        about=f"{test.title}, {source.path}.",
+    )
+
+
+def _has_captions(lake: Lake) -> bool:
+    try:
+        return bool(lake.caption_column)
+    except LakeError:
+        return False
+
+
+def validation_rows(lineage: dict[str, Any]) -> tuple[RowSource, list[int], str]:
     """The rows that a run validated on, or, where it held out none, those that it trained on; and which."""
     import numpy as np
 
@@ -137,6 +216,9 @@ def _validation_rows(lineage: dict[str, Any]) -> tuple[RowSource, list[int], str
             rows = every_place(source)
             which = "Rows that the model was trained on, from"
         about = f"{which} {source.path}."
+        if lineage["data"]["version"] not in ("", source.version):
+            # Rows that were added do not move the others, but rows that were deleted or queried anew do.
+            about += " The lake has changed since the run, so they may not be quite the same rows."
     else:
         raise DataError("the run was trained from a dataloader of the user's own, which the checkpoint does not hold")
     # As the data module draws them, where there are more than it validates on.

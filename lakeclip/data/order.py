@@ -9,6 +9,7 @@ rows cost what 400 do.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -167,3 +168,11 @@ def _feistel(value: Keys, width: Keys, height: Keys, key: Keys) -> Keys:
         column, row, width, height = row, column, height, width
     permuted: Keys = row * width + column
     return permuted
+
+
+def draw_sample(positions: Sequence[int], most: int) -> list[int]:
+    """At most so many of these rows, drawn at random but always the same, in their order."""
+    if len(positions) <= most:
+        return list(positions)
+    chosen = np.random.default_rng(0).choice(len(positions), most, replace=False)
+    return [positions[index] for index in sorted(chosen.tolist())]

@@ -9,6 +9,9 @@ from pathlib import Path
 from lakeclip.lake.rows import RowSource
 from lakeclip.lake.several import Lakes
 
+#: Where a run lists the rows that it could not use.
+QUARANTINE = "quarantine.jsonl"
+
 _log = logging.getLogger(__name__)
 
 

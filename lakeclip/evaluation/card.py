@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from lakeclip.errors import OutputError
+from lakeclip.evaluation.account import DataAccount
+from lakeclip.evaluation.facts import RunFacts
 from lakeclip.evaluation.forgetting import Forgetting
-from lakeclip.evaluation.report import RetrievalSection, RunFacts, ZeroShotSection
+from lakeclip.evaluation.page import write_page
+from lakeclip.evaluation.report import RetrievalSection, ZeroShotSection
 
 FILE_NAME = "MODEL_CARD.md"
 
@@ -26,8 +29,14 @@ def write_card(
     zeroshot: Sequence[ZeroShotSection] = (),
     retrieval: RetrievalSection | None = None,
     forgetting: Forgetting | None = None,
+    checkpoints: Sequence[Path] = (),
+    layouts: Sequence[str] = (),
 ) -> Path:
     """Write MODEL_CARD.md into a run's folder: data, recipe, scores and limits, from its checkpoint's lineage.
+
+    Args:
+        checkpoints: files of the run whose hashes the card holds; the first is the one that it is about.
+        layouts: of `lakeclip export`; none for a model that others have no layout for.
 
     Returns:
         The page.
@@ -35,6 +44,7 @@ def write_card(
     Raises:
         OutputError: the folder cannot be written.
     """
+    first = checkpoints[0].relative_to(run) if checkpoints else "checkpoints/best.ckpt"
     lines = [
         f"# {facts.name}",
         "",
@@ -45,22 +55,36 @@ def write_card(
         "```python",
         "import lakeclip",
         "",
-        'model, tokenize, transform = lakeclip.load("checkpoints/best.ckpt")',
+        f'model, tokenize, transform = lakeclip.load("{first}")',
         "```",
         "",
     ]
+    if layouts:
+        lines += [
+            "For other programs, checked as it is written:",
+            "",
+            "```bash",
+            f"lakeclip export --checkpoint {first} --to {layouts[0]}",
+            "```",
+            "",
+            f"`--to` takes {', '.join(layouts)}. Where one of them cannot hold this model, the command says so.",
+            "",
+        ]
+    if checkpoints:
+        hashes = [
+            (str(path.relative_to(run)), f"sha256 {_sha256(path)}, {path.stat().st_size / 1e6:,.1f} MB")
+            for path in checkpoints
+        ]
+        lines += ["## Files", "", *_table(("file", "hash and size"), hashes), ""]
     for group in facts.groups:
         lines += [f"## {group.title}", "", *_table(("", ""), group.rows), ""]
+        if group.title == "Data" and facts.account:
+            lines += _account(facts.account)
     lines += ["## Scores", ""]
     scores = list(_scores(zeroshot, retrieval, forgetting))
     lines += _table(("on", "score"), scores) if scores else ["None were taken."]
     lines += ["", "## Limits", "", _LIMITS, ""]
-    path = run / FILE_NAME
-    try:
-        path.write_text("\n".join(lines), encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written", found=error.strerror or str(error)) from None
-    return path
+    return write_page(run / FILE_NAME, "\n".join(lines))
 
 
 def _scores(
@@ -91,6 +115,27 @@ def _scores(
             )
         )
     return rows
+
+
+def _account(account: DataAccount) -> list[str]:
+    """Rows that could not be used, by reason; and the data as it is cited."""
+    lines = []
+    if account.unusable:
+        reasons = [(one.reason, f"{one.count:,}: row {', '.join(one.examples)}") for one in account.unusable]
+        lines += ["What could not be used:", "", *_table(("why", "rows"), reasons), ""]
+    if account.lakes:
+        lakes = "; ".join(f"{lake}, version {version}" if version else lake for lake, version in account.lakes)
+        query = f", rows for which {_cell(account.query)}" if account.query else ""
+        lines += [f"To cite the data: {lakes}{query}; {account.kept_rows:,} rows.", ""]
+    return lines
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> list[str]:

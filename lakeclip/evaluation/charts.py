@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -12,11 +14,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lakeclip.evaluation.forgetting import Forgetting
-from lakeclip.evaluation.history import Curves, smooth
+from lakeclip.evaluation.history import Axis, Curves, axes_of, smooth, thin
 
 #: Colours that matplotlib draws with, and the CSS variables of the page that they are replaced by.
 _INK, _FAINT = "#010203", "#040506"
-_SERIES = ("#0a0b0c", "#0d0e0f", "#101112")
+_SERIES = tuple(f"#0a0b{16 + i:02x}" for i in range(10))
+#: Lines that the page's colours can tell apart.
+MAX_SERIES = len(_SERIES)
+#: More than a chart's width can show.
+_MAX_POINTS = 600
 _VARIABLES = {
     _INK: "var(--muted)",
     _FAINT: "var(--line)",
@@ -26,13 +32,19 @@ _VARIABLES = {
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: a metric of the run, what to call it, and how it is drawn."""
+    """One curve: a metric of the run, what to call it, and how it is drawn.
+
+    Attributes:
+        is_noisy: draw the mean over neighbouring points, and faintly the points.
+        is_one_of_many: the mean alone, as the points of several lines would hide one another.
+    """
 
     metric: str
     label: str
     series: int
     is_dashed: bool = False
     is_noisy: bool = False
+    is_one_of_many: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,13 @@ class Panel:
     is_minor: bool = False
 
 
+class View(NamedTuple):
+    """A panel over one of its axes: an <svg> that is safe to stand in a page as it is; "" where nothing is known."""
+
+    axis: Axis
+    svg: str
+
+
 @dataclass(frozen=True)
 class Chart:
     """A drawn panel.
@@ -52,14 +71,14 @@ class Chart:
     Attributes:
         lines: those that the run has; the page writes the legend.
         latest: the last value of each, as text.
-        svg: safe to stand in a page as it is.
+        views: the panel over each axis; the page shows one of them.
         summary: the chart in words.
     """
 
     title: str
     lines: tuple[Line, ...]
     latest: tuple[str, ...]
-    svg: str
+    views: tuple[View, ...]
     summary: str
     is_minor: bool
 
@@ -76,6 +95,17 @@ PANELS = (
         ),
         is_share=True,
     ),
+    Panel(
+        "Scores while training",
+        (
+            Line("eval/zeroshot_top1", "zero-shot top-1", 1),
+            Line("eval/probe_top1", "linear probe, top-1", 2),
+            Line("eval/robustness_top1", "zero-shot top-1, copies made worse", 3),
+            Line("eval/image_to_text_R@1", "image → text, first", 4, is_dashed=True),
+            Line("eval/text_to_image_R@1", "text → image, first", 5, is_dashed=True),
+        ),
+        is_share=True,
+    ),
     Panel("What was known before", (Line("val/kept_top1", "zero-shot top-1, kept", 1),), is_share=True),
     Panel("Learning rate", (Line("train/lr", "learning rate", 3),), is_minor=True),
     Panel("Inverse temperature", (Line("train/logit_scale", "exp(logit_scale)", 3),), is_minor=True),
@@ -84,24 +114,50 @@ PANELS = (
 
 
 def draw_charts(curves: Curves) -> list[Chart]:
-    """The panels that a run has values for."""
-    return [chart for panel in PANELS if (chart := _draw(panel, curves)) is not None]
+    """The panels that a run has values for, over steps, and over wall-clock time where the run knows it."""
+    return draw_panels(PANELS, axes_of(curves))
+
+
+def draw_panels(panels: Sequence[Panel], axes: Sequence[tuple[Axis, Curves]]) -> list[Chart]:
+    """The panels that there are values for.
+
+    Args:
+        axes: the same curves over each axis. The first has them all; a later one may lack some.
+    """
+    return [chart for panel in panels if (chart := _chart(panel, axes)) is not None]
 
 
 def draw_forgetting(found: Forgetting) -> Chart:
     """Both scores over the share of the new weights."""
     panel = Panel("Old and new weights mixed", (Line("new", "new data, R@1", 1), Line("kept", "kept, top-1", 2)), True)
-    curves = {name: [(round(100 * mix.share), getattr(mix, name)) for mix in found.mixes] for name in ("new", "kept")}
-    chart = _draw(panel, curves, across="new weights, %")
+    curves: Curves = {
+        name: [(round(100 * mix.share), getattr(mix, name)) for mix in found.mixes] for name in ("new", "kept")
+    }
+    chart = _chart(panel, [(Axis("mix", "", "new weights, %"), curves)])
     assert chart is not None
     return chart
 
 
-def _draw(panel: Panel, curves: Curves, across: str = "step") -> Chart | None:
+def _chart(panel: Panel, axes: Sequence[tuple[Axis, Curves]]) -> Chart | None:
+    (first, curves), *_ = axes
     lines = tuple(line for line in panel.lines if curves.get(line.metric))
     if not lines:
         return None
-    slug = re.sub(r"\W+", "-", panel.title.lower())
+    latest = tuple(_format(curves[line.metric][-1][1], is_share=panel.is_share) for line in lines)
+    end = max(curves[line.metric][-1][0] for line in lines)
+    summary = f"{panel.title} up to {first.label} {end:,}: " + "; ".join(
+        f"{line.label} {_format(curves[line.metric][0][1], is_share=panel.is_share)} at first, {last} at last"
+        for line, last in zip(lines, latest, strict=True)
+    )
+    views = tuple(
+        View(axis, _draw(panel, lines, axis, points) if any(points.get(line.metric) for line in lines) else "")
+        for axis, points in axes
+    )
+    return Chart(panel.title, lines, latest, views, summary, panel.is_minor)
+
+
+def _draw(panel: Panel, lines: Sequence[Line], axis: Axis, curves: Curves) -> str:
+    slug = re.sub(r"\W+", "-", f"{panel.title} {axis.key}".lower())
     with mpl.rc_context(
         {
             "svg.fonttype": "none",
@@ -116,15 +172,17 @@ def _draw(panel: Panel, curves: Curves, across: str = "step") -> Chart | None:
         figure = Figure(figsize=(3.7, 2.3) if panel.is_minor else (5.2, 2.9), layout="constrained")
         axes = figure.add_subplot()
         for line in lines:
-            _draw_line(axes, line, curves[line.metric])
+            if points := curves.get(line.metric):
+                _draw_line(axes, line, points)
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
         axes.grid(axis="y", linewidth=0.8)
         axes.tick_params(length=0, pad=6)
-        axes.xaxis.set_major_locator(MaxNLocator(4 if panel.is_minor else 5, integer=True))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+        # Steps and pairs are whole; of times there are fractions.
+        axes.xaxis.set_major_locator(MaxNLocator(4 if panel.is_minor else 5, integer=axis.key != "time"))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x == round(x) else f"{x:g}"))
         axes.yaxis.set_major_locator(MaxNLocator(4 if panel.is_minor else 5))
-        axes.set_xlabel(across, color=_INK)
+        axes.set_xlabel(axis.label, color=_INK)
         axes.margins(x=0.02)
         if panel.is_share:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
@@ -132,18 +190,15 @@ def _draw(panel: Panel, curves: Curves, across: str = "step") -> Chart | None:
             axes.set_ylim(bottom=0)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    latest = tuple(_format(curves[line.metric][-1][1], is_share=panel.is_share) for line in lines)
-    summary = f"{panel.title} over {curves[lines[0].metric][-1][0]:,} steps: " + "; ".join(
-        f"{line.label} {_format(curves[line.metric][0][1], is_share=panel.is_share)} at first, {last} at last"
-        for line, last in zip(lines, latest, strict=True)
-    )
-    return Chart(panel.title, lines, latest, _for_page(buffer.getvalue(), slug), summary, panel.is_minor)
+    return _for_page(buffer.getvalue(), slug)
 
 
-def _draw_line(axes: mpl.axes.Axes, line: Line, points: list[tuple[int, float]]) -> None:
+def _draw_line(axes: mpl.axes.Axes, line: Line, points: list[tuple[float, float]]) -> None:
     colour = _SERIES[line.series - 1]
+    points = thin(points, _MAX_POINTS)
     if line.is_noisy and len(points) > 20:
-        axes.plot(*np.array(points).T, color=colour, linewidth=0.8, alpha=0.35)
+        if not line.is_one_of_many:
+            axes.plot(*np.array(points).T, color=colour, linewidth=0.8, alpha=0.35)
         points = smooth(points, max(5, len(points) // 25))
     dashes = (0, (4, 2)) if line.is_dashed else "solid"
     marker = "o" if len(points) <= 12 else None
@@ -158,7 +213,7 @@ def _format(value: float, *, is_share: bool) -> str:
 
 def _for_page(svg: str, slug: str) -> str:
     """The <svg> element alone, with the page's colours, and with ids that do not meet those of another chart."""
-    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)
     svg = re.sub(r'\bid="', f'id="{slug}-', svg)

@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
 
@@ -37,6 +37,11 @@ class Labels:
     targets: tuple[int, ...]
     num_unlabelled: int
     cleaned: dict[str, str] = field(default_factory=dict)
+
+    def at(self, positions: Sequence[int]) -> Labels:
+        """Those of some of the rows, which must have one."""
+        target_of = dict(zip(self.positions, self.targets, strict=True))
+        return replace(self, positions=tuple(positions), targets=tuple(target_of[one] for one in positions))
 
 
 def read_labels(source: RowSource, column: str, classes: Sequence[str] | None = None) -> Labels:

@@ -9,9 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lakeclip.errors import ImageError, OutputError
+from lakeclip.errors import ImageError
 from lakeclip.evaluation.gallery import Picture, thumbnail
-from lakeclip.evaluation.page import page_template
+from lakeclip.evaluation.page import page_template, write_page
 from lakeclip.lake.sources.images import ImageInfo, check_image
 from lakeclip.lake.survey.census import TokenCount
 from lakeclip.lake.survey.samples import LakeSample
@@ -74,13 +74,7 @@ def write_lake_page(
         OutputError: the file cannot be written.
     """
     page = render_lake_page(summary, samples, faulty, tokens=tokens)
-    try:
-        # A reader never meets half a page, and a full disk leaves the old one.
-        part = path.with_name(f"{path.name}.part")
-        part.write_text(page, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}", found=error.strerror or str(error)) from None
+    write_page(path, page)
 
 
 def render_lake_page(

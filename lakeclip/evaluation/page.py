@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jinja2
 
+from lakeclip.errors import OutputError
 from lakeclip.lake.survey.tally import percent
 
 
@@ -22,3 +23,18 @@ def page_template(name: str) -> jinja2.Template:
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     environment.filters["percent"] = percent
     return environment.get_template(name)
+
+
+def write_page(path: Path, page: str) -> Path:
+    """Write a page, and return its path. A reader never meets half a page, and a full disk leaves the old one.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text(page, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}", found=error.strerror or str(error)) from None
+    return path

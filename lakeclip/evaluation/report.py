@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lakeclip.errors import OutputError
+from lakeclip.evaluation.account import DataAccount
 from lakeclip.evaluation.charts import draw_charts, draw_forgetting
+from lakeclip.evaluation.embedding_map import EmbeddingMap
+from lakeclip.evaluation.facts import RunFacts
 from lakeclip.evaluation.forgetting import Forgetting
 from lakeclip.evaluation.gallery import Gallery
-from lakeclip.evaluation.history import Curves
-from lakeclip.evaluation.page import page_template
+from lakeclip.evaluation.history import Curves, axes_of
+from lakeclip.evaluation.page import page_template, write_page
 from lakeclip.evaluation.retrieval import RetrievalResult
 from lakeclip.evaluation.zeroshot import ZeroShotResult
 
@@ -32,22 +34,6 @@ _MAX_OPEN_CLASSES = 24
 
 #: Of the heat map for many classes; readable on light and dark.
 _RIGHT, _WRONG = (70, 120, 240), (230, 110, 30)
-
-
-class FactGroup(NamedTuple):
-    """Facts that belong together, as (label, value)."""
-
-    title: str
-    rows: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class RunFacts:
-    """Where a model comes from, for the page's table."""
-
-    name: str
-    model: str
-    groups: tuple[FactGroup, ...]
 
 
 @dataclass(frozen=True)
@@ -75,6 +61,7 @@ def write_report(
     zeroshot: Sequence[ZeroShotSection] = (),
     retrieval: RetrievalSection | None = None,
     gallery: Gallery | None = None,
+    embeddings: EmbeddingMap | None = None,
     forgetting: Forgetting | None = None,
 ) -> Path:
     """Write report.html into a run's folder. What is not given is left out of the page.
@@ -90,17 +77,15 @@ def write_report(
         OutputError: the folder cannot be written.
     """
     page = render_report(
-        facts=facts, curves=curves, zeroshot=zeroshot, retrieval=retrieval, gallery=gallery, forgetting=forgetting
+        facts=facts,
+        curves=curves,
+        zeroshot=zeroshot,
+        retrieval=retrieval,
+        gallery=gallery,
+        embeddings=embeddings,
+        forgetting=forgetting,
     )
-    path = run / FILE_NAME
-    try:
-        # A reader never meets half a page, and a full disk leaves the old one.
-        part = path.with_suffix(".part")
-        part.write_text(page, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise OutputError(f"the report {path} cannot be written", found=error.strerror or str(error)) from None
-    return path
+    return write_page(run / FILE_NAME, page)
 
 
 def render_report(
@@ -110,6 +95,7 @@ def render_report(
     zeroshot: Sequence[ZeroShotSection],
     retrieval: RetrievalSection | None,
     gallery: Gallery | None,
+    embeddings: EmbeddingMap | None = None,
     forgetting: Forgetting | None = None,
 ) -> str:
     """The page as text. Everything that comes from data is escaped, and the page forbids scripts and the network."""
@@ -122,95 +108,49 @@ def render_report(
         zeroshot=zeroshot,
         retrieval=retrieval,
         charts=draw_charts(curves) + ([draw_forgetting(forgetting)] if forgetting else []),
+        axes=[axis for axis, _ in axes_of(curves)],
         confusions=[_confusion_view(section) for section in zeroshot],
         gallery=gallery,
+        map=embeddings,
+        **_map_box(embeddings),
+        bars=_bars(facts.account) if facts.account else [],
         version=version("lakeclip"),
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
 
 
-def run_facts(name: str, lineage: Mapping[str, Any], *, num_parameters: int, curves: Curves) -> RunFacts:
-    """The facts of a run, from its checkpoint's lineage.
-
-    Args:
-        name: of the run.
-        lineage: the checkpoint's "lakeclip" entry.
-        num_parameters: of the model.
-        curves: of the run, for the learning rate that was reached.
-    """
-    model, data, progress = lineage["model"], lineage["data"], lineage["progress"]
-    sizes, config = model["config"], lineage["config"]
-    optimizer, loading, trainer = config.get("optimizer", {}), config.get("data", {}), config.get("trainer", {})
-    rates = [rate for _, rate in curves.get("train/lr", [])]
-    passes = progress["samples_seen"] / data["rows"] if data["rows"] else None
-    groups = (
-        FactGroup(
-            "Data",
-            _rows(
-                ("lake", data["path"] or "a dataloader of the user's own"),
-                ("version", data["version"]),
-                ("query", data["query"] or "none: every row"),
-                ("rows", _integer(data["rows"]) if data["rows"] else ""),
-                (
-                    "held out for validation",
-                    f"{100 * loading['val_fraction']:g}%" if loading.get("val_fraction") else "",
-                ),
-                ("validated on", loading.get("val_lake")),
-            ),
-        ),
-        FactGroup(
-            "Model",
-            _rows(
-                ("name", model["name"]),
-                ("parameters", f"{num_parameters / 1e6:,.1f} million"),
-                ("input", f"{lineage['image_size']} × {lineage['image_size']} pixels"),
-                ("shared space", f"{sizes['embed_dim']} dimensions"),
-                ("text", f"at most {lineage['tokenizer']['context_length']} tokens ({lineage['tokenizer']['kind']})"),
-            ),
-        ),
-        FactGroup(
-            "Recipe",
-            _rows(
-                ("batch", f"{loading['batch_size']:,} pairs per device" if loading.get("batch_size") else ""),
-                ("peak learning rate", f"{max(rates):.3g}" if rates else optimizer.get("lr")),
-                ("weight decay", optimizer.get("weight_decay")),
-                (
-                    "warm-up",
-                    f"{optimizer['warmup_steps']:,} steps" if optimizer.get("warmup_steps") is not None else "",
-                ),
-                ("crop keeps at least", f"{100 * loading['resize_ratio']:g}%" if loading.get("resize_ratio") else ""),
-                ("precision", trainer.get("precision")),
-                ("seed", loading.get("seed")),
-            ),
-        ),
-        FactGroup(
-            "Run",
-            _rows(
-                ("steps", _integer(progress["step"])),
-                ("pairs seen", _integer(progress["samples_seen"])),
-                ("passes over the data", f"{passes:.3g}" if passes else ""),
-                ("training time", _duration(progress["seconds"]) if progress.get("seconds") else ""),
-                ("lakeclip", lineage["version"]),
-            ),
-        ),
-    )
-    return RunFacts(name, model["name"], groups)
+def _map_box(embeddings: EmbeddingMap | None) -> dict[str, float]:
+    """Height of the map and what is left free above it, with a width of 1,000."""
+    heights = [dot.y for dot in embeddings.dots] if embeddings else [0.0]
+    return {"map_top": 1000 * min(heights), "map_height": 1000 * (max(heights) - min(heights))}
 
 
-def _rows(*rows: tuple[str, Any]) -> tuple[tuple[str, str], ...]:
-    return tuple((label, str(value)) for label, value in rows if value not in (None, ""))
+class _Bar(NamedTuple):
+    """A number of rows as a share of all."""
+
+    label: str
+    rows: int
+    share: float
+    is_bad: bool = False
 
 
-def _integer(value: int) -> str:
-    return f"{value:,}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours:,} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+def _bars(account: DataAccount) -> list[_Bar]:
+    """Where the rows went, from all of them down; nothing where the account has no figures."""
+    rows = [
+        ("in the lakes" if len(account.lakes) > 1 else "in the lake", account.total_rows),
+        ("kept by the query", account.kept_rows if account.query else None),
+        # Those whose addresses are still to be downloaded, and those marked as unusable, are not read at all.
+        ("with an image", account.kept_rows if not account.query and account.total_rows != account.kept_rows else None),
+        ("trained on", account.train_rows),
+        ("held out for validation", account.held_out_rows),
+    ]
+    known = [(label, number) for label, number in rows if number]
+    if account.train_rows is None or not known:
+        return []
+    whole = known[0][1]
+    bars = [_Bar(label, number, number / whole) for label, number in known]
+    bad = account.num_unusable
+    return [*bars, _Bar("could not be used", bad, min(1.0, bad / whole), is_bad=True)]
 
 
 def _headline(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lakeclip.data.transforms import EvalTransform
 from lakeclip.evaluation.calibration import Calibration, calibration
-from lakeclip.evaluation.classifier import classifier_weights, classify
+from lakeclip.evaluation.classifier import Answers, classifier_weights, classify
 from lakeclip.evaluation.labelled import encode_labelled
 from lakeclip.evaluation.labels import Labels
 from lakeclip.evaluation.prompts import TemplateSet
@@ -161,16 +161,34 @@ def zero_shot(
     weights = classifier_weights(model, tokenize, labels.classes, templates.templates, remembered=remembered)
     images = encode_labelled(model, transform, source, labels, batch_size=batch_size, num_workers=num_workers)
     answers = classify(images.features, weights, model.logit_scale)
-    confusion, top5 = count(answers.nearest, images.targets, len(labels.classes))
+    return count_answers(answers, images.targets, labels, templates, num_undecodable=len(images.undecodable))
+
+
+def count_answers(
+    answers: Answers,
+    targets: Int64[Tensor, " images"],
+    labels: Labels,
+    templates: TemplateSet,
+    *,
+    num_undecodable: int = 0,
+) -> ZeroShotResult:
+    """The result of a classification.
+
+    Args:
+        answers: to each image that could be decoded.
+        targets: its class.
+        labels, templates: what was asked for, and how.
+    """
+    confusion, top5 = count(answers.nearest, targets, len(labels.classes))
     return ZeroShotResult(
         classes=labels.classes,
         confusion=confusion,
-        top1=float(np.trace(confusion) / len(images.targets)),
-        top5=top5 / len(images.targets),
+        top1=float(np.trace(confusion) / len(targets)),
+        top5=top5 / len(targets),
         templates=templates,
         num_unlabelled=labels.num_unlabelled,
-        num_undecodable=len(images.undecodable),
-        calibration=calibration(answers.confidence, answers.nearest[:, 0] == images.targets),
+        num_undecodable=num_undecodable,
+        calibration=calibration(answers.confidence, answers.nearest[:, 0] == targets),
         cleaned=labels.cleaned,
     )
 

@@ -24,15 +24,13 @@ from torch import Tensor, nn
 from lakeclip.checkpoints.native import LAST
 from lakeclip.data.datamodule import PairDataModule
 from lakeclip.errors import ConfigError
+from lakeclip.evaluation.account import SKIPPED
 from lakeclip.lake.several import Lakes
 from lakeclip.training.gradients import Agreed
 from lakeclip.training.microbatch import StepResult
 
 if TYPE_CHECKING:
     from lakeclip.training.module import ContrastiveModule
-
-#: Where a run lists the steps that it left out: a line of JSON each.
-SKIPPED = "skipped.jsonl"
 
 _WINDOW = 128
 _FEWEST = 64

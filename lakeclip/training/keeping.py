@@ -22,6 +22,7 @@ from torch.nn.utils import parametrize
 from lakeclip.checkpoints.native import MIXED
 from lakeclip.config.schema import KeepConfig
 from lakeclip.data.datamodule import PairDataModule
+from lakeclip.data.order import draw_sample
 from lakeclip.data.transforms import EvalTransform
 from lakeclip.evaluation.forgetting import FILE_NAME, Forgetting, Mix
 from lakeclip.evaluation.labels import Labels, parse_classes, read_labels
@@ -34,7 +35,6 @@ from lakeclip.models.dual_encoder import DualEncoder
 from lakeclip.training import lineage
 from lakeclip.training.ema import averaged
 from lakeclip.training.module import ContrastiveModule
-from lakeclip.training.scores import sampled
 from lakeclip.types import Tokenize
 
 #: Shares of the new weights that are tried.
@@ -66,7 +66,8 @@ def keeping_of(config: KeepConfig, datamodule: PairDataModule) -> Keeping:
     assert config.keep_label_column is not None
     source = open_lake(config.keep_lake)
     classes = parse_classes(config.keep_classes) if config.keep_classes else None
-    labels = sampled(read_labels(source, config.keep_label_column, classes), config.keep_rows)
+    labels = read_labels(source, config.keep_label_column, classes)
+    labels = labels.at(draw_sample(labels.positions, config.keep_rows))
     size = datamodule.image_size
     return Keeping(
         KeptTest(source, labels, find_templates(config.keep_templates), datamodule.tokenize, EvalTransform(size))

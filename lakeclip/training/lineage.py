@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lakeclip.checkpoints.native import lineage
 from lakeclip.config.schema import FinetuneConfig, FinetuneOptimizerConfig, TrainConfig
 from lakeclip.data.datamodule import PairDataModule
+from lakeclip.data.plan import parts_of
 from lakeclip.lake.dataset import Lake
 from lakeclip.lake.several import Lakes
 from lakeclip.models.clip import CLIP
@@ -38,12 +39,20 @@ def of(module: ContrastiveModule) -> dict[str, Any] | None:
         data_version=ours.source.version if ours else "",
         query=ours.source.query if ours and isinstance(ours.source, (Lake, Lakes)) else None,
         num_rows=len(ours.source) if ours else 0,
+        account=_account(ours) if ours else None,
         config=module.run_config or _config_of(module),
         step=trainer.global_step,
         epoch=trainer.current_epoch,
         samples_seen=module.samples_seen,
         seconds=module.seconds,
     )
+
+
+def _account(data: PairDataModule) -> dict[str, int]:
+    """How many rows there were before the query, and how they were divided after it."""
+    parts = [part for part in parts_of(data.source) if isinstance(part, Lake)]
+    lakes = {"total_rows": sum(part.total_rows for part in parts)} if parts else {}
+    return {**lakes, "train_rows": data.num_train_rows, "val_rows": data.num_val_rows}
 
 
 def _config_of(module: ContrastiveModule) -> TrainConfig | FinetuneConfig:

@@ -18,7 +18,7 @@ from lakeclip.checkpoints.native import LAST, find_checkpoint, read_checkpoint
 from lakeclip.config.load import config_to_dict, write_config
 from lakeclip.config.schema import DataConfig, FinetuneConfig, TrainConfig, TrainerConfig
 from lakeclip.data.datamodule import PairDataModule
-from lakeclip.data.quarantine import read_quarantine
+from lakeclip.data.quarantine import QUARANTINE, read_quarantine
 from lakeclip.errors import ConfigError, OutputError
 from lakeclip.lake.mark import mark_unusable
 from lakeclip.lake.pairs import describe
@@ -34,9 +34,6 @@ from lakeclip.training.parts import finetune_parts, make_datamodule, make_module
 from lakeclip.training.scores import EvaluationCallback, EvaluationClock
 from lakeclip.training.throughput import Speed, Throughput
 from lakeclip.training.trainer import make_trainer, quiet_lightning
-
-#: Where a run lists the rows that it could not use.
-QUARANTINE = "quarantine.jsonl"
 
 
 @dataclass(frozen=True)

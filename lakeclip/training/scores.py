@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import numpy as np
@@ -20,15 +20,17 @@ from torch.distributed.fsdp import FSDPModule
 
 from lakeclip.config.schema import EvaluationConfig
 from lakeclip.data.datamodule import PairDataModule
-from lakeclip.data.order import Order
+from lakeclip.data.order import draw_sample
 from lakeclip.data.transforms import EvalTransform
 from lakeclip.errors import ConfigError, DataError, LakeclipError
+from lakeclip.evaluation.classifier import classifier_weights, classify
 from lakeclip.evaluation.encode import encode_images, encode_texts
 from lakeclip.evaluation.labels import Labels, parse_classes, read_labels
 from lakeclip.evaluation.probe import linear_probe
 from lakeclip.evaluation.prompts import find_templates
 from lakeclip.evaluation.retrieval import retrieval_metrics
-from lakeclip.evaluation.zeroshot import classifier_weights, count
+from lakeclip.evaluation.robustness import robustness
+from lakeclip.evaluation.zeroshot import count_answers
 from lakeclip.lake.dataset import Lake, open_lake
 from lakeclip.lake.several import Lakes
 from lakeclip.models.clip import CLIP
@@ -38,6 +40,8 @@ from lakeclip.training.ema import averaged
 from lakeclip.training.module import ContrastiveModule
 from lakeclip.training.throughput import Throughput
 from lakeclip.types import Tokenize
+
+Part = TypeVar("Part")
 
 #: Share of the run's time that scoring takes where no number of steps is given.
 SHARE = 0.02
@@ -97,7 +101,7 @@ class EvaluationCallback(Callback):
         self.source = source
         self.templates = find_templates(config.eval_templates)
         self.labels = _labels(source, config)
-        self.positions = self.labels.positions if self.labels else sample(range(len(source)), config.eval_rows)
+        self.positions = self.labels.positions if self.labels else draw_sample(range(len(source)), config.eval_rows)
         if "retrieval" in config.eval_scores and not any(row.captions for row in source.read(self.positions[:1])):
             raise DataError(f"{source.path} has no captions to retrieve", next_step="--eval-scores without retrieval")
         self.latest: dict[str, float] = {}
@@ -200,12 +204,15 @@ class EvaluationCallback(Callback):
             targets = torch.tensor([target_of[position] for position in positions])
             if "zeroshot" in wanted:
                 weights = classifier_weights(model, tokenize, self.labels.classes, self.templates.templates).cpu()
-                confusion, top5 = count(features, weights, targets)
-                totals = confusion.sum(axis=1)
-                scores["zeroshot_top1"] = float(np.trace(confusion) / len(targets))
-                scores["zeroshot_top5"] = top5 / len(targets)
-                shares = np.diagonal(confusion)[totals > 0] / totals[totals > 0]
-                scores["zeroshot_mean_per_class"] = float(shares.mean())
+                answers = classify(features, weights, model.logit_scale.detach().cpu())
+                result = count_answers(answers, targets, self.labels, self.templates)
+                scores["zeroshot_top1"] = result.top1
+                scores["zeroshot_top5"] = result.top5
+                scores["zeroshot_mean_per_class"] = result.mean_per_class
+                assert result.calibration is not None
+                scores["zeroshot_calibration_error"] = result.calibration.error
+            if "robustness" in wanted:
+                scores["robustness_top1"] = self._robustness(model, tokenize, transform)
             if "probe" in wanted:
                 # Positions are in the lake's order, which may be that of the classes.
                 mixed = torch.from_numpy(np.random.default_rng(0).permutation(len(targets)))
@@ -219,16 +226,26 @@ class EvaluationCallback(Callback):
                 scores |= {f"{way}_R@{k}": share for k, share in ranking.recall.items()}
         return scores
 
+    def _robustness(self, model: CLIP | DualEncoder, tokenize: Tokenize, transform: EvalTransform) -> float:
+        """Mean top-1 (0…1) over copies of middling severity, each process having scored its share."""
+        assert self.labels is not None
+        rank, world = _share(model)
+        own = self.labels.at(self.positions[rank::world])
+
+        def score() -> tuple[float, int]:
+            found = robustness(model, tokenize, transform, self.source, own, self.templates, severities=(3,))
+            return found.mean * found.num_samples, found.num_samples
+
+        right, number = zip(*_of_all(score, world), strict=True)
+        return float(sum(right) / sum(number))
+
     def _encode(
         self, model: CLIP | DualEncoder, transform: EvalTransform
     ) -> tuple[Tensor, list[int], list[tuple[str, ...]]]:
         """Features of the images, (images, embed) on the CPU, each process having encoded its share."""
-        together = dist.is_available() and dist.is_initialized()
-        # A model that is cut up computes on all processes at once, so each must have as many batches: all of them.
-        shared = together and not isinstance(model, FSDPModule)
-        rank, world = (dist.get_rank(), dist.get_world_size()) if shared else (0, 1)
-        part: Any
-        try:
+        rank, world = _share(model)
+
+        def encode() -> tuple[Tensor, list[int], list[tuple[str, ...]]]:
             images = encode_images(
                 model,
                 self.source,
@@ -236,16 +253,9 @@ class EvaluationCallback(Callback):
                 positions=self.positions[rank::world],
                 with_captions="retrieval" in self.config.eval_scores,
             )
-            part = (images.features.cpu(), images.positions, images.captions)
-        except LakeclipError as error:
-            part = error
-        parts: list[Any] = [part]
-        if shared:
-            parts = [None] * world
-            dist.all_gather_object(parts, part)
-        for one in parts:
-            if isinstance(one, LakeclipError):
-                raise one
+            return images.features.cpu(), images.positions, images.captions
+
+        parts = _of_all(encode, world)
         features, positions, captions = zip(*parts, strict=True)
         # In the order of one process alone, whatever their number.
         rows = sorted(zip(chain(*positions), range(sum(map(len, positions))), chain(*captions), strict=True))
@@ -264,26 +274,12 @@ def next_step(step: int, seconds: float, seconds_per_step: float, share: float =
     return step + max(1, math.ceil(seconds / (share * max(seconds_per_step, 1e-9))))
 
 
-def sample(positions: Sequence[int], most: int) -> tuple[int, ...]:
-    """At most so many of some positions, spread over all and always the same, in their order."""
-    if len(positions) <= most:
-        return tuple(positions)
-    chosen = Order(len(positions), seed=0).rows(0, np.arange(most)).tolist()
-    return tuple(positions[i] for i in sorted(chosen))
-
-
-def sampled(labels: Labels, most: int) -> Labels:
-    """At most so many labelled rows, as `sample` chooses them."""
-    target_of = dict(zip(labels.positions, labels.targets, strict=True))
-    positions = sample(labels.positions, most)
-    return Labels(labels.classes, positions, tuple(target_of[i] for i in positions), labels.num_unlabelled)
-
-
 def _labels(source: Lake | Lakes, config: EvaluationConfig) -> Labels | None:
     if config.eval_label_column is None:
         return None
     classes = parse_classes(config.eval_classes) if config.eval_classes else None
-    labels = sampled(read_labels(source, config.eval_label_column, classes), config.eval_rows)
+    labels = read_labels(source, config.eval_label_column, classes)
+    labels = labels.at(draw_sample(labels.positions, config.eval_rows))
     if "probe" in config.eval_scores and len(labels.positions) < max(20, 2 * len(set(labels.targets))):
         raise DataError(
             "a linear probe while training has half of the images to learn from, and too few of each class",
@@ -291,6 +287,36 @@ def _labels(source: Lake | Lakes, config: EvaluationConfig) -> Labels | None:
             next_step=f"--eval-rows {max(20, 2 * len(set(labels.targets)))} or more, or --eval-scores zeroshot",
         )
     return labels
+
+
+def _share(model: CLIP | DualEncoder) -> tuple[int, int]:
+    """Which of how many parts of the images this process encodes.
+
+    A model that is cut up computes on all processes at once, so each must have as many batches: there, all of them.
+    """
+    together = dist.is_available() and dist.is_initialized() and not isinstance(model, FSDPModule)
+    return (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+
+
+def _of_all(work: Callable[[], Part], world: int) -> list[Part]:
+    """What every process has of a piece of work, by rank. The error of one is raised on all, so that none waits.
+
+    Raises:
+        LakeclipError: of the first process that met one.
+    """
+    part: Part | LakeclipError
+    try:
+        part = work()
+    except LakeclipError as error:
+        part = error
+    parts: list[Any] = [part]
+    if world > 1:
+        parts = [None] * world
+        dist.all_gather_object(parts, part)
+    for one in parts:
+        if isinstance(one, LakeclipError):
+            raise one
+    return parts
 
 
 def _clock(trainer: L.Trainer) -> EvaluationClock:

@@ -15,6 +15,7 @@ from torch import Tensor
 from lakeclip.models.clip import CLIP
 from lakeclip.training.cost import PairFlops, Peak, Tokens, count_tokens, peak
 from lakeclip.training.memory import peak_memory
+from lakeclip.training.module import ContrastiveModule
 
 #: Steady enough to read, and so rare that reading numbers off a GPU costs nothing.
 _WINDOW_SECONDS = 1.0
@@ -47,6 +48,8 @@ class Speed:
 
 class Throughput(Callback):
     """Logs `train/samples_per_second`, `train/data_wait`, `train/mfu` and `train/memory_gb`, each over about a second.
+
+    Beside them stands `train/seconds`, the wall-clock time of the whole run so far (`ContrastiveModule.seconds`).
 
     Let it stand after the callbacks whose work is to count as training's.
 
@@ -168,6 +171,8 @@ class Throughput(Callback):
             "train/data_wait": self.speed.data_wait,
             "train/memory_gb": self.speed.memory / 1e9,
         }
+        if isinstance(pl_module, ContrastiveModule):
+            figures["train/seconds"] = pl_module.seconds
         if self.speed.mfu is not None:
             figures["train/mfu"] = self.speed.mfu
         pl_module.log_dict(figures, rank_zero_only=True)

@@ -24,10 +24,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from lakeclip.checkpoints.native import LAST
+from lakeclip.evaluation.account import SKIPPED
 from lakeclip.losses import contrastive_loss
 from lakeclip.training import sharding
 from lakeclip.training.gradients import agree
-from lakeclip.training.guard import SKIPPED, Guard
+from lakeclip.training.guard import Guard
 from lakeclip.training.microbatch import backward_through_batch
 from tests.integration.processes import end_at_once, on_processes
 from tests.integration.test_train import assert_same_weights, curves, progress, start, words

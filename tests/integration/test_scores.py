@@ -33,7 +33,7 @@ from tests.integration.processes import on_processes
 from tests.unit.training.test_guard import batches
 from tests.unit.training.test_module import trainer, wrapper
 
-ALL = ("zeroshot", "retrieval", "probe")
+ALL = ("zeroshot", "retrieval", "probe", "robustness")
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(val_dataloader|many workers|logging interval|MLFlow only allows)")
 

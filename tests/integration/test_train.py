@@ -92,7 +92,9 @@ def test_a_run_leaves_everything_and_is_quiet(pairs_lake: Path, tiny_models: Pat
     with torch.no_grad():
         assert model.encode_text(tokenize(["a red circle"])).shape == (1, 32)
     lineage = read_checkpoint(run).lineage
-    assert lineage["data"]["path"] == str(pairs_lake)
+    data = lineage["data"]
+    assert data["path"] == str(pairs_lake)
+    assert data["total_rows"] == data["rows"] == data["train_rows"] + data["val_rows"]
     assert lineage["config"]["optimizer"]["lr"] == 1e-3
     assert lineage["config"]["optimizer"]["betas"] == (0.9, 0.98), "the paper's, filled in"
 
@@ -120,6 +122,9 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes_to_the_same_end(
     steps = [int(row["step"]) for row in curves(tmp_path / "cut") if row["train/loss"]]
     assert steps == sorted(set(steps)), "each step is in the curves once"
     assert steps[0] < reached["step"], "the first part's curves are kept"
+    seconds = [float(row["train/seconds"]) for row in curves(tmp_path / "cut") if row["train/seconds"]]
+    assert len(seconds) == len(steps)
+    assert seconds == sorted(set(seconds)), "the clock goes on where the first part stopped it"
 
 
 def test_what_a_run_ends_with_has_a_score(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from lakeclip.cli.evaluate.compare import Compare, evaluate_compare
 from lakeclip.cli.evaluate.probe import Probe, evaluate_probe
 from lakeclip.cli.evaluate.report import Report, evaluate_report
 from lakeclip.cli.evaluate.retrieval import Retrieval, evaluate_retrieval
@@ -22,6 +23,7 @@ _WORK: dict[type[Any], Callable[[Any], None]] = {
     Probe: evaluate_probe,
     Robustness: evaluate_robustness,
     Report: evaluate_report,
+    Compare: evaluate_compare,
 }
 
 _Flags = (
@@ -30,6 +32,7 @@ _Flags = (
     | Annotated[Probe, tyro.conf.subcommand("probe")]
     | Annotated[Robustness, tyro.conf.subcommand("robustness")]
     | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
 )
 
 
@@ -39,7 +42,7 @@ def run(argv: list[str]) -> None:
     Raises:
         LakeclipError: of the kind that says what is wrong: flags, checkpoint, data, device or output.
     """
-    flags: ZeroShot | Retrieval | Probe | Robustness | Report = tyro.cli(
+    flags: ZeroShot | Retrieval | Probe | Robustness | Report | Compare = tyro.cli(
         _Flags,
         args=argv,
         prog="lakeclip evaluate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -31,9 +32,12 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def a_run(tmp_path: Path, lake: str) -> Path:
-    folder = tmp_path / "a-run"
+    return make_run(tmp_path / "a-run", lake)
+
+
+def make_run(folder: Path, lake: str, *, seed: int = 0, val_fraction: float = 0.25) -> Path:
     (folder / "checkpoints").mkdir(parents=True)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     entry = lineage(
         model_name="tiny",
         model_config=TINY,
@@ -42,7 +46,7 @@ def a_run(tmp_path: Path, lake: str) -> Path:
         data_version="1",
         query=None,
         num_rows=40,
-        config=TrainConfig(model="tiny", data=DataConfig(lake=lake, val_fraction=0.25)),
+        config=TrainConfig(model="tiny", data=DataConfig(lake=lake, val_fraction=val_fraction, seed=seed)),
         step=3,
         epoch=0,
         samples_seen=96,
@@ -265,3 +269,101 @@ def test_captions_that_are_not_there(a_run: Path, tmp_path: Path) -> None:
     fill_lake([Samples("scenes", (s._replace(captions=()) for s in scenes("unseen", 3)), 3)], path)
     with pytest.raises(DataError, match="no captions to retrieve"):
         run(["retrieval", "--checkpoint", str(a_run), "--lake", path])
+
+
+# ── comparing runs ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_compare_what_runs_recorded(
+    a_run: Path, lake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = make_run(tmp_path / "b-run", lake, seed=1)
+    monkeypatch.chdir(tmp_path)
+    run(["compare", str(a_run), str(other), "--json", "scores.json"])
+    shown = capsys.readouterr()
+    assert "data.seed" in shown.out
+    assert "page: compare.html" in shown.out
+    assert shown.err == ""
+    content = json.loads((tmp_path / "scores.json").read_text())
+    assert [one["name"] for one in content["runs"]] == ["a-run", "b-run"]
+    assert content["runs"][0]["parameters"] == sum(value.numel() for value in CLIP(TINY).parameters())
+    assert content["differing_settings"] == {"data.seed": {"a-run": "0", "b-run": "1"}}
+    assert content["zeroshot"] is content["retrieval"] is None
+    assert "a-run and b-run side by side" in (tmp_path / "compare.html").read_text()
+
+
+def test_compare_on_the_same_data(a_run: Path, lake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [str(a_run), str(make_run(tmp_path / "b-run", lake, seed=1)), f"{a_run}/checkpoints/copy.ckpt"]
+    Path(runs[2]).write_bytes((a_run / "checkpoints/last.ckpt").read_bytes())
+    files = ["--out", str(tmp_path / "page.html"), "--json", str(tmp_path / "scores.json")]
+    run(["compare", *runs, "--lake", lake, "--label-column", "label", *files])
+    shown = capsys.readouterr()
+    assert "copy.ckpt and a-run name the same images right." in shown.out
+    assert "Among 10 images and 20 captions, the same for all. The rows of a-run: rows that training never" in shown.out
+    content = json.loads((tmp_path / "scores.json").read_text())
+    first, other, copy = content["zeroshot"]["runs"]
+    assert first["against_first"] is None
+    assert copy["against_first"]["difference"] == 0.0
+    assert other["against_first"]["difference"] == pytest.approx(other["top1"] - first["top1"])
+    retrieval = content["retrieval"]["runs"]
+    assert {key: value for key, value in retrieval[0].items() if key != "name"} == {
+        key: value for key, value in retrieval[2].items() if key != "name"
+    }
+    # What the comparison says of a run is what its own evaluation says.
+    run(["zeroshot", "--checkpoint", runs[1], "--lake", lake, "--label-column", "label", *files[2:]])
+    assert json.loads((tmp_path / "scores.json").read_text())["top1"] == other["top1"]
+
+
+def test_compare_says_where_rows_may_have_been_seen(
+    a_run: Path, lake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = make_run(tmp_path / "b-run", lake, val_fraction=0.5)
+    page = ["--out", str(tmp_path / "page.html")]
+    run(["compare", str(a_run), str(other), "--lake", lake, "--label-column", "label", *page])
+    assert "may have seen some of them" in capsys.readouterr().out
+    run(["compare", str(a_run), str(other), "--retrieval-lake", lake, *page])
+    shown = capsys.readouterr().out
+    assert "may have seen" not in shown
+    assert "Among 40 images and 80 captions" in shown
+    assert "validated on different rows" in shown
+
+
+def test_compare_what_is_no_comparison(a_run: Path, lake: str, tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path / "page.html")]
+    other = str(make_run(tmp_path / "b-run", lake))
+    with pytest.raises(ConfigError, match="no runs to compare"):
+        run(["compare", *out])
+    with pytest.raises(ConfigError, match="1 run to compare") as error:
+        run(["compare", str(a_run), *out])
+    assert f"lakeclip evaluate report --run {a_run}" in error.value.next_step
+    with pytest.raises(ConfigError, match="11 runs to compare"):
+        run(["compare", *[str(a_run)] * 11, *out])
+    with pytest.raises(ConfigError, match="is compared with itself"):
+        run(["compare", str(a_run), other, f"{a_run}/checkpoints/last.ckpt", *out])
+    with pytest.raises(CheckpointError, match="not a run with a checkpoint"):
+        run(["compare", str(a_run), str(tmp_path), *out])
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        run(["compare", str(a_run), str(tmp_path / "gone"), *out])
+    with pytest.raises(ConfigError, match="needs labels"):
+        run(["compare", str(a_run), other, "--lake", lake, *out])
+    with pytest.raises(ConfigError, match="needs data"):
+        run(["compare", str(a_run), other, "--label-column", "label", *out])
+    with pytest.raises(OutputError, match="cannot write"):
+        run(["compare", str(a_run), other, "--out", str(tmp_path / "no/such/page.html")])
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_report_of_an_older_run_is_of_what_it_knows(a_run: Path) -> None:
+    """No clock in its curves, no account in its checkpoint; its bad rows and skipped steps are listed all the same."""
+    (a_run / "quarantine.jsonl").write_text('{"lake": "x", "row": 7, "reason": "cut off"}\n')
+    (a_run / "skipped.jsonl").write_text('{"step": 2, "fault": "the loss is nan"}\n')
+    page = make_report(a_run, effort=Effort(device="cpu"))[0].read_text()
+    assert "over-time" not in page.partition("</style>")[2]
+    assert "cut off" in page
+    assert "the loss is nan" in page
+    card = (a_run / "MODEL_CARD.md").read_text()
+    digest = hashlib.sha256((a_run / "checkpoints/last.ckpt").read_bytes()).hexdigest()
+    assert f"| checkpoints/last.ckpt | sha256 {digest}" in card
+    assert 'lakeclip.load("checkpoints/last.ckpt")' in card
+    assert "| cut off | 1: row 7 |" in card
+    assert "To cite the data: " in card

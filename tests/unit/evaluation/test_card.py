@@ -9,9 +9,10 @@ import pytest
 
 from lakeclip.errors import OutputError
 from lakeclip.evaluation.card import write_card
+from lakeclip.evaluation.facts import FactGroup, RunFacts
 from lakeclip.evaluation.forgetting import Forgetting, Mix
 from lakeclip.evaluation.prompts import TemplateSet
-from lakeclip.evaluation.report import FactGroup, RetrievalSection, RunFacts, ZeroShotSection
+from lakeclip.evaluation.report import RetrievalSection, ZeroShotSection
 from lakeclip.evaluation.retrieval import Ranking, RetrievalResult
 from lakeclip.evaluation.zeroshot import ZeroShotResult
 
@@ -50,5 +51,5 @@ def test_a_run_without_scores_says_so(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot write"):
         write_card(tmp_path / "missing", FACTS)

@@ -4,7 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from lakeclip.evaluation.history import read_curves, smooth
+from lakeclip.evaluation.history import (
+    CLOCK,
+    Curves,
+    axes_of,
+    over_pairs,
+    over_time,
+    read_curves,
+    smooth,
+    thin,
+    time_axis,
+)
 
 METRICS = """epoch,step,train/loss,train/lr,val/loss
 0,9,4.5,0.001,
@@ -46,3 +56,35 @@ def test_a_line_that_was_cut_off_is_no_problem(tmp_path: Path) -> None:
 def test_smoothing_keeps_steps_and_a_constant() -> None:
     assert smooth([(1, 2.0), (3, 2.0), (9, 2.0)], 5) == [(1, 2.0), (3, 2.0), (9, 2.0)]
     assert smooth([(1, 0.0), (2, 3.0), (3, 6.0)], 3) == [(1, 1.5), (2, 3.0), (3, 4.5)]
+
+
+def test_over_time_what_was_logged_between_two_readings_lies_between_them() -> None:
+    curves: Curves = {CLOCK: [(0, 10.0), (10, 30.0)], "val/loss": [(5, 3.0), (10, 2.0)]}
+    assert over_time(curves)["val/loss"] == [(20.0, 3.0), (30.0, 2.0)]
+    assert over_time(curves, 10.0)["val/loss"] == [(2.0, 3.0), (3.0, 2.0)]
+    assert over_time({"val/loss": [(5, 3.0)]}) == {}
+    assert [axis.key for axis, _ in axes_of(curves)] == ["steps", "time"]
+    assert [axis.key for axis, _ in axes_of({"val/loss": [(5, 3.0)]})] == ["steps"]
+
+
+def test_time_never_runs_backwards() -> None:
+    clock = over_time({CLOCK: [(0, 1.0), (1, 9.0), (2, 5.0), (3, 12.0)], "a": [(step, 0.0) for step in range(4)]})["a"]
+    assert [x for x, _ in clock] == [1.0, 9.0, 9.0, 12.0]
+
+
+def test_over_pairs_the_first_step_ends_with_the_first_batch() -> None:
+    assert over_pairs({"a": [(0, 1.0), (9, 2.0)]}, 64.0) == {"a": [(64.0, 1.0), (640.0, 2.0)]}
+
+
+@pytest.mark.parametrize(("seconds", "unit"), [(0, "seconds"), (179, "seconds"), (180, "minutes"), (10_800, "hours")])
+def test_the_unit_of_time_fits_the_run(seconds: float, unit: str) -> None:
+    assert time_axis(seconds)[0].label == unit
+
+
+def test_thin_keeps_the_mean_and_the_order() -> None:
+    points = [(float(x), float(x % 7)) for x in range(1000)]
+    thinned = thin(points, 100)
+    assert len(thinned) == 100
+    assert thinned == sorted(thinned)
+    assert sum(y for _, y in thinned) / 100 == pytest.approx(sum(y for _, y in points) / 1000)
+    assert thin(points, 1000) == points

@@ -8,14 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lakeclip.errors import OutputError
+from lakeclip.evaluation.account import DataAccount, LeftOut, Unusable, read_account
 from lakeclip.evaluation.charts import draw_charts
+from lakeclip.evaluation.embedding_map import EmbeddingMap, embedding_map
+from lakeclip.evaluation.facts import FactGroup, RunFacts, run_facts
+from lakeclip.evaluation.forgetting import Forgetting, Mix
 from lakeclip.evaluation.gallery import CaptionQuery, Gallery, ImageHit, ImageQuery, Picture, TextHit
 from lakeclip.evaluation.history import Curves
 from lakeclip.evaluation.prompts import TemplateSet
-from lakeclip.evaluation.report import FactGroup, RetrievalSection, RunFacts, ZeroShotSection, run_facts, write_report
+from lakeclip.evaluation.report import RetrievalSection, ZeroShotSection, write_report
 from lakeclip.evaluation.retrieval import Ranking, RetrievalResult
 from lakeclip.evaluation.zeroshot import ZeroShotResult
 
@@ -27,6 +32,19 @@ CURVES: Curves = {
     "val/loss": [(50, 4.2), (100, 3.4)],
     "val/image_to_text_R@1": [(50, 0.1), (100, 0.25)],
 }
+TIMED: Curves = CURVES | {"train/seconds": [(step, 3.0 * step) for step in range(1, 101)]}
+ACCOUNT = DataAccount(
+    (("/lakes/x", "abc@3"),),
+    "a > 1",
+    total_rows=2000,
+    kept_rows=1000,
+    train_rows=980,
+    val_rows=20,
+    val_lake=None,
+    samples_seen=2450,
+    unusable=(Unusable("the image cannot be decoded (… bytes)", 7, ("3", "14")),),
+    left_out=(LeftOut(12, "the loss is nan"),),
+)
 VOID = {"meta", "img", "link", "br", "hr", "input"}
 
 
@@ -110,6 +128,7 @@ def test_the_whole_page(tmp_path: Path) -> None:
     assert "rank 1 of 600" in page.text
     assert "Rows held out." in page.text
     assert page.tags.count("svg") == 3
+    assert "input" not in page.tags, "there is one axis, so there is nothing to switch"
 
 
 def test_it_fetches_nothing_and_runs_nothing(tmp_path: Path) -> None:
@@ -204,24 +223,63 @@ def test_an_old_report_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> N
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot write"):
         write_report(tmp_path / "gone", facts=FACTS, curves={})
 
 
 def test_charts_take_their_colours_from_the_page_and_share_no_ids() -> None:
-    charts = draw_charts(CURVES)
+    charts = draw_charts(TIMED)
     assert [chart.title for chart in charts] == ["Loss", "Retrieval on the validation split", "Learning rate"]
     assert charts[0].latest == ("3", "3.4")
     assert charts[1].latest == ("25.0%",)
     assert "training 4.98 at first, 3 at last" in charts[0].summary
-    ids = [name for chart in charts for name in re.findall(r'\bid="([^"]+)"', chart.svg)]
+    assert [[axis.label for axis, _ in chart.views] for chart in charts] == [["step", "minutes"]] * 3
+    ids = [name for chart in charts for _, svg in chart.views for name in re.findall(r'\bid="([^"]+)"', svg)]
     assert len(ids) == len(set(ids))
-    for chart in charts:
-        assert chart.svg.startswith("<svg")
-        assert "var(--series-" in chart.svg
-        assert "width=" not in chart.svg[: chart.svg.index(">")]
-        for used in re.findall(r'(?:url\(|href=")#([^")]+)', chart.svg):
+    for _, svg in (view for chart in charts for view in chart.views):
+        assert svg.startswith("<svg")
+        assert "var(--series-" in svg
+        assert "width=" not in svg[: svg.index(">")]
+        for used in re.findall(r'(?:url\(|href=")#([^")]+)', svg):
             assert used in ids
+
+
+def test_the_curves_are_switched_by_radio_buttons_alone(tmp_path: Path) -> None:
+    page = write(tmp_path, curves=TIMED, forgetting=Forgetting("x", 0.9, (Mix(0.0, 0.1, 0.9), Mix(1.0, 0.5, 0.6))))
+    names = [value for tag, name, value in page.attributes if (tag, name) == ("input", "id")]
+    assert names == ["over-steps", "over-time"]
+    assert [value for tag, name, value in page.attributes if (tag, name) == ("label", "for")] == names
+    views = [str(value) for tag, name, value in page.attributes if name == "class" and "view " in str(value)]
+    assert views.count("view over-steps") == views.count("view over-time") == 3
+    assert views.count("view only") == 1, "what is not over time is always there"
+    css = (tmp_path / "report.html").read_text()
+    assert all(f"#{name}:checked ~ .charts .{name} {{ display: block; }}" in css for name in names)
+
+
+def dots(num: int = 40) -> EmbeddingMap:
+    torch.manual_seed(0)
+    features = torch.nn.functional.normalize(torch.randn(num, 8), dim=1)
+    labels = [f"{EVIL}{index % 12}" for index in range(num)]
+    found = embedding_map(features, [()] * num, labels=labels, answers=labels[1:] + labels[:1], about=EVIL)
+    assert found is not None
+    return found
+
+
+def test_the_map_is_in_the_page_and_escaped(tmp_path: Path) -> None:
+    page = write(tmp_path, embeddings=dots())
+    assert page.tags.count("circle") == page.tags.count("title") - 1 == 40
+    assert "script" not in page.tags
+    assert "2 more" in page.text
+    assert f"{EVIL}0, taken for {EVIL}1" in page.text
+    radii = [value for tag, name, value in page.attributes if (tag, name) == ("circle", "class")]
+    assert all("ring" in str(value) for value in radii if "s0" not in str(value))
+
+
+def test_what_became_of_the_rows(tmp_path: Path) -> None:
+    page = write(tmp_path, facts=RunFacts("a", "b", (), ACCOUNT))
+    assert "in the lake 2,000 100.0% kept by the query 1,000 50.0% trained on 980 49.0%" in page.text
+    assert "the image cannot be decoded (… bytes) 7 rows: 3, 14, …" in page.text
+    assert "1 step left out step 12 the loss is nan" in page.text
 
 
 def test_facts_from_a_lineage() -> None:
@@ -238,7 +296,8 @@ def test_facts_from_a_lineage() -> None:
         },
         "progress": {"step": 1500, "epoch": 3, "samples_seen": 2500, "seconds": 3725.2},
     }
-    facts = run_facts("demo", lineage, num_parameters=151_277_313, curves=CURVES)
+    account = read_account(Path("nowhere"), lineage)
+    facts = run_facts("demo", lineage, num_parameters=151_277_313, curves=CURVES, account=account)
     values = {label: value for group in facts.groups for label, value in group.rows}
     assert facts.model == "ViT-B/32"
     assert values["lake"] == "/lakes/x"
@@ -249,3 +308,4 @@ def test_facts_from_a_lineage() -> None:
     assert values["training time"] == "1 h 2 min"
     assert values["seed"] == "0"
     assert "warm-up" not in values
+    assert "rows in the lake" not in values, "an older checkpoint does not know"

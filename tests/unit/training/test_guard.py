@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 
 from lakeclip.checkpoints.native import LAST
 from lakeclip.errors import ConfigError
+from lakeclip.evaluation.account import SKIPPED
 from lakeclip.text.tokenizer import tokenize
-from lakeclip.training.guard import SKIPPED, Guard, Spikes
+from lakeclip.training.guard import Guard, Spikes
 from lakeclip.types import Batch
 from tests.unit.training.test_module import trainer, wrapper
 
