@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lakeclip.config.schema import DataConfig
 from lakeclip.errors import ConfigError, DataError, DeviceError, LakeclipError, LakeError
@@ -30,9 +30,12 @@ class Effort:
     batch_size: int = 128
     """Images encoded at once."""
     num_workers: int = 0
-    """Processes that read and decode; 0 to do it in this one."""
+    """Processes that read and decode; 0 to do it in this one, in a thread for each core."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+    precision: Literal["32", "bf16"] = "32"
+    """Arithmetic. In bfloat16 features differ by about 0.002, and take half the time or less where the processor has
+    instructions for it."""
 
 
 @dataclass(frozen=True)
@@ -281,8 +284,9 @@ def retrieve(
 
 
 def load_model(checkpoint: str, effort: Effort) -> LoadedModel:
-    """The model of a run or a checkpoint, on the device that is asked for."""
+    """The model of a run or a checkpoint, on the device and in the arithmetic that are asked for."""
     from lakeclip.checkpoints.layouts import load
+    from lakeclip.models.bfloat16 import to_bfloat16
 
     if effort.batch_size < 1 or effort.num_workers < 0:
         raise ConfigError(
@@ -291,6 +295,8 @@ def load_model(checkpoint: str, effort: Effort) -> LoadedModel:
         )
     device = _device(effort.device)
     loaded = load(checkpoint)
+    if effort.precision == "bf16":
+        to_bfloat16(loaded.model)
     loaded.model.to(device)
     return loaded
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -65,7 +67,7 @@ def encode_images(
         transform: an encoded image to (3, size, size) uint8.
         positions: which of the source's rows; all by default.
         with_captions: False for a lake that may have none.
-        num_workers: processes that read and decode; 0 to do it here.
+        num_workers: processes that read and decode; 0 to do it here, in a thread for each core.
 
     Raises:
         LakeclipError: the source cannot be read, none of its images can be decoded, or the features are not finite.
@@ -73,23 +75,13 @@ def encode_images(
     chosen = list(range(len(source)) if positions is None else positions)
     groups = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
     batches = _Batches(source, transform, groups, with_captions=with_captions)
-    loader: DataLoader[Any] = DataLoader(
-        batches,
-        batch_size=None,
-        num_workers=num_workers,
-        collate_fn=_as_it_is,
-        # The lake's reader has threads, and a fork while one of them runs crashes.
-        multiprocessing_context="spawn" if num_workers else None,
-    )
     features: list[Tensor] = []
     kept: list[int] = []
     captions: list[tuple[str, ...]] = []
     undecodable: list[Undecodable] = []
     device = _device(model)
     with _evaluating(model), torch.inference_mode(), progress("images", len(chosen)) as advance:
-        for batch in loader:
-            if isinstance(batch, LakeclipError):
-                raise batch
+        for batch in _decoded(batches, num_workers, ahead=0 if device.type == "cpu" else 1):
             if batch.positions:
                 features.append(unit(model.encode_image(batch.images.to(device))))
             kept += batch.positions
@@ -151,28 +143,69 @@ class _Batches(Dataset[Any]):
         return len(self.groups)
 
     def __getitem__(self, index: int) -> _Batch | LakeclipError:
-        size = self.transform.image_size
-        images: list[Tensor] = []
-        batch = _Batch(torch.empty(0, 3, size, size, dtype=torch.uint8), [], [], [])
         try:
-            rows = self._read(self.groups[index])
+            return self.batch(index)
         except LakeclipError as error:
             return error
-        for position, row in zip(self.groups[index], rows, strict=True):
-            try:
-                images.append(self.transform(row.image))
-            except ImageError as error:
-                batch.undecodable.append(Undecodable(row.row, error.found or error.what))
+
+    def batch(self, index: int, threads: Executor | None = None) -> _Batch:
+        """A batch, its images decoded by these threads."""
+        rows = self._read(self.groups[index])
+        tried = list((map if threads is None else threads.map)(self._decode, rows))
+        squares = [square for square in tried if isinstance(square, Tensor)]
+        side = self.transform.image_size
+        # Channels last, as a decoder gives them and as convolutions want them.
+        images = torch.empty((len(squares), side, side, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+        for image, square in zip(images, squares, strict=True):
+            image.copy_(square)
+        batch = _Batch(images, [], [], [])
+        for position, row, found in zip(self.groups[index], rows, tried, strict=True):
+            if isinstance(found, ImageError):
+                batch.undecodable.append(Undecodable(row.row, found.found or found.what))
             else:
                 batch.positions.append(position)
                 batch.captions.append(row.captions)
-        return batch._replace(images=torch.stack(images)) if images else batch
+        return batch
+
+    def _decode(self, row: Row) -> Tensor | ImageError:
+        try:
+            return self.transform(row.image)
+        except ImageError as error:
+            return error
 
     def _read(self, positions: list[int]) -> list[Row]:
         if self.with_captions or not isinstance(self.source, Lake):
             return self.source.read(positions)
         rows = self.source.base_rows(positions).tolist()
         return [Row(row, image, ()) for row, image in zip(rows, self.source.images(positions), strict=True)]
+
+
+def _decoded(batches: _Batches, num_workers: int, *, ahead: int) -> Iterator[_Batch]:
+    """All batches in order, made by worker processes or by threads.
+
+    Args:
+        ahead: how many threads make while the caller computes. None where that is on the CPU: the model has all cores
+            then, and each step of it would wait for the thread whose core decodes.
+    """
+    if num_workers:
+        # The lake's reader has threads, and a fork while one of them runs crashes.
+        loader: DataLoader[Any] = DataLoader(
+            batches, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, multiprocessing_context="spawn"
+        )
+        for batch in loader:
+            if isinstance(batch, LakeclipError):
+                raise batch
+            yield batch
+        return
+    # Decoders let other threads run. As many as the model has: OMP_NUM_THREADS is heeded by both.
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads, ThreadPoolExecutor(1) as maker:
+        coming: deque[Future[_Batch]] = deque()
+        for index in range(len(batches)):
+            coming.append(maker.submit(batches.batch, index, threads))
+            if len(coming) > ahead:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
 
 def _as_it_is(batch: Any) -> Any:

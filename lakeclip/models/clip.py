@@ -89,7 +89,7 @@ class CLIP(nn.Module):
             allowed = f"(batch, 3, {side}, {side})" + (f", or smaller by multiples of {cell}" if self.training else "")
             raise ModelError("the images do not fit the model", found=_shape(images), allowed=allowed)
         if images.dtype == torch.uint8:
-            images = normalize_images(images, self.image_mean, self.image_std, self.image_mean.dtype)
+            images = normalize_images(images, self.image_mean, self.image_std, self.visual.conv1.weight.dtype)
         features: Tensor = self.visual(images)
         return features
 

@@ -89,7 +89,8 @@ class DualEncoder(nn.Module):
             images: uint8 pixels, which are normalised here; or floating point that has been normalised already.
         """
         if images.dtype == torch.uint8:
-            images = normalize_images(images, self.image_mean, self.image_std, self.image_mean.dtype)
+            dtype = next(self.image_encoder.parameters(), self.image_mean).dtype
+            images = normalize_images(images, self.image_mean, self.image_std, dtype)
         features: Tensor = self.image_projection(self.image_encoder(images))
         return features
 

@@ -1,0 +1,81 @@
+"""The photos of encoding.py: those of WebDataset shards or made up, as they are or larger, in a folder and in a lake."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lakeclip.lake.ingest import ingest
+
+#: Name → width and height (None: the photos as they are), and how many at most.
+SIZES: dict[str, tuple[int | None, int, int]] = {
+    "as given": (None, 0, 2048),
+    "640×480": (640, 480, 512),
+    "1024×768": (1024, 768, 512),
+    "2000×1500": (2000, 1500, 256),
+}
+#: Photos and captions that are made up where none are given.
+_MADE_UP = 1024
+_WORDS = "a the red blue old small dog house boat tree child road hill runs stands sleeps near under beside with".split()
+
+#: A photo and its captions.
+Pair = tuple[bytes, list[str]]
+
+
+def read_pairs(data: Path | None) -> list[Pair]:
+    """Pairs of the shards in a folder, or made up: soft noise, and sentences of a dozen words."""
+    if data is None:
+        draws = np.random.default_rng(0)
+        return [(_noise(draws), [" ".join(draws.choice(_WORDS, 12))]) for _ in range(_MADE_UP)]
+    pairs = []
+    for path in sorted(data.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            content = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+        for name, photo in content.items():
+            text = content.get(f"{Path(name).stem}.txt")
+            if name.endswith(".jpg") and text is not None:
+                pairs.append((photo, text.decode().splitlines()))
+    return pairs
+
+
+def write_photos(pairs: list[Pair], folder: Path, width: int | None, height: int, count: int) -> dict[str, Any]:
+    """The same files as `folder / photos`, as open_clip's loader wants them, and as the lake `folder / lake`."""
+    (folder / "photos" / "one").mkdir(parents=True)
+    shard = folder / "0.tar"
+    size = 0
+    with tarfile.open(shard, "w") as tar:
+        for number, (photo, captions) in enumerate(pairs[:count]):
+            jpeg = photo if width is None else _mosaic(pairs, number, width, height)
+            (folder / "photos" / "one" / f"{number:06}.jpg").write_bytes(jpeg)
+            for suffix, content in (("jpg", jpeg), ("txt", captions[0].encode())):
+                info = tarfile.TarInfo(f"{number:06}.{suffix}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+            size += len(jpeg)
+    ingest([str(shard)], str(folder / "lake"))
+    written = min(count, len(pairs))
+    return {"photos": written, "bytes_each": round(size / written)}
+
+
+def _mosaic(pairs: list[Pair], number: int, width: int, height: int) -> bytes:
+    """Photos beside each other, each enlarged to twice its size: then a pixel has about the bytes of the web's."""
+    tile = 448
+    page = Image.new("RGB", (width, height))
+    for place, (top, left) in enumerate((y, x) for y in range(0, height, tile) for x in range(0, width, tile)):
+        photo = Image.open(io.BytesIO(pairs[(number * 7 + place * 13) % len(pairs)][0])).convert("RGB")
+        page.paste(photo.resize((tile, tile), Image.Resampling.BICUBIC), (left, top))
+    buffer = io.BytesIO()
+    page.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def _noise(draws: np.random.Generator) -> bytes:
+    coarse = Image.fromarray(draws.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    coarse.resize((320, 240), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
