@@ -188,7 +188,9 @@ def main() -> None:
         "date": today(),
         "command": shlex.join(["python", "benchmarks/encoding.py", *_shown(sys.argv[1:])]),
         "machine": machine(flags.threads),
-        "versions": {name: version(name) for name in ("torch", "torchvision", "open_clip_torch", "simplejpeg", "pillow")},
+        "versions": {
+            name: version(name) for name in ("torch", "torchvision", "open_clip_torch", "simplejpeg", "pillow")
+        },
         "batch": flags.batch,
         "photos": photos,
         "cells": cells,

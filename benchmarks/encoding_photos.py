@@ -21,7 +21,28 @@ SIZES: dict[str, tuple[int | None, int, int]] = {
 }
 #: Photos and captions that are made up where none are given.
 _MADE_UP = 1024
-_WORDS = "a the red blue old small dog house boat tree child road hill runs stands sleeps near under beside with".split()
+_WORDS = [
+    "a",
+    "the",
+    "red",
+    "blue",
+    "old",
+    "small",
+    "dog",
+    "house",
+    "boat",
+    "tree",
+    "child",
+    "road",
+    "hill",
+    "runs",
+    "stands",
+    "sleeps",
+    "near",
+    "under",
+    "beside",
+    "with",
+]
 
 #: A photo and its captions.
 Pair = tuple[bytes, list[str]]

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -212,6 +213,20 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
+#: Whether bars are drawn: not over another's.
+_has_bars: ContextVar[bool] = ContextVar("has_bars", default=True)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """No bars in here: for scores within a run, which has one of its own."""
+    token = _has_bars.set(False)
+    try:
+        yield
+    finally:
+        _has_bars.reset(token)
+
+
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar with the rate and the time left on standard error, where that is a terminal; yields what moves it."""
@@ -222,7 +237,8 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
+    is_shown = sys.stderr.isatty() and _has_bars.get()
+    with Progress(*columns, console=Console(stderr=True), disable=not is_shown, transient=True) as bar:
         task = bar.add_task(what, total=total, rate="")
 
         def advance(count: int) -> None:

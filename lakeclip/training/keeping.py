@@ -24,6 +24,7 @@ from lakeclip.config.schema import KeepConfig
 from lakeclip.data.datamodule import PairDataModule
 from lakeclip.data.order import draw_sample
 from lakeclip.data.transforms import EvalTransform
+from lakeclip.evaluation.encode import without_bars
 from lakeclip.evaluation.forgetting import FILE_NAME, Forgetting, Mix
 from lakeclip.evaluation.labels import Labels, parse_classes, read_labels
 from lakeclip.evaluation.prompts import TemplateSet, find_templates
@@ -53,7 +54,8 @@ class KeptTest:
 
     def score(self, model: CLIP | DualEncoder) -> float:
         """Share of the images whose nearest class is theirs."""
-        return zero_shot(model, self.tokenize, self.transform, self.source, self.labels, self.templates).top1
+        with without_bars():
+            return zero_shot(model, self.tokenize, self.transform, self.source, self.labels, self.templates).top1
 
 
 def keeping_of(config: KeepConfig, datamodule: PairDataModule) -> Keeping:

@@ -24,7 +24,7 @@ from lakeclip.data.order import draw_sample
 from lakeclip.data.transforms import EvalTransform
 from lakeclip.errors import ConfigError, DataError, LakeclipError
 from lakeclip.evaluation.classifier import classifier_weights, classify
-from lakeclip.evaluation.encode import encode_images, encode_texts
+from lakeclip.evaluation.encode import encode_images, encode_texts, without_bars
 from lakeclip.evaluation.labels import Labels, parse_classes, read_labels
 from lakeclip.evaluation.probe import linear_probe
 from lakeclip.evaluation.prompts import find_templates
@@ -166,7 +166,7 @@ class EvaluationCallback(Callback):
     def _score(self, trainer: L.Trainer, module: ContrastiveModule) -> None:
         scores: dict[str, float] | LakeclipError
         try:
-            with averaged(trainer, module), trainer.precision_plugin.forward_context():
+            with averaged(trainer, module), trainer.precision_plugin.forward_context(), without_bars():
                 scores = self.take(module.model, *self._reader(trainer, module))
         except LakeclipError as error:
             scores = error
