@@ -47,7 +47,10 @@ class Bottleneck(nn.Module):
         out = F.relu(_normed(self.conv1, self.bn1, x), inplace=True)
         out = F.relu(_normed(self.conv2, self.bn2, out), inplace=True)
         out = _normed(self.conv3, self.bn3, self._shrink(out))
-        shortcut = x if self.downsample is None else _normed(*self.downsample, self._shrink(x))
+        shortcut = x
+        if self.downsample is not None:
+            conv, norm = self.downsample
+            shortcut = _normed(conv, norm, self._shrink(x))
         return F.relu(out + shortcut, inplace=True)
 
     def _shrink(self, x: Tensor) -> Tensor:
