@@ -1,4 +1,4 @@
-"""A model's arithmetic in bfloat16, to encode with: twice as fast or more where the processor has instructions for it."""
+"""Encoding in bfloat16: twice as fast or more where the processor has instructions for it."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ from lakeclip.errors import ConfigError, DataError, LakeError, OutputError
 from lakeclip.models.clip import CLIP
 from lakeclip.text.tokenizer import Tokenizer
 from lakeclip.training import loggers
+from lakeclip.training.examination import Examination
 from lakeclip.training.run import FinishedRun, train
 from lakeclip.training.scores import SHARE, EvaluationCallback, next_step
 from tests.conftest import TINY
@@ -76,7 +77,7 @@ def test_scores_are_those_of_the_weights_and_training_does_not_notice(
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert [int(row["step"]) for row in rows(found)] == [1, 3, 5], "steps count from 0, as Lightning's do"
     model, tokenize, transform = load(found.folder / "checkpoints/last.ckpt")
-    again = EvaluationCallback(wanted).take(model, tokenize, transform)
+    again = Examination(wanted).take(model, tokenize, transform)
     assert again == pytest.approx(found.scores)
     last = rows(found)[-1]
     assert all(float(last[f"eval/{name}"]) == pytest.approx(value) for name, value in again.items())
@@ -114,8 +115,8 @@ def test_the_next_scores_are_due_once_they_have_been_earned(step: int, seconds: 
 
 def take(rank: int, world: int, lake: Path, folder: Path) -> None:
     torch.manual_seed(0)
-    callback = EvaluationCallback(scored(lake, eval_rows=149))
-    scores = callback.take(CLIP(TINY), Tokenizer(TINY.context_length), EvalTransform(TINY.image_resolution))
+    model, tokenize = CLIP(TINY), Tokenizer(TINY.context_length)
+    scores = Examination(scored(lake, eval_rows=149)).take(model, tokenize, EvalTransform(TINY.image_resolution))
     (folder / f"{world}-{rank}.json").write_text(json.dumps(scores))
 
 
@@ -133,9 +134,9 @@ def test_what_cannot_be_scored_is_said_before_the_run(pairs_lake: Path, pairs_fo
     with pytest.raises(ConfigError, match="need labels"):
         EvaluationConfig(eval_lake=str(pairs_lake))
     with pytest.raises(LakeError, match="no column 'colour'"):
-        EvaluationCallback(scored(pairs_lake, eval_label_column="colour"))
+        Examination(scored(pairs_lake, eval_label_column="colour"))
     with pytest.raises(DataError, match="too few of each class"):
-        EvaluationCallback(scored(pairs_lake, eval_rows=21))
+        Examination(scored(pairs_lake, eval_rows=21))
 
 
 def test_a_lake_that_goes_away_costs_the_scores_and_not_the_run(
@@ -146,7 +147,7 @@ def test_a_lake_that_goes_away_costs_the_scores_and_not_the_run(
     def gone(*_: object) -> None:
         raise LakeError("the server of the lake is away")
 
-    monkeypatch.setattr(callback.source, "read", gone)
+    monkeypatch.setattr(callback.examination.source, "read", gone)
     fit = trainer(tmp_path, max_epochs=1, enable_checkpointing=False, callbacks=[callback])
     fit.fit(wrapper("tiny-vit"), batches(3))
     assert fit.global_step == 3
