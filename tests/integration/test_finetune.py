@@ -109,7 +109,7 @@ def test_two_towers_by_name(pairs_lake: Path, hub: Path, tmp_path: Path) -> None
     ],
 )
 def test_a_whole_clip(more: list[str], pairs_lake: Path, pretrained: Path, tmp_path: Path) -> None:
-    finetune("--from", f"lakeclip:{pretrained}", *data(pairs_lake, tmp_path, "tuned"), *more)
+    main(["finetune", "--from", f"lakeclip:{pretrained}", *data(pairs_lake, tmp_path, "tuned"), *more])
     before, after = load(pretrained).model.state_dict(), load(tmp_path / "tuned").model.state_dict()
     assert before.keys() == after.keys()
     same = {name for name in before if torch.equal(before[name], after[name])}
@@ -125,7 +125,7 @@ def test_weights_in_openais_layout(pairs_lake: Path, pretrained: Path, tmp_path:
     weights = {name: value.half() for name, value in load(pretrained).model.state_dict().items()}
     torch.save(weights, tmp_path / "clip.pt")
     settings = ["--lr", "1e-4", "--weight-decay", "0.1", "--layer-decay", "0.8", "--targets", "none"]
-    finetune("--from", f"openai:{tmp_path}/clip.pt", *data(pairs_lake, tmp_path, "tuned"), *settings)
+    main(["finetune", "--from", f"openai:{tmp_path}/clip.pt", *data(pairs_lake, tmp_path, "tuned"), *settings])
     assert load(tmp_path / "tuned").transform.image_size == 32
 
 
@@ -133,7 +133,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(pairs_lake: Path, pretr
     """Teacher, temperatures and LoRA's additions included."""
     start_words = ["--from", f"lakeclip:{pretrained}", "--lora-rank", "4", "--lr", "1e-3", "--max-epochs", "8"]
     more = [*start_words, "--val-every-steps", "50"]
-    finetune(*data(pairs_lake, tmp_path, "whole"), *more)
+    main(["finetune", *data(pairs_lake, tmp_path, "whole"), *more])
     with start(["finetune", *data(pairs_lake, tmp_path, "cut"), *more]) as process:
         while process.poll() is None and not (tmp_path / "cut/metrics.csv").exists():
             time.sleep(0.02)
@@ -142,7 +142,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(pairs_lake: Path, pretr
     assert process.returncode == 130, output + errors
     assert f"lakeclip finetune --resume {tmp_path / 'cut'}" in output
     assert 0 < progress(tmp_path / "cut")["step"] < progress(tmp_path / "whole")["step"]
-    finetune("--resume", str(tmp_path / "cut"))
+    main(["finetune", "--resume", str(tmp_path / "cut")])
     assert_same_learning(tmp_path / "whole", tmp_path / "cut")
 
 

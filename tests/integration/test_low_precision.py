@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lakeclip.checkpoints.layouts import load
 from lakeclip.checkpoints.native import read_checkpoint
+from lakeclip.cli.app import main
 from lakeclip.config.schema import OptimizerConfig
 from lakeclip.models.clip import CLIP
 from lakeclip.training.optimizers import adamw, store_text_in_bfloat16, with_paper_values
@@ -22,16 +23,10 @@ from tests.integration.test_train import curves, progress, start, words
 HALF = ("--states", "bf16", "--text-weights", "bf16")
 
 
-def finished(arguments: list[str]) -> None:
-    with start(arguments) as process:
-        output, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, output + errors
-
-
 def test_a_run_that_was_stopped_ends_with_the_same_bits(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
     """Also the rounding goes on where it was: another throw of the dice would move weights by a hundredth."""
     more = (*HALF, "--max-epochs", "5", "--val-every-steps", "50")
-    finished(words(pairs_lake, tiny_models, tmp_path, "whole", *more))
+    main(words(pairs_lake, tiny_models, tmp_path, "whole", *more))
     with start(words(pairs_lake, tiny_models, tmp_path, "cut", *more)) as process:
         metrics = tmp_path / "cut/metrics.csv"
         while process.poll() is None and not metrics.exists():
@@ -40,7 +35,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(pairs_lake: Path, tiny_m
         output, errors = process.communicate(timeout=240)
     assert process.returncode == 130, output + errors
     assert 0 < progress(tmp_path / "cut")["step"] < progress(tmp_path / "whole")["step"]
-    finished(["train", "--resume", str(tmp_path / "cut")])
+    main(["train", "--resume", str(tmp_path / "cut")])
     whole, cut = (read_checkpoint(tmp_path / name / "checkpoints/last.ckpt").state_dict for name in ("whole", "cut"))
     assert whole["transformer.resblocks.0.mlp.c_fc.weight"].dtype == torch.bfloat16
     assert whole["visual.proj"].dtype == torch.float32
@@ -55,7 +50,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(pairs_lake: Path, tiny_m
 
 def test_8_bit_states_train_and_leave_plain_tensors(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
     pytest.importorskip("torchao", reason="8-bit states are torchao's")
-    finished(words(pairs_lake, tiny_models, tmp_path, "run", "--states", "8bit", "--max-steps", "3"))
+    main(words(pairs_lake, tiny_models, tmp_path, "run", "--states", "8bit", "--max-steps", "3"))
     assert read_checkpoint(tmp_path / "run").lineage["progress"]["step"] == 3
 
 
