@@ -84,7 +84,7 @@ def helptext(words: list[str]) -> str:
 
 
 def _with_verbs_below(verb: str) -> list[list[str]]:
-    below = re.match(rf"usage: lakeclip {verb} \[-h\] \{{([\w,-]+)\}}", helptext([verb]))
+    below = re.match(rf"usage: lakeclip {verb} \[-h\]\s+\{{([\w,-]+)\}}", helptext([verb]))
     return [[verb], *([verb, word] for word in below[1].split(","))] if below else [[verb]]
 
 

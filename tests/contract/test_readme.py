@@ -98,9 +98,8 @@ def test_every_link_into_the_repository_leads_somewhere() -> None:
 
 def test_every_flag_that_the_prose_names_exists() -> None:
     flags = set(re.findall(r"`(?:[^`]* )?(--[a-z][a-z-]*)[ `]", prose(README))) - {"--token", "--nproc-per-node"}
-    helps = "".join(
-        helptext(verb) for verb in (["train"], ["finetune"], ["evaluate", "zeroshot"], ["ingest"], ["export"])
-    )
+    scores = (["evaluate", kind] for kind in ("zeroshot", "robustness", "compare"))
+    helps = "".join(helptext(verb) for verb in (["train"], ["finetune"], ["ingest"], ["export"], *scores))
     assert flags
     for flag in flags:
         assert flag in helps, flag
