@@ -36,9 +36,9 @@ LONGEST_CURVE = 100
 #: Similarities this close are level: the same picture encoded in two batches differs by the rounding of float32.
 LEVEL = 1e-6
 
-#: Similarities held at once. On a CPU as many as its cache holds: comparing and counting them goes five times as fast
-#: there as in memory.
-_TILE = 1 << 18
+#: Similarities held at once. On a CPU about as many as its cache holds: comparing and counting them goes five times as
+#: fast there as in memory. With a quarter of that, threads on a busy machine wait for each other longer than they work.
+_TILE = 1 << 20
 _TILE_ON_A_GPU = 1 << 26
 #: Columns of a tile for each row.
 _ASPECT = 4
