@@ -164,14 +164,16 @@ def test_untied_ranks_are_those_of_sorting(counts: list[int], tile: int, seed: i
         (result.image_to_text, similarity, is_right),
         (result.text_to_image, similarity.T, is_right.T),
     ):
-        right = right.gather(1, scores.argsort(dim=1, descending=True))[right.any(dim=1)]
+        asked = right.any(dim=1)
+        # Of random numbers some are closer than float32 tells: such queries may come out otherwise.
+        unsure = (scores[asked].sort(dim=1).values.diff(dim=1) < 5e-6).any(dim=1).double().mean().item() + 1e-6
+        right = right.gather(1, scores.argsort(dim=1, descending=True))[asked]
         places = torch.arange(1, right.shape[1] + 1)
         precision = ((right.cumsum(dim=1) / places) * right).sum(dim=1) / right.sum(dim=1)
         first = right.int().argmax(dim=1) + 1
-        # Of random numbers a few are closer than float32 tells.
-        assert ranking.mean_average_precision == pytest.approx(precision.mean().item(), abs=1e-3)
-        assert ranking.recall[5] == pytest.approx((first <= 5).double().mean().item(), abs=1e-2)
-        assert ranking.curve[99] == pytest.approx((first <= 100).double().mean().item(), abs=1e-2)
+        assert ranking.mean_average_precision == pytest.approx(precision.mean().item(), abs=unsure)
+        assert ranking.recall[5] == pytest.approx((first <= 5).double().mean().item(), abs=unsure)
+        assert ranking.curve[99] == pytest.approx((first <= 100).double().mean().item(), abs=unsure)
         assert ranking.curve == tuple(sorted(ranking.curve))
 
 

@@ -123,7 +123,8 @@ def test_lora_begins_as_the_model_itself_and_reaches_every_large_weight(config: 
     prepare(model, KeepConfig(lora_rank=2))
     with torch.no_grad():
         after = model.encode_image(images), model.encode_text(ids)
-    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    # Nothing is added to the weights; but a convolution lays them out anew, and so sums in another order.
+    torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-7)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained
     assert all(name.endswith((".up", ".down")) or name == "logit_scale" for name in trained)
