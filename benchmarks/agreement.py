@@ -4,7 +4,7 @@
 
 RUN is a run of `lakeclip train` (any CLIP), DIR holds CIFAR-10's test-*.tar with KEY.jpg and KEY.json ("label").
 --flickr8k names a folder with dev-*.tar, KEY.jpg and KEY.txt with a caption a line, and --flickr8k-checkpoint the run
-that is scored on it. A run is exported to open_clip; open_clip's training code and LAION's CLIP_benchmark then score it,
+that is scored on it. A run is exported to open_clip; open_clip's training code and CLIP_benchmark (LAION) score it,
 each with its own loading, resize, tokenizer, prompts' average and counting. The class names and sentences are the same.
 """
 
@@ -51,8 +51,12 @@ def main() -> None:
         parts = {"zero-shot classification of CIFAR-10's test photos": classification(flags, work)}
         if flags.flickr8k:
             parts["retrieval among Flickr8k's dev photos"] = retrieval(flags, work)
-    gaps = [abs(share - of["lakeclip"][name]) for of in (part["scores"] for part in parts.values()) for peer in of.values()
-            for name, share in peer.items()]
+    gaps = [
+        abs(share - of["lakeclip"][name])
+        for of in (part["scores"] for part in parts.values())
+        for peer in of.values()
+        for name, share in peer.items()
+    ]
     result = {
         "claim": "peers' evaluations of the exported model give our figures, to 0.1 point",
         "holds": max(gaps) <= _LARGEST,

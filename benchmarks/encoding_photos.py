@@ -1,4 +1,4 @@
-"""The photos of encoding.py: those of WebDataset shards or made up, as they are or larger, in a folder and in a lake."""
+"""The photos of encoding.py: those of shards or made up, as they are or larger, in a folder and in a lake."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ SIZES: dict[str, tuple[int | None, int, int]] = {
 }
 #: Photos and captions that are made up where none are given.
 _MADE_UP = 1024
-_WORDS = "a the red blue old small dog house boat tree child road hill runs stands sleeps near under beside with".split()
+_WORDS = ("a red dog", "the old house", "small boats", "on a blue lake", "under the hill", "near a road", "in the rain")
 
 #: A photo and its captions.
 Pair = tuple[bytes, list[str]]
 
 
 def read_pairs(data: Path | None) -> list[Pair]:
-    """Pairs of the shards in a folder, or made up: soft noise, and sentences of a dozen words."""
+    """Pairs of the shards in a folder, or made up: soft noise, and sentences of a dozen words or so."""
     if data is None:
         draws = np.random.default_rng(0)
-        return [(_noise(draws), [" ".join(draws.choice(_WORDS, 12))]) for _ in range(_MADE_UP)]
+        return [(_noise(draws), [" ".join(draws.choice(_WORDS, 5))]) for _ in range(_MADE_UP)]
     pairs = []
     for path in sorted(data.glob("*.tar")):
         with tarfile.open(path) as tar:

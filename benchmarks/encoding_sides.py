@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import Watch
 from optimisation_step import matmul_peak
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
@@ -32,7 +33,9 @@ class Encoding(ABC):
     def answer(self, order: dict[str, Any]) -> dict[str, Any]:
         """Encode, and write the features where that is asked for; or say what matrix products reach."""
         if order["do"] == "peak":
-            return {"flops_per_second": matmul_peak(bf16=order["way"] == "bf16", clock=time.perf_counter)}
+            with Watch() as watch:
+                peak = matmul_peak(bf16=order["way"] == "bf16", clock=time.perf_counter)
+            return {"flops_per_second": peak, "others": watch.others}
         key = (order["model"], order["way"])
         encode = self.images if order["do"] == "images" else self.texts
         if key not in self._models:
@@ -40,12 +43,11 @@ class Encoding(ABC):
             self._models[key] = self.load(Path(order["model"]), order["way"])
             # Kernels are chosen, and memory is taken, with the first batch.
             encode(self._models[key], {**order, "count": min(order["count"], order["batch"])})
-        began = time.perf_counter()
-        features = encode(self._models[key], order)
-        seconds = time.perf_counter() - began
+        with Watch() as watch:
+            features = encode(self._models[key], order)
         if "out" in order:
             torch.save(features, order["out"])
-        return {"seconds": seconds, "count": len(features)}
+        return {"seconds": watch.seconds, "count": len(features), "others": watch.others}
 
     @abstractmethod
     def load(self, folder: Path, way: str) -> Any:

@@ -1,4 +1,4 @@
-"""Peers' own evaluations of a model that was exported to open_clip: open_clip's training code and LAION's CLIP_benchmark.
+"""Peers' own evaluations of a model exported to open_clip: open_clip's training code and LAION's CLIP_benchmark.
 
 Each loads the export, its photos and its texts with its own code, and counts with its own code. CLIP_benchmark reads
 shards in the layout that its `wds/` data sets have, which are written here; what is called is what its command line
@@ -54,9 +54,7 @@ def clip_benchmark_classifies(exported: Path, folder: Path) -> dict[str, float]:
 def clip_benchmark_retrieves(exported: Path, folder: Path, cutoffs: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
     """CLIP_benchmark's zero-shot retrieval in `write_captioned`'s folder: "image_to_text R@1" and so on."""
     model, tokenizer, loader = _clip_benchmark(exported, folder, "zeroshot_retrieval")
-    found = zeroshot_retrieval.evaluate(
-        model, loader, tokenizer, device="cpu", amp=False, recall_k_list=list(cutoffs)
-    )
+    found = zeroshot_retrieval.evaluate(model, loader, tokenizer, device="cpu", amp=False, recall_k_list=list(cutoffs))
     # It says what is retrieved.
     ways = {"image_to_text": "text_retrieval", "text_to_image": "image_retrieval"}
     return {f"{way} R@{k}": found[f"{theirs}_recall@{k}"] for way, theirs in ways.items() for k in cutoffs}

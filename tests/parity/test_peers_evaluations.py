@@ -1,4 +1,4 @@
-"""Peers' tools score an exported model as lakeclip does: the code that benchmarks/agreement.py runs, on a small model."""
+"""Peers' tools score an exported model as lakeclip does, by the code that benchmarks/agreement.py runs."""
 
 from __future__ import annotations
 
