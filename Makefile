@@ -53,6 +53,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(PEER)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(PEER)
 	$(PEER)/bin/pip install --quiet -e '.[dev,backbones,peer]'
+	$(PEER)/bin/pip install --quiet --no-deps clip-benchmark  # what it names besides is 100 MB for captioning
 	touch $@
 
 clean:

@@ -1,4 +1,4 @@
-"""The photos of encoding.py: those of WebDataset shards or made up, as they are or larger, in a folder and in a lake."""
+"""The photos of encoding.py: those of shards or made up, as they are or larger, in a folder and in a lake."""
 
 from __future__ import annotations
 
@@ -16,43 +16,22 @@ from lakeclip.lake.ingest import ingest
 SIZES: dict[str, tuple[int | None, int, int]] = {
     "as given": (None, 0, 2048),
     "640×480": (640, 480, 512),
-    "1024×768": (1024, 768, 512),
-    "2000×1500": (2000, 1500, 256),
+    "1024×768": (1024, 768, 256),
+    "2000×1500": (2000, 1500, 128),
 }
 #: Photos and captions that are made up where none are given.
 _MADE_UP = 1024
-_WORDS = [
-    "a",
-    "the",
-    "red",
-    "blue",
-    "old",
-    "small",
-    "dog",
-    "house",
-    "boat",
-    "tree",
-    "child",
-    "road",
-    "hill",
-    "runs",
-    "stands",
-    "sleeps",
-    "near",
-    "under",
-    "beside",
-    "with",
-]
+_WORDS = ("a red dog", "the old house", "small boats", "on a blue lake", "under the hill", "near a road", "in the rain")
 
 #: A photo and its captions.
 Pair = tuple[bytes, list[str]]
 
 
 def read_pairs(data: Path | None) -> list[Pair]:
-    """Pairs of the shards in a folder, or made up: soft noise, and sentences of a dozen words."""
+    """Pairs of the shards in a folder, or made up: soft noise, and sentences of a dozen words or so."""
     if data is None:
         draws = np.random.default_rng(0)
-        return [(_noise(draws), [" ".join(draws.choice(_WORDS, 12))]) for _ in range(_MADE_UP)]
+        return [(_noise(draws), [" ".join(draws.choice(_WORDS, 5))]) for _ in range(_MADE_UP)]
     pairs = []
     for path in sorted(data.glob("*.tar")):
         with tarfile.open(path) as tar:
@@ -65,10 +44,19 @@ def read_pairs(data: Path | None) -> list[Pair]:
 
 
 def write_photos(pairs: list[Pair], folder: Path, width: int | None, height: int, count: int) -> dict[str, Any]:
-    """The same files as `folder / photos`, as open_clip's loader wants them, and as the lake `folder / lake`."""
+    """The same files as `folder / photos`, as open_clip's loader wants them, and as the lake `folder / lake`.
+
+    Those of an earlier run stay.
+    """
+    if not (folder / "lake").exists():
+        _write(pairs, folder, width, height, count)
+    sizes = [path.stat().st_size for path in (folder / "photos" / "one").iterdir()]
+    return {"photos": len(sizes), "bytes_each": round(sum(sizes) / len(sizes))}
+
+
+def _write(pairs: list[Pair], folder: Path, width: int | None, height: int, count: int) -> None:
     (folder / "photos" / "one").mkdir(parents=True)
     shard = folder / "0.tar"
-    size = 0
     with tarfile.open(shard, "w") as tar:
         for number, (photo, captions) in enumerate(pairs[:count]):
             jpeg = photo if width is None else _mosaic(pairs, number, width, height)
@@ -77,10 +65,7 @@ def write_photos(pairs: list[Pair], folder: Path, width: int | None, height: int
                 info = tarfile.TarInfo(f"{number:06}.{suffix}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
-            size += len(jpeg)
     ingest([str(shard)], str(folder / "lake"))
-    written = min(count, len(pairs))
-    return {"photos": written, "bytes_each": round(size / written)}
 
 
 def _mosaic(pairs: list[Pair], number: int, width: int, height: int) -> bytes:

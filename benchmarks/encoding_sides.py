@@ -2,7 +2,8 @@
 
     lakeclip|open_clip                              then lines such as {"do": "images", "model": FOLDER, …}
 
-Not meant to be called by hand. A side loads a model when it is first asked for it, and keeps it.
+Not meant to be called by hand. A side loads a model when it is first asked for it, and keeps it until
+it is asked for another.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import Watch
+from optimisation_step import matmul_peak
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
@@ -28,20 +31,23 @@ class Encoding(ABC):
         self._models: dict[tuple[str, str], Any] = {}
 
     def answer(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Encode, and write the features where that is asked for."""
+        """Encode, and write the features where that is asked for; or say what matrix products reach."""
+        if order["do"] == "peak":
+            with Watch() as watch:
+                peak = matmul_peak(bf16=order["way"] == "bf16", clock=time.perf_counter)
+            return {"flops_per_second": peak, "others": watch.others}
         key = (order["model"], order["way"])
-        if key not in self._models:
-            # One model at a time: what another left in the caches is of no use.
-            self._models = {key: self.load(Path(order["model"]), order["way"])}
         encode = self.images if order["do"] == "images" else self.texts
-        # As a process begins, the machine's memory is not yet its own.
-        encode(self._models[key], {**order, "count": min(order["count"], order["batch"])})
-        began = time.perf_counter()
-        features = encode(self._models[key], order)
-        seconds = time.perf_counter() - began
+        if key not in self._models:
+            self._models = {known: model for known, model in self._models.items() if known[0] == key[0]}
+            self._models[key] = self.load(Path(order["model"]), order["way"])
+            # Kernels are chosen, and memory is taken, with the first batch.
+            encode(self._models[key], {**order, "count": min(order["count"], order["batch"])})
+        with Watch() as watch:
+            features = encode(self._models[key], order)
         if "out" in order:
             torch.save(features, order["out"])
-        return {"seconds": seconds, "count": len(features)}
+        return {"seconds": watch.seconds, "count": len(features), "others": watch.others}
 
     @abstractmethod
     def load(self, folder: Path, way: str) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import re
+import resource
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +42,35 @@ def peak_mib() -> float:
     """
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1024
+
+
+class Watch:
+    """How long a block took, and how much of the machine others had meanwhile.
+
+    Attributes:
+        seconds: wall-clock.
+        others: cores, on the mean, that were busy with anything but this process and the children that ended within.
+    """
+
+    seconds: float
+    others: float
+
+    def __enter__(self) -> Watch:
+        self._began, self._busy, self._own = time.perf_counter(), _busy(), _own()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds = time.perf_counter() - self._began
+        self.others = (_busy() - self._busy - (_own() - self._own)) / self.seconds
+
+
+def _busy() -> float:
+    """Seconds that all cores together have been busy: for users, for the system, or for other machines on this one."""
+    fields = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()[1:]
+    user, nice, system, _, _, irq, softirq, stolen = map(int, fields[:8])
+    return (user + nice + system + irq + softirq + stolen) / os.sysconf("SC_CLK_TCK")
+
+
+def _own() -> float:
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)

@@ -1,4 +1,4 @@
-"""Encoding in bfloat16: twice as fast or more where the processor has instructions for it."""
+"""A model's arithmetic in bfloat16, to encode with: twice as fast or more on processors with instructions for it."""
 
 from __future__ import annotations
 
