@@ -11,7 +11,7 @@ import torch
 
 from lakeclip.checkpoints.native import lineage
 from lakeclip.cli.evaluate import run
-from lakeclip.cli.report import Effort, ZeroShotTest, make_report
+from lakeclip.cli.report import Effort, ZeroShotTest, load_model, make_report
 from lakeclip.config.schema import DataConfig, TrainConfig
 from lakeclip.errors import CheckpointError, ConfigError, DataError, DeviceError, LakeError, OutputError
 from lakeclip.lake import engine
@@ -134,6 +134,16 @@ def test_zeroshot_with_a_query_own_classes_and_templates(a_run: Path, lake: str,
     assert content["num_samples"] == 5
     assert content["classes"] == ["red circle", "blue star"]
     assert content["templates"] == ["{}", "the {}"]
+
+
+def test_zeroshot_in_bfloat16(a_run: Path, lake: str, tmp_path: Path) -> None:
+    weights = [
+        load_model(str(a_run), Effort(device="cpu", precision=name)).model.visual.proj for name in ("32", "bf16")
+    ]
+    assert [weight.dtype for weight in weights] == [torch.float32, torch.bfloat16]
+    words = ["zeroshot", "--checkpoint", str(a_run), "--lake", lake, "--label-column", "label", "--device", "cpu"]
+    run([*words, "--precision", "bf16", "--json", str(tmp_path / "scores.json")])
+    assert json.loads((tmp_path / "scores.json").read_text())["num_samples"] == 40
 
 
 def test_zeroshot_needs_no_captions(a_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from lakeclip.data.transforms import EvalTransform
 from lakeclip.errors import ImageError, LakeError, ModelError
-from lakeclip.evaluation.encode import _Batches, encode_images, encode_texts
+from lakeclip.evaluation.encode import _Batches, _decoded, encode_images, encode_texts
 from lakeclip.lake.rows import Row
 from lakeclip.text.tokenizer import Tokenizer
 from tests.unit.evaluation.scenery import MemorySource, scenery, tiny_clip
@@ -79,6 +79,19 @@ def test_an_error_of_the_lake_arrives_as_it_is() -> None:
     # What a worker process sends.
     sent = pickle.loads(pickle.dumps(_Batches(source, TRANSFORM, [[0]], with_captions=True)[0]))
     assert isinstance(sent, LakeError)
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 20])
+def test_batches_made_ahead_come_in_order(ahead: int) -> None:
+    groups = [[7, 2], [0], [11, 3, 4], [5]]
+    batches = list(_decoded(_Batches(scenery(), TRANSFORM, groups, with_captions=True), 0, ahead=ahead))
+    assert [batch.positions for batch in batches] == groups
+    assert [len(batch.images) for batch in batches] == [2, 1, 3, 1]
+    assert list(_decoded(_Batches(scenery(), TRANSFORM, [], with_captions=True), 0, ahead=ahead)) == []
+    with pytest.raises(LakeError, match="row 5 is damaged"):
+        list(
+            _decoded(_Batches(DamagedSource(scenery(2).samples), TRANSFORM, [[0]], with_captions=True), 0, ahead=ahead)
+        )
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 100])

@@ -62,3 +62,23 @@ def test_gradients_lie_in_memory_as_their_weights_do() -> None:
     for name, parameter in visual.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.stride() == parameter.stride(), name
+
+
+def test_folded_norms_change_nothing() -> None:
+    """Where nothing learns, a convolution and its norm are one convolution; where something does, they are two."""
+    torch.manual_seed(0)
+    visual = ModifiedResNet(resolution=64, layers=(1, 2, 1, 1), width=8, embed_dim=16)
+    for part in visual.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(part.weight, 1, 0.2)
+            torch.nn.init.normal_(part.bias)
+    images = torch.randn(4, 3, 64, 64)
+    for _ in range(3):
+        visual(images)  # the norms see something
+    apart = visual.eval()(images)
+    with torch.no_grad():
+        folded = visual(images)
+        moving = visual.train()(images)
+    assert apart.requires_grad
+    torch.testing.assert_close(folded, apart, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(moving, apart, rtol=1e-2)
