@@ -6,8 +6,8 @@ PEER   := .venv-peer
 BIN    := $(VENV)/bin
 
 # One thread a process: two test processes on two cores would only get in each other's way.
-PYTEST      := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
-PYTEST_PEER := OMP_NUM_THREADS=1 $(PEER)/bin/python -m pytest -n 2
+PYTEST      := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+PYTEST_PEER := OMP_NUM_THREADS=1 $(PEER)/bin/python -m pytest -n 2 --dist worksteal
 
 .PHONY: demo docs test check unit env peer clean
 
