@@ -1,11 +1,14 @@
 """Files of weights, read without running anything that is in them: `torch.save`'s, safetensors, TorchScript.
 
 `torch.load` with `weights_only` makes tensors and plain values and nothing else; safetensors cannot hold more; of a
-TorchScript archive the tensors are read and the code is left alone (`torchscript.py`).
+TorchScript archive the tensors are read and the code is left alone (`torchscript.py`). What is written is either whole
+under its name or not there at all, whenever the process or the power ends.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import pickle
 import re
 import zipfile
@@ -20,6 +23,39 @@ import torch
 
 from lakeclip.checkpoints.torchscript import is_torchscript, read_torchscript
 from lakeclip.errors import CheckpointError
+
+#: The ending of a file that is being written.
+PART = ".part"
+
+
+def write_torch_file(content: Any, path: Path) -> None:
+    """Write what `torch.save` can, aside, and let it take its place when all of it is on the disk.
+
+    Raises:
+        OSError, RuntimeError: it cannot be written; what stood there before still does.
+    """
+    part = path.with_name(path.name + PART)
+    try:
+        with part.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            # Else a power failure may leave the new name with nothing behind it.
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    _settle(path.parent)
+
+
+def _settle(folder: Path) -> None:
+    """Have the names in a folder on the disk, where the system lets folders be opened (Windows does not)."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def read_torch_file(path: Path, *, allowed: str) -> Any:

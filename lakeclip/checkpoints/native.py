@@ -10,7 +10,7 @@ A checkpoint is Lightning's .ckpt: its "state_dict" holds the model's weights as
     tokenizer   kind, fingerprint, context_length; files of one that is not CLIP's, by name
     data        path, version, query, rows; of newer ones total_rows (before the query), train_rows, val_rows
     config      the whole `TrainConfig` or `FinetuneConfig`, nested
-    progress    step, epoch, samples_seen, seconds
+    progress    step, epoch, samples_seen, seconds, world_size
 
 Everything is read with `weights_only`: loading never runs code from a file.
 """
@@ -18,6 +18,7 @@ Everything is read with `weights_only`: loading never runs code from a file.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -36,8 +37,12 @@ from lakeclip.models.pretrained import TowersConfig, remake
 from lakeclip.text.huggingface import HuggingFaceTokenizer
 from lakeclip.text.tokenizer import Tokenizer
 
+_log = logging.getLogger(__name__)
+
 FORMAT = 1
 BEST, LAST = Path("checkpoints/best.ckpt"), Path("checkpoints/last.ckpt")
+#: Earlier ones that are kept beside the last (`--keep-last`), in its folder.
+STEPS = "step-*.ckpt"
 #: Of fine-tuning with a test of what is kept: the best weights between its start and its end.
 MIXED = Path("checkpoints/mixed.ckpt")
 
@@ -72,6 +77,14 @@ class Checkpoint:
         """Whether it was trained with the sigmoid objective."""
         return "logit_bias" in self.state_dict
 
+    def expect(self, model: ModelConfig) -> None:
+        """Be of a certain model, because something else depends on that.
+
+        Raises:
+            CheckpointError: it is of another.
+        """
+        _check_same(self.path, str(self.lineage["model"]["name"]), self.model_config, model)
+
 
 class LoadedModel(NamedTuple):
     """A model ready to encode, with the two functions that make its inputs."""
@@ -96,6 +109,7 @@ def lineage(
     epoch: int,
     samples_seen: int,
     seconds: float = 0.0,
+    world_size: int = 1,
 ) -> dict[str, Any]:
     """The "lakeclip" entry of a checkpoint, of plain types only.
 
@@ -107,6 +121,7 @@ def lineage(
         config: what the run was started with; holds no secret.
         step, epoch, samples_seen: optimiser steps, passes begun, and pairs over all ranks so far.
         seconds: wall-clock time of the training so far; 0 where nobody kept it.
+        world_size: processes that train together.
     """
     words: dict[str, Any] = {"kind": "own", "fingerprint": "", "context_length": 0}
     if tokenizer is not None:
@@ -128,7 +143,13 @@ def lineage(
         "tokenizer": words,
         "data": {"path": data_path, "version": data_version, "query": query, "rows": num_rows, **(account or {})},
         "config": dataclasses.asdict(config),
-        "progress": {"step": step, "epoch": epoch, "samples_seen": samples_seen, "seconds": seconds},
+        "progress": {
+            "step": step,
+            "epoch": epoch,
+            "samples_seen": samples_seen,
+            "seconds": seconds,
+            "world_size": world_size,
+        },
     }
 
 
@@ -161,6 +182,29 @@ def find_checkpoint(path: str | Path) -> Path:
     return path
 
 
+def newest_checkpoint(run: Path) -> Checkpoint | None:
+    """The newest whole checkpoint of a run, to go on from; None where there is none yet. A damaged one is passed over.
+
+    Raises:
+        CheckpointError: none of those that there are can be read.
+    """
+    paths = [run / LAST, *sorted((run / LAST).parent.glob(STEPS), reverse=True), run / BEST]
+    errors: list[CheckpointError] = []
+    whole: list[Checkpoint] = []
+    for path in paths:
+        # From the newest on: the first that is whole.
+        if path.is_file() and not whole:
+            try:
+                whole.append(read_checkpoint(path))
+            except CheckpointError as error:
+                errors.append(error)
+    if errors and not whole:
+        raise errors[0]
+    for damaged in errors:
+        _log.warning("%s; going on from %s", " ".join(str(damaged).split()), whole[0].path)
+    return whole[0] if whole else None
+
+
 def _one_of_the_runs(folder: Path) -> str:
     """A run within a folder, or in `runs` there, to offer instead."""
     runs = [
@@ -173,15 +217,14 @@ def _one_of_the_runs(folder: Path) -> str:
     return f"a run that is there, such as {max(runs, key=lambda run: run.stat().st_mtime)}" if runs else ""
 
 
-def read_checkpoint(path: str | Path, expect: ModelConfig | None = None) -> Checkpoint:
+def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint without making the model.
 
     Args:
         path: a run folder (its best checkpoint, or else its last) or a .ckpt file.
-        expect: the model it must hold, where something else depends on that.
 
     Raises:
-        CheckpointError: missing, damaged, not lakeclip's, or of another model.
+        CheckpointError: missing, damaged, or not lakeclip's.
     """
     path = find_checkpoint(path)
     content = read_torch_file(path, allowed="a .ckpt file of lakeclip")
@@ -208,8 +251,6 @@ def read_checkpoint(path: str | Path, expect: ModelConfig | None = None) -> Chec
     if missing := _missing_entries(entry):
         raise CheckpointError(f"the lineage in {path} is incomplete", found="without " + ", ".join(missing))
     config = _model_config(path, entry["model"]["config"])
-    if expect is not None:
-        _check_same(path, str(entry["model"]["name"]), config, expect)
     return Checkpoint(path, cast("dict[str, Any]", entry), config, _weights(path, content.get("state_dict")))
 
 

@@ -26,7 +26,7 @@ class FinetuneFlags:
     """A YAML recipe, or the name of a shipped one (finetune-towers, finetune-otter, finetune-lit,
     finetune-clip)."""
     resume: str | None = None
-    """Folder of an earlier run: its configuration, and on from its last checkpoint."""
+    """Folder of an earlier run: its configuration, and on from its newest whole checkpoint; or auto, as for `train`."""
     dry_run: bool = False
     """Train nothing: try a few steps and print what the run would need, how long it takes, and what looks wrong."""
     config: Annotated[FinetuneConfig, tyro.conf.arg(name="")] = field(default_factory=FinetuneConfig)

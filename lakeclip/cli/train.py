@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from lakeclip.training.run import FinishedRun
 
 
+#: `--resume auto`: the run of that name if there is one, or else a new one.
+AUTO = "auto"
+
+
 @dataclass(frozen=True)
 class TrainFlags:
     """Train CLIP from scratch on a lake or a folder of pairs.
@@ -30,7 +35,8 @@ class TrainFlags:
     recipe: str | None = None
     """A YAML recipe, or the name of a shipped one (small, flickr, cc3m, cc12m, laion400m)."""
     resume: str | None = None
-    """Folder of an earlier run: its configuration, and on from its last checkpoint."""
+    """Folder of an earlier run: its configuration, and on from its newest whole checkpoint. Or auto: the run of --name
+    if it is there, or else a new one, so that one command both begins and goes on."""
     dry_run: bool = False
     """Train nothing: try a few steps and print what the run would need, how long it takes, and what looks wrong."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
@@ -71,7 +77,7 @@ def train(config: TrainConfig, *, resume: Path | None = None, report: bool = Tru
 
 
 def conclude(finished: FinishedRun, verb: str, *, report: bool = True) -> None:
-    """Tell the user what a run of a verb left, and end the process with code 130 where it was stopped."""
+    """Tell the user what a run of a verb left; where a signal stopped it, end the process with 128 and its number."""
     from lakeclip.cli.report import make_report
 
     if finished.is_main:
@@ -87,7 +93,7 @@ def conclude(finished: FinishedRun, verb: str, *, report: bool = True) -> None:
             if report:
                 say(f"report: {make_report(finished.folder)[0]}\n")
     if finished.interrupted:
-        sys.exit(130)
+        sys.exit(128 + (finished.signal or signal.SIGINT))
 
 
 def starting_point(argv: list[str], kind: type[Config]) -> tuple[Config, str | None, str | None]:
@@ -98,6 +104,9 @@ def starting_point(argv: list[str], kind: type[Config]) -> tuple[Config, str | N
         CheckpointError: the run is none.
     """
     recipe, resume = _value(argv, "--recipe"), _value(argv, "--resume")
+    if resume == AUTO:
+        resume = _run_of_name(argv, read_recipe(recipe, kind) if recipe else kind())
+        recipe = None if resume else recipe
     if recipe and resume:
         raise ConfigError(
             "both a recipe and a run to resume are named", next_step="keep --resume: it brings its recipe"
@@ -109,6 +118,19 @@ def starting_point(argv: list[str], kind: type[Config]) -> tuple[Config, str | N
             raise CheckpointError(f"{resume} is not a run's folder: it holds no config.yaml")
         return read_recipe(Path(resume) / "config.yaml", kind), recipe, resume
     return kind(), recipe, resume
+
+
+def _run_of_name(argv: list[str], start: Config) -> str | None:
+    """The folder of the run that is named, if it has begun.
+
+    Raises:
+        ConfigError: none is named.
+    """
+    name = _value(argv, "--name") or start.trainer.name
+    if name is None:
+        raise ConfigError("--resume auto is asked for, and the run has no name", next_step="--name NAME")
+    folder = Path(_value(argv, "--runs") or start.trainer.runs) / name
+    return str(folder) if (folder / "config.yaml").is_file() else None
 
 
 def mixed(argv: list[str]) -> list[str]:

@@ -113,5 +113,7 @@ def config_to_dict(config: TrainConfig | FinetuneConfig) -> dict[str, Any]:
 
 
 def write_config(config: TrainConfig | FinetuneConfig, path: Path) -> None:
-    """Write a configuration as a recipe that `read_recipe` reads back equal."""
-    path.write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False), encoding="utf-8")
+    """Write a configuration as a recipe that `read_recipe` reads back equal: whole, or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False), encoding="utf-8")
+    part.replace(path)

@@ -187,6 +187,12 @@ class TrainerConfig:
     """Lightning's name of the parallel strategy: auto, ddp, …"""
     val_every_steps: int | None = None
     """Validate every this many steps. Default: at the end of each epoch."""
+    save_every_minutes: float = 15.0
+    """Write a checkpoint at least so often; also each epoch, after each validation, and when asked to stop."""
+    save_every_steps: int | None = None
+    """Write one every this many steps as well."""
+    keep_last: int = 1
+    """Keep so many of them: last.ckpt, and the ones before as step-….ckpt."""
     track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
     """Where the curves go besides metrics.csv: tensorboard, wandb, mlflow, each where it is installed."""
     runs: str = "runs"
@@ -197,7 +203,8 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         _require("patch_dropout", self.patch_dropout, 0 <= self.patch_dropout < 1, "0 (none) up to, not with, 1")
         counts = ("max_epochs", "max_steps", "minibatch_size", "accumulate", "max_skipped", "devices", "num_nodes")
-        for name in (*counts, "val_every_steps"):
+        _require("save_every_minutes", self.save_every_minutes, self.save_every_minutes > 0, "above 0")
+        for name in (*counts, "val_every_steps", "save_every_steps", "keep_last"):
             value = getattr(self, name)
             _require(name, value, value is None or value >= 1, "at least 1")
 

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -113,24 +112,6 @@ class Stopped(Exception):  # noqa: N818 – not an error: the run was asked to e
     """The run was asked to stop, and its checkpoint is written."""
 
 
-class LastCheckpoint(Callback):
-    """Keeps `last.ckpt` at where the run stands: after each validation within an epoch, each epoch, and at the end.
-
-    Lightning's own `save_last` copies the best checkpoint, and so stands still once the score no longer improves.
-    """
-
-    def __init__(self, checkpoint: Path, *, within_epochs: bool) -> None:
-        self._checkpoint = checkpoint
-        self._within_epochs = within_epochs
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._within_epochs:
-            trainer.save_checkpoint(self._checkpoint)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        trainer.save_checkpoint(self._checkpoint)
-
-
 class ValidateAtEnd(Callback):
     """Validates after the last step, wherever in an epoch that is, so that what a run ends with has a score."""
 
@@ -150,10 +131,16 @@ class ValidateAtEnd(Callback):
 
 
 class GracefulStop(Callback):
-    """On the first Ctrl-C (or SIGTERM) finishes the step, writes a checkpoint and ends; on the second ends at once."""
+    """On the first Ctrl-C, SIGTERM or SIGUSR1 asks the run to save and end (`Saving` does); on the second ends at once.
 
-    def __init__(self, checkpoint: Path) -> None:
-        self._checkpoint = checkpoint
+    SIGTERM is what a machine that is about to be taken away sends, and SLURM; the latter sends SIGUSR1 where asked to.
+
+    Attributes:
+        received: the signal, if there was one.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
         self._module: ContrastiveModule | None = None
         self._process = os.getpid()
         self._previous: dict[int, Any] = {}
@@ -161,7 +148,7 @@ class GracefulStop(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, ContrastiveModule)
         self._module = pl_module
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             self._previous[number] = signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
@@ -172,16 +159,9 @@ class GracefulStop(Callback):
         elif self._module is None or self._module.stop_requested:
             raise KeyboardInterrupt
         else:
+            self.received = number
             self._module.stop_requested = True
             sys.stderr.write("\nfinishing this step, then writing a checkpoint; once more to stop at once\n")
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        # The signal reaches the processes at different moments: the step finds out together whether one of them has it.
-        if self._module is not None and self._module.stop_agreed:
-            trainer.save_checkpoint(self._checkpoint)
-            raise Stopped
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         for number, handler in self._previous.items():

@@ -21,20 +21,30 @@ class Agreed(NamedTuple):
     Attributes:
         loss: mean over the processes.
         stop: one of them was asked to stop.
+        save: one of them finds that a checkpoint is due.
         image_norm, text_norm: of the towers' gradients.
         grad_norm: of all parameters' gradients.
     """
 
     loss: float
     stop: bool
+    save: bool
     image_norm: float
     text_norm: float
     grad_norm: float
 
 
 @torch.no_grad()
-def agree(model: nn.Module, loss: Tensor, *, scalars: Sequence[nn.Parameter], stop: bool, factor: float) -> Agreed:
-    """Loss, norms and the wish to stop, in one collective and one read from the device a step.
+def agree(
+    model: nn.Module,
+    loss: Tensor,
+    *,
+    scalars: Sequence[nn.Parameter],
+    factor: float,
+    stop: bool = False,
+    save: bool = False,
+) -> Agreed:
+    """Loss, norms and the wishes to stop and to save, in one collective and one read from the device a step.
 
     Gradients that the processes have averaged already are equal on all of them; the norms travel all the same, so that
     no rounding can make one process decide otherwise than the others. Of sharded gradients each process has a part.
@@ -42,20 +52,21 @@ def agree(model: nn.Module, loss: Tensor, *, scalars: Sequence[nn.Parameter], st
     Args:
         loss: this process's.
         scalars: parameters of the loss, such as the temperature, in the model or beside it.
-        stop: whether this process was asked to stop.
         factor: what the gradients are yet to be multiplied by, such as the inverse of the scale of float16.
+        stop: whether this process was asked to stop.
+        save: whether this process finds that a checkpoint is due.
     """
     image, text = by_tower(model)
     sharded = any(isinstance(parameter, DTensor) for parameter in (*image, *text))
     squares = [_squared_norm(gradients(part)) for part in (image, text)]
     single = [parameter.grad for parameter in scalars if parameter.grad is not None]
     precise = torch.promote_types(loss.dtype, torch.float32)
-    own = torch.stack(
+    own = torch.cat(
         [
-            loss.detach().to(precise),
-            torch.tensor(float(stop), device=loss.device, dtype=precise),
-            *(square.to(loss.device, precise) for square in squares),
-            *(gradient.to(precise) for gradient in single),
+            loss.detach().to(precise).view(1),
+            torch.tensor([float(stop), float(save)], device=loss.device, dtype=precise),
+            *(square.to(loss.device, precise).view(1) for square in squares),
+            *(gradient.to(precise).view(1) for gradient in single),
         ]
     )
     world = 1
@@ -64,14 +75,14 @@ def agree(model: nn.Module, loss: Tensor, *, scalars: Sequence[nn.Parameter], st
         own /= world
         if sharded:
             # Nobody else averages what fully_shard was told to leave alone.
-            for gradient, mean in zip(single, own[4:], strict=True):
+            for gradient, mean in zip(single, own[5:], strict=True):
                 gradient.copy_(mean)
-    mean_loss, stops, image_square, text_square, *rest = own.tolist()
+    mean_loss, stops, saves, image_square, text_square, *rest = own.tolist()
     if sharded:
         image_square, text_square = image_square * world, text_square * world
     total = image_square + text_square + sum(value * value for value in rest)
     norms = (factor * _root(square) for square in (image_square, text_square, total))
-    return Agreed(mean_loss, stops > 0, *norms)
+    return Agreed(mean_loss, stops > 0, saves > 0, *norms)
 
 
 @torch.no_grad()

@@ -63,6 +63,11 @@ class Spikes:
         """A loss of a step that was taken."""
         self._losses.append(loss)
 
+    @property
+    def losses(self) -> list[float]:
+        """Those that are known, the oldest first."""
+        return list(self._losses)
+
     def forget(self) -> None:
         """Other weights, other losses."""
         self._losses.clear()
@@ -96,6 +101,17 @@ class Guard:
         self._batches: list[_Noted] = []
         self._statistics: list[tuple[Tensor, Tensor]] = []
         self.left_out = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is known of the steps so far: a run that goes on judges the next one as this one would have."""
+        return {"losses": self._spikes.losses, "in_a_row": self._in_a_row, "is_back": self._is_back}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """The opposite of `state_dict`."""
+        self._spikes.forget()
+        for loss in state_dict["losses"]:
+            self._spikes.add(loss)
+        self._in_a_row, self._is_back = state_dict["in_a_row"], state_dict["is_back"]
 
     def begin(self, model: nn.Module) -> None:
         """A step begins: remember what a batch can change besides the gradients."""

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.nn.utils import parametrize
 
+from lakeclip.checkpoints.file import write_torch_file
 from lakeclip.checkpoints.native import MIXED
 from lakeclip.config.schema import KeepConfig
 from lakeclip.data.datamodule import PairDataModule
@@ -137,10 +138,7 @@ class Keeping(Callback):
             },
             "lakeclip": lineage.of(module),
         }
-        path = Path(trainer.default_root_dir) / MIXED
-        part = path.with_suffix(".part")
-        torch.save(content, part)
-        part.replace(path)
+        write_torch_file(content, Path(trainer.default_root_dir) / MIXED)
         return found
 
 

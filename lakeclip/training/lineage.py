@@ -45,6 +45,7 @@ def of(module: ContrastiveModule) -> dict[str, Any] | None:
         epoch=trainer.current_epoch,
         samples_seen=module.samples_seen,
         seconds=module.seconds,
+        world_size=trainer.world_size,
     )
 
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
-from collections.abc import Callable, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
-from lakeclip.checkpoints.native import LAST, read_checkpoint
 from lakeclip.errors import ConfigError, OutputError
 
 #: What the runs are filed under, where the tracker's own variable does not say.
 _PROJECT = "lakeclip"
+#: Rows of metrics.csv that are kept in memory at most.
+_BUFFERED = 50
 #: Where a run keeps the names that the trackers gave it, so that one that goes on is one curve there.
 TRACKED = "tracked.json"
 
@@ -37,7 +41,7 @@ def check_trackers(names: Sequence[str]) -> None:
             )
 
 
-def make_loggers(names: Sequence[str], folder: Path, settings: dict[str, Any]) -> list[Logger]:
+def make_loggers(names: Sequence[str], folder: Path, settings: dict[str, Any], *, reached: int = 0) -> list[Logger]:
     """Lightning's loggers of a run, each begun; the first is that of metrics.csv.
 
     A server, a project or a key is what the tracker's own variables say: WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE,
@@ -46,11 +50,12 @@ def make_loggers(names: Sequence[str], folder: Path, settings: dict[str, Any]) -
     Args:
         names: trackers besides metrics.csv.
         settings: the run's configuration, for the trackers that show it.
+        reached: steps of the run so far; of the curves, those are kept.
 
     Raises:
         OutputError: a tracker does not let a run begin.
     """
-    loggers: list[Logger] = [_curves(folder)]
+    loggers: list[Logger] = [Curves(folder / "metrics.csv", reached)]
     if "tensorboard" in names:
         loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
     known = _read(folder)
@@ -86,6 +91,93 @@ def end_loggers(loggers: Sequence[Logger]) -> None:
 def is_main() -> bool:
     """Whether this process is the first of the run, known from the environment before the processes have met."""
     return getattr(rank_zero_only, "rank", 0) in (0, None)
+
+
+class Curves(Logger):
+    """metrics.csv: `step`, and a column for each metric. No kill, full disk or resume loses a row of it.
+
+    Lightning's CSVLogger deletes the file of an earlier part of the run, and writes it anew in place for every new
+    column.
+
+    Args:
+        path: the table.
+        reached: steps of the run so far. Later rows of a table that is there are dropped: they are made again.
+    """
+
+    def __init__(self, path: Path, reached: int = 0) -> None:
+        super().__init__()
+        self.path = path
+        self._new: list[dict[str, Any]] = []
+        self._columns: list[str] = []
+        if is_main():
+            self._write([row for row in self._rows() if int(row["step"]) < reached])
+
+    @property
+    def name(self) -> str:
+        """Of the logger; there is only one such table in a run."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """As `name`."""
+        return ""
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """They are in the run's config.yaml."""
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Add a row."""
+        if not is_main():
+            return
+        values = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+        self._new.append({**values, "step": step or 0})
+        if len(self._new) >= _BUFFERED:
+            self.save()
+
+    def save(self) -> None:
+        """Have all rows so far on the disk."""
+        if not self._new:
+            return
+        if set().union(*self._new) <= set(self._columns):
+            text = io.StringIO()
+            csv.DictWriter(text, self._columns).writerows(self._new)
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                file.write(text.getvalue())
+                file.flush()
+                os.fsync(file.fileno())
+            self._new = []
+        else:
+            self._write([*self._rows(), *self._new])
+
+    def finalize(self, status: str) -> None:
+        """The run is over."""
+        self.save()
+
+    def _rows(self) -> list[dict[str, str]]:
+        """The rows that are on the disk and whole: the last one may not be."""
+        if not self.path.is_file():
+            return []
+        with self.path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return [row for row in rows if None not in row.values() and row.get("step", "").isdigit()]
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        """Write the table anew, aside, and let it take the place of the one before."""
+        filled = [{name: value for name, value in row.items() if value != ""} for row in rows]
+        self._columns = sorted({"step"}.union(*filled))
+        if filled:
+            part = self.path.with_name(self.path.name + ".part")
+            with part.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, self._columns)
+                writer.writeheader()
+                writer.writerows(filled)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self.path)
+        else:
+            self.path.unlink(missing_ok=True)
+            self._columns = []
+        self._new = []
 
 
 def _wandb(folder: Path, known: str | None) -> Logger:
@@ -129,18 +221,3 @@ def _read(folder: Path) -> dict[str, str]:
     path = folder / TRACKED
     names: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return names
-
-
-def _curves(folder: Path) -> CSVLogger:
-    """metrics.csv, with what an earlier part of the run wrote up to its last checkpoint: Lightning would delete it."""
-    path, checkpoint = folder / "metrics.csv", folder / LAST
-    rows: list[dict[str, str]] = []
-    if is_main() and path.exists() and checkpoint.exists():
-        reached = read_checkpoint(checkpoint).lineage["progress"]["step"]
-        with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) < reached]
-    logger = CSVLogger(folder, name="", version="")
-    if rows:
-        logger.experiment.metrics.extend({name: value for name, value in row.items() if value} for row in rows)
-        logger.save()
-    return logger

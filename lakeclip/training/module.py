@@ -11,6 +11,7 @@ from math import ceil, isfinite
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from lakeclip.config.schema import FinetuneConfig, LossConfig, ModelConfig, OptimizerConfig, TrainConfig
+from lakeclip.data.keys import keys
 from lakeclip.errors import ConfigError
 from lakeclip.evaluation.retrieval import retrieval_metrics
 from lakeclip.losses import contrastive_loss, sigmoid_loss
@@ -55,6 +57,7 @@ class ContrastiveModule(L.LightningModule):
         guard: decides which steps are not taken.
         stop_requested: this process was asked to stop.
         stop_agreed: one of the processes was, and all of them stand between the same two steps.
+        save_requested, save_agreed: the same for a checkpoint that is due.
     """
 
     def __init__(
@@ -98,9 +101,11 @@ class ContrastiveModule(L.LightningModule):
         #: Seconds of training in the parts of the run before this one.
         self.seconds_before = 0.0
         self._started = time.perf_counter()
+        self._seed = 0
         self.accumulate = 1
         self.guard = Guard()
         self.stop_requested = self.stop_agreed = False
+        self.save_requested = self.save_agreed = False
         #: The losses of the batches since the last step.
         self._losses: list[Tensor] = []
         self._validation_features: list[tuple[Tensor, Tensor]] = []
@@ -141,10 +146,16 @@ class ContrastiveModule(L.LightningModule):
         """Wall-clock time of the training so far, validation and earlier parts of the run included."""
         return self.seconds_before + time.perf_counter() - self._started
 
+    @property
+    def is_between_steps(self) -> bool:
+        """Whether no batch waits for others to make a step with it."""
+        return not self._losses
+
     def on_train_start(self) -> None:
         """The clock of the run starts with its first step."""
         self._started = time.perf_counter()
         self._losses.clear()
+        self._seed = self.run_config.data.seed if self.run_config else torch.initial_seed()
 
     # ── the step ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -152,6 +163,9 @@ class ContrastiveModule(L.LightningModule):
         """Embed, compare over the global batch, back-propagate; and with the last batch of a step, take it."""
         optimizer = self.optimizers(use_pl_optimizer=True)
         assert isinstance(optimizer, LightningOptimizer)
+        # What is dropped out is a function of the place in the run, as the data is: a run that goes on needs no state.
+        place = keys(self._seed, self.trainer.global_step, len(self._losses), self.trainer.global_rank)
+        torch.manual_seed(int(place[0] >> np.uint64(1)))
         if not self._losses:
             optimizer.zero_grad()
             self.guard.begin(self.model)
@@ -187,8 +201,15 @@ class ContrastiveModule(L.LightningModule):
         scaler: torch.amp.GradScaler | None = getattr(self.trainer.precision_plugin, "scaler", None)
         share = self.accumulate / len(losses)
         scale = scaler.get_scale() if scaler else 1.0
-        agreed = agree(self.model, losses.mean(), scalars=self.scalars, stop=self.stop_requested, factor=share / scale)
-        self.stop_agreed = agreed.stop
+        agreed = agree(
+            self.model,
+            losses.mean(),
+            scalars=self.scalars,
+            factor=share / scale,
+            stop=self.stop_requested,
+            save=self.save_requested,
+        )
+        self.stop_agreed, self.save_agreed = agreed.stop, agreed.save
         fault = self.guard.judge(agreed, is_scaled=scaler is not None)
         if fault is None:
             clip(self, agreed.grad_norm, self.optimizer_config.max_grad_norm, share)
@@ -319,11 +340,14 @@ class ContrastiveModule(L.LightningModule):
         checkpoint["lakeclip"] = lineage.of(self)
         checkpoint["samples_seen"] = self.samples_seen
         checkpoint["seconds"] = self.seconds
+        checkpoint["guard"] = self.guard.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on counting where the checkpoint was written."""
         self.samples_seen = checkpoint.get("samples_seen", 0)
         self.seconds_before = checkpoint.get("seconds", 0.0)
+        if "guard" in checkpoint:
+            self.guard.load_state_dict(checkpoint["guard"])
 
 
 class CLIPWrapper(ContrastiveModule):

@@ -25,6 +25,7 @@ from lakeclip.training.module import ContrastiveModule
 from lakeclip.training.parts import finetune_parts, make_datamodule, make_module
 from lakeclip.training.rehearsal import Footprint, Rehearsal, load_a_few, rehearse
 from lakeclip.training.schedule import warmup_steps
+from lakeclip.training.trainer import world_size
 from lakeclip.types import Batch
 
 #: Batches that are timed.
@@ -195,12 +196,6 @@ def together(step_rate: float, loader_rate: float, *, workers: int, cores: int, 
         return slower
     core_seconds = min(threads, cores) / step_rate + min(workers, cores) / loader_rate
     return min(slower, cores / core_seconds)
-
-
-def world_size(wanted: TrainerConfig) -> int:
-    """Devices of the run on all its machines, as `make_trainer` would take them."""
-    each = wanted.devices or (1 if _on_cpu(wanted) else max(1, torch.cuda.device_count()))
-    return each * wanted.num_nodes
 
 
 # ── finding out ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -17,15 +17,16 @@ from torch import Tensor
 
 from lakeclip.config.schema import TrainerConfig
 from lakeclip.data.datamodule import PairDataModule
-from lakeclip.training.callbacks import GracefulStop, LastCheckpoint, RunProgress, ValidateAtEnd
+from lakeclip.training.callbacks import GracefulStop, RunProgress, ValidateAtEnd
 from lakeclip.training.memory import forget_peak, peak_memory
 from lakeclip.training.module import ContrastiveModule
+from lakeclip.training.saving import Saving
 from lakeclip.training.throughput import Throughput
 from lakeclip.training.trainer import make_trainer, quiet_lightning
 from lakeclip.types import Batch
 
 #: What a rehearsal leaves out: whatever keeps, shows or validates.
-_NOT_REHEARSED = (ModelCheckpoint, LastCheckpoint, RunProgress, GracefulStop, ValidateAtEnd)
+_NOT_REHEARSED = (ModelCheckpoint, Saving, RunProgress, GracefulStop, ValidateAtEnd)
 _MOST_SECONDS = 30.0
 
 

@@ -8,13 +8,14 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from lakeclip.checkpoints.native import LAST, find_checkpoint, read_checkpoint
+from lakeclip.checkpoints.native import LAST, Checkpoint, newest_checkpoint
 from lakeclip.config.load import config_to_dict, write_config
 from lakeclip.config.schema import DataConfig, FinetuneConfig, TrainConfig, TrainerConfig
 from lakeclip.data.datamodule import PairDataModule
@@ -23,7 +24,7 @@ from lakeclip.errors import ConfigError, OutputError
 from lakeclip.lake.mark import mark_unusable
 from lakeclip.lake.pairs import describe
 from lakeclip.text.tokenizer import Tokenizer
-from lakeclip.training.callbacks import Stopped
+from lakeclip.training.callbacks import GracefulStop, Stopped
 from lakeclip.training.checks import checked_sizes
 from lakeclip.training.guard import Guard
 from lakeclip.training.keeping import keeping_of
@@ -33,7 +34,7 @@ from lakeclip.training.optimizers import state_bytes
 from lakeclip.training.parts import finetune_parts, make_datamodule, make_module
 from lakeclip.training.scores import EvaluationCallback, EvaluationClock
 from lakeclip.training.throughput import Speed, Throughput
-from lakeclip.training.trainer import make_trainer, quiet_lightning
+from lakeclip.training.trainer import make_trainer, quiet_lightning, world_size
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class FinishedRun:
         steps: optimiser steps taken in all, those before a resume included.
         seconds: wall-clock time of this part of the run.
         interrupted: it was stopped by a signal, and `resume` goes on from there.
+        signal: which one, where this process had it.
         is_main: this process is the first of the run, the one that reports.
         speed: on average, the first step left out; None where there was no step.
         evaluation: share of `seconds` in which the model was validated and scored.
@@ -59,6 +61,7 @@ class FinishedRun:
     speed: Speed | None = None
     evaluation: float = 0.0
     scores: dict[str, float] = field(default_factory=dict)
+    signal: int | None = None
 
 
 def train(config: TrainConfig, *, resume: Path | None = None, token: str | None = None) -> FinishedRun:
@@ -67,22 +70,24 @@ def train(config: TrainConfig, *, resume: Path | None = None, token: str | None 
     Everything that can be wrong with the input is found before the first step.
 
     Args:
-        resume: folder of the run to go on with; its last checkpoint gives weights, optimiser state and position.
+        resume: folder of the run to go on with; its newest whole checkpoint gives weights, optimiser state and
+            position. A run that was cut off before it had one begins anew.
         token: for lakes that ask for one. It is not kept.
 
     Raises:
         LakeclipError: of the kind that says what is wrong: configuration, model, data, device, checkpoint or output.
     """
     sizes = checked_sizes(config)
-    checkpoint = None
-    if resume is not None:
-        checkpoint = resume / LAST
-        if read_checkpoint(checkpoint, expect=sizes).is_sigmoid != (config.loss.objective == "sigmoid"):
+    checkpoint = _reached(resume)
+    if checkpoint is not None:
+        checkpoint.expect(sizes)
+        if checkpoint.is_sigmoid != (config.loss.objective == "sigmoid"):
             raise ConfigError(
                 f"{resume} cannot go on with another objective",
                 found=f"objective {config.loss.objective}",
                 allowed="the one that the run began with",
             )
+        config = same_global_batches(config, checkpoint)
     datamodule = make_datamodule(config.data, sizes.image_resolution, Tokenizer(sizes.context_length), token=token)
     datamodule.setup("fit")
     scores = _scores(config)
@@ -106,7 +111,9 @@ def finetune(config: FinetuneConfig, *, resume: Path | None = None, token: str |
     Raises:
         LakeclipError: as `train`; also where a tower cannot be had.
     """
-    checkpoint = find_checkpoint(resume / LAST) if resume is not None else None
+    checkpoint = _reached(resume)
+    if checkpoint is not None:
+        config = same_global_batches(config, checkpoint)
     module, datamodule = finetune_parts(config, token=token)
     keeping = keeping_of(config.keep, datamodule) if config.keep.keep_lake else None
     scores = _scores(config)
@@ -119,6 +126,51 @@ def finetune(config: FinetuneConfig, *, resume: Path | None = None, token: str |
     )
     _account(finished, config.data)
     return finished
+
+
+def _reached(resume: Path | None) -> Checkpoint | None:
+    """Where the run to go on with stands."""
+    if resume is None:
+        return None
+    checkpoint = newest_checkpoint(resume)
+    if checkpoint is None and is_main():
+        sys.stdout.write(f"{resume} has no checkpoint yet: beginning anew\n")
+    return checkpoint
+
+
+_Config = TypeVar("_Config", TrainConfig, FinetuneConfig)
+
+
+def same_global_batches(config: _Config, checkpoint: Checkpoint) -> _Config:
+    """A configuration that makes, on the devices there are, the global batches that the run had before.
+
+    Nothing is changed where another batch size is asked for.
+
+    Raises:
+        ConfigError: the global batch cannot be divided between the devices.
+    """
+    before = checkpoint.lineage["progress"].get("world_size", 1)
+    size = checkpoint.lineage["config"]["data"]["batch_size"]
+    now = world_size(config.trainer)
+    if now == before or config.data.batch_size != size:
+        return config
+    each, rest = divmod(before * size, now)
+    if rest:
+        raise ConfigError(
+            f"the run's global batches of {before * size} pairs cannot be divided between {now} devices",
+            allowed="a number of devices that divides it",
+            next_step=f"--batch-size {each} for batches of {each * now} from here on",
+        )
+    # What fits a device's memory still does.
+    at_once = min(config.trainer.minibatch_size or size, each)
+    if is_main():
+        devices = f"{now} device{'s' * (now > 1)}, {before} before"
+        sys.stdout.write(f"{devices}: {each} pairs on each, for the same batches of {each * now}\n")
+    return replace(
+        config,
+        data=replace(config.data, batch_size=each),
+        trainer=replace(config.trainer, minibatch_size=at_once if at_once < each else None),
+    )
 
 
 def _scores(config: TrainConfig | FinetuneConfig) -> list[Callback]:
@@ -156,7 +208,7 @@ def _fit(
     datamodule: PairDataModule,
     config: TrainConfig | FinetuneConfig,
     folder: Path,
-    checkpoint: Path | None,
+    checkpoint: Checkpoint | None,
     *,
     callbacks: Sequence[Callback] = (),
     scores: Sequence[Callback] = (),
@@ -169,7 +221,8 @@ def _fit(
     interrupted = False
     started = time.perf_counter()
     with quiet_lightning():
-        loggers = make_loggers(config.trainer.track, folder, config_to_dict(config))
+        reached = checkpoint.lineage["progress"]["step"] if checkpoint else 0
+        loggers = make_loggers(config.trainer.track, folder, config_to_dict(config), reached=reached)
         # A point in the curves for every step of a short run; reading the loss off a GPU at each of many costs time.
         trainer = make_trainer(
             config.trainer,
@@ -182,7 +235,8 @@ def _fit(
             scores=scores,
         )
         try:
-            trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+            path = checkpoint.path if checkpoint else None
+            trainer.fit(module, datamodule=datamodule, ckpt_path=path, weights_only=True)
         except Stopped:
             interrupted = True
         except (OSError, RuntimeError) as error:
@@ -193,6 +247,7 @@ def _fit(
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     (throughput,) = [callback for callback in callbacks if isinstance(callback, Throughput)]
     (clock,) = [callback for callback in callbacks if isinstance(callback, EvaluationClock)]
+    (stop,) = [callback for callback in callbacks if isinstance(callback, GracefulStop)]
     return FinishedRun(
         folder,
         trainer.global_step,
@@ -202,6 +257,7 @@ def _fit(
         throughput.average(),
         evaluation=clock.seconds / seconds,
         scores=next((callback.latest for callback in callbacks if isinstance(callback, EvaluationCallback)), {}),
+        signal=stop.received,
     )
 
 
@@ -213,7 +269,8 @@ def _run_folder(config: TrainerConfig, model: str, resume: Path | None, *, verb:
     if resume is None and (folder / LAST).exists():
         raise OutputError(
             f"the folder {folder} holds a run already",
-            next_step=f"lakeclip {verb} --resume {folder} to go on with it, or another --name",
+            next_step=f"lakeclip {verb} --resume {folder} to go on with it (--resume auto for a command that begins "
+            "or goes on, whichever it is), or another --name",
         )
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)

@@ -130,6 +130,10 @@ class Throughput(Callback):
         self._mark = None
         self._gaps.drop()
 
+    def resume(self) -> None:
+        """Count again from here, where a step begins."""
+        self._mark = time.perf_counter()
+
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.pause()
 

@@ -15,11 +15,11 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from lakeclip.checkpoints.native import LAST
 from lakeclip.config.schema import TrainerConfig
 from lakeclip.training import sharding
-from lakeclip.training.callbacks import CompileTime, GracefulStop, LastCheckpoint, RunProgress, ValidateAtEnd
+from lakeclip.training.callbacks import CompileTime, GracefulStop, RunProgress, ValidateAtEnd
 from lakeclip.training.ema import AveragedWeights
+from lakeclip.training.saving import Saving, WholeFiles
 from lakeclip.training.scores import EvaluationClock
 from lakeclip.training.throughput import Throughput
 
@@ -58,16 +58,13 @@ def make_trainer(
     )
     # The average is brought up to date before anything is saved.
     callbacks: list[Callback] = [AveragedWeights(ema_decay)] if ema_decay is not None else []
-    callbacks += [*more, RunProgress(throughput), best]
-    callbacks += [LastCheckpoint(folder / LAST, within_epochs=wanted.val_every_steps is not None)]
-    callbacks += [GracefulStop(folder / LAST)] + ([ValidateAtEnd()] if has_validation else [])
+    # The best before the last, which has to know its score.
+    callbacks += [*more, RunProgress(throughput), best, Saving(folder, wanted)]
+    callbacks += [GracefulStop()] + ([ValidateAtEnd()] if has_validation else [])
     callbacks += [CompileTime()] if wanted.compile else []
     # After those whose work on a step counts as the step's.
     callbacks += [throughput, EvaluationClock(), *scores]
-    # On a CPU one process uses every core, so "all there are" is one.
-    on_cpu = wanted.accelerator == "cpu" or (wanted.accelerator == "auto" and not torch.cuda.is_available())
-    # What starts the processes of a node, torchrun, says how many they are.
-    devices = wanted.devices or int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or (1 if on_cpu else "auto")
+    devices = _devices(wanted)
     return L.Trainer(
         accelerator=wanted.accelerator,
         devices=devices,
@@ -84,10 +81,25 @@ def make_trainer(
         log_every_n_steps=log_every * wanted.accumulate,
         callbacks=callbacks,
         logger=list(loggers) or False,
+        plugins=[WholeFiles()],
         use_distributed_sampler=False,
         enable_model_summary=False,
         default_root_dir=folder,
     )
+
+
+def _devices(wanted: TrainerConfig) -> int | str:
+    """Devices of each machine, in Lightning's words."""
+    # On a CPU one process uses every core, so "all there are" is one.
+    on_cpu = wanted.accelerator == "cpu" or (wanted.accelerator == "auto" and not torch.cuda.is_available())
+    # What starts the processes of a node, torchrun, says how many they are.
+    return wanted.devices or int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or (1 if on_cpu else "auto")
+
+
+def world_size(wanted: TrainerConfig) -> int:
+    """Devices of the run on all its machines."""
+    each = _devices(wanted)
+    return (max(1, torch.cuda.device_count()) if isinstance(each, str) else each) * wanted.num_nodes
 
 
 def _sharding(devices: int | str, num_nodes: int) -> ModelParallelStrategy:
