@@ -151,6 +151,12 @@ class GracefulStop(Callback):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             self._previous[number] = signal.signal(number, self._ask)
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Lightning has put its own before ours meanwhile, which ends the run after a step, unsaved and with code 0.
+        for number in self._previous:
+            signal.signal(number, self._ask)
+        trainer._signal_connector.received_sigterm = False
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             # A loading process inherits the handler. Ctrl-C reaches it too, but the step still needs its batches.

@@ -109,8 +109,14 @@ class Curves(Logger):
         self.path = path
         self._new: list[dict[str, Any]] = []
         self._columns: list[str] = []
+        self._there: list[set[str]] = []
+        self._there_at = -1
         if is_main():
-            self._write([row for row in self._rows() if int(row["step"]) < reached])
+            kept = [row for row in self._rows() if int(row["step"]) < reached]
+            self._write(kept)
+            # A validation at that step may be there, and be made again.
+            self._there = [_metrics(row) for row in kept if int(row["step"]) == reached - 1]
+            self._there_at = reached - 1
 
     @property
     def name(self) -> str:
@@ -130,6 +136,8 @@ class Curves(Logger):
         if not is_main():
             return
         values = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+        if step == self._there_at and {*values} - {"step"} in self._there:
+            return
         self._new.append({**values, "step": step or 0})
         if len(self._new) >= _BUFFERED:
             self.save()
@@ -178,6 +186,10 @@ class Curves(Logger):
             self.path.unlink(missing_ok=True)
             self._columns = []
         self._new = []
+
+
+def _metrics(row: Mapping[str, str]) -> set[str]:
+    return {name for name, value in row.items() if value and name != "step"}
 
 
 def _wandb(folder: Path, known: str | None) -> Logger:
