@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from lakeclip.cli.plan import show_plan
+from lakeclip.cli.repeat import refuse_together, repeat, start_of
 from lakeclip.config.load import Config, read_recipe
 from lakeclip.config.schema import TrainConfig
 from lakeclip.errors import CheckpointError, ConfigError
@@ -31,6 +32,8 @@ class TrainFlags:
     """A YAML recipe, or the name of a shipped one (small, flickr, cc3m, cc12m, laion400m)."""
     resume: str | None = None
     """Folder of an earlier run: its configuration, and on from its last checkpoint."""
+    repeat: str | None = None
+    """A checkpoint, or a run's folder (its last): run it again, and say whether the weights are the same."""
     dry_run: bool = False
     """Train nothing: try a few steps and print what the run would need, how long it takes, and what looks wrong."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
@@ -39,14 +42,23 @@ class TrainFlags:
 def run(argv: list[str]) -> None:
     """Parse the flags, train, and say where the result is."""
     argv = mixed(argv)
-    start, recipe, resume = starting_point(argv, TrainConfig)
+    if repeated := flag_value(argv, "--repeat"):
+        start, past = start_of(repeated, TrainConfig)
+        recipe = resume = None
+    else:
+        start, recipe, resume = starting_point(argv, TrainConfig)
     flags = tyro.cli(
         TrainFlags,
         args=argv,
         prog="lakeclip train",
-        default=TrainFlags(recipe=recipe, resume=resume, config=start),
+        default=TrainFlags(recipe=recipe, resume=resume, repeat=repeated, config=start),
         config=(tyro.conf.OmitArgPrefixes,),
     )
+    if repeated:
+        others = {"--recipe": flags.recipe, "--resume": flags.resume, "--dry-run": flags.dry_run}
+        refuse_together({"--repeat": repeated, **others})
+        repeat(flags.config, past)
+        return
     if flags.dry_run:
         if resume:
             raise ConfigError(
@@ -97,7 +109,7 @@ def starting_point(argv: list[str], kind: type[Config]) -> tuple[Config, str | N
         ConfigError: both a recipe and a run are named, or the recipe is of another verb.
         CheckpointError: the run is none.
     """
-    recipe, resume = _value(argv, "--recipe"), _value(argv, "--resume")
+    recipe, resume = flag_value(argv, "--recipe"), flag_value(argv, "--resume")
     if recipe and resume:
         raise ConfigError(
             "both a recipe and a run to resume are named", next_step="keep --resume: it brings its recipe"
@@ -124,7 +136,7 @@ def mixed(argv: list[str]) -> list[str]:
     return [*others, "--lake", " + ".join(lakes)] if len(lakes) > 1 else argv
 
 
-def _value(argv: list[str], flag: str) -> str | None:
+def flag_value(argv: list[str], flag: str) -> str | None:
     """The value of a flag that must be known before the others can be parsed, as it gives them their defaults."""
     for place, word in enumerate(argv):
         if word == flag and place + 1 < len(argv):

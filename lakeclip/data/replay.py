@@ -53,7 +53,7 @@ class Replay:
         )
 
     def spans(self, step: int) -> Iterator[tuple[int, int, Span]]:
-        """What a step is made of, as (batch within the step, process, span), by the samplers that the processes have."""
+        """What a step is made of, as (batch of the step, process, span), by the samplers that the processes have."""
         mark = self.place(step)
         processes = [
             list(

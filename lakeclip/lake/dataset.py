@@ -59,7 +59,8 @@ def open_lake(
         version: "ID@VERSION" to read it as it was then (`Lake.version`); the newest by default.
 
     Raises:
-        LakeError: there is no lake, or not this version of it, it cannot be reached, is damaged, lacks a column, or the query is wrong.
+        LakeError: there is no lake, or not this version of it, it cannot be reached, is damaged, lacks a column, or the
+            query is wrong.
     """
     engine.keep_token(token)
     normal = engine.normal_path(path)
