@@ -8,11 +8,11 @@ A checkpoint is Lightning's .ckpt: its "state_dict" holds the model's weights as
     model       name, config (the fields of `ModelConfig`, or of `TowersConfig` for two towers)
     image_size  side in pixels
     tokenizer   kind, fingerprint, context_length; files of one that is not CLIP's, by name
-    data        path, version, query, rows; of newer ones total_rows (before the query), train_rows, val_rows, plan (a
-                fingerprint of the order), sources (path, version, query, rows, total_rows, share of each lake or folder)
-                and validation (the same of data for that alone, or None)
+    data        path, version, query, rows; of newer ones total_rows (before the query), train_rows, val_rows; plan, a
+                fingerprint of the order; sources, of each lake or folder path, version, query, rows, total_rows, share;
+                validation, the same of data for that alone, or None
     config      the whole `TrainConfig` or `FinetuneConfig`, nested
-    progress    step, epoch, samples_seen, seconds; of newer ones position (pairs into the epoch), total_steps
+    progress    step, epoch, samples_seen, seconds; of newer ones data_epoch, position (pairs into it), total_steps
     code        of newer ones: version, sources (sha256), commit, changed
     environment of newer ones: libraries, machine and settings (`training/environment.py`)
     parts       of newer ones: of the run (`parts.py`)

@@ -22,8 +22,11 @@ _OF_DATA = ("path", "version", "query", "rows", "plan")
 _MISSING = object()
 
 #: Settings that do not change the weights that a run reaches.
-WITHOUT_EFFECT = ("config.evaluation.", "config.data.max_val_rows", "config.data.mark_unusable") + tuple(
-    f"config.trainer.{name}" for name in ("runs", "name", "track", "val_every_steps", "save_", "keep_")
+WITHOUT_EFFECT = (
+    "config.evaluation.",
+    "config.data.max_val_rows",
+    "config.data.mark_unusable",
+    *(f"config.trainer.{name}" for name in ("runs", "name", "track", "val_every_steps", "save_", "keep_")),
 )
 _OF_THE_LOADER = "config.data.num_workers"
 

@@ -49,7 +49,7 @@ def of(module: ContrastiveModule) -> dict[str, Any] | None:
         epoch=trainer.current_epoch,
         samples_seen=module.samples_seen,
         seconds=module.seconds,
-        place={"position": ours.now.position, "total_steps": module.total_steps} if ours else None,
+        place=_place(module, ours) if ours else None,
         origin={"code": code(), "environment": environment(trainer)},
     )
     if (start := module.start or (module.past or {}).get("start")) is not None:
@@ -57,6 +57,11 @@ def of(module: ContrastiveModule) -> dict[str, Any] | None:
     if ours:
         found["parts"] = _parts(module, ours, found)
     return found
+
+
+def _place(module: ContrastiveModule, data: PairDataModule) -> dict[str, int]:
+    now = data.now
+    return {"data_epoch": now.epoch, "position": now.position, "total_steps": module.total_steps}
 
 
 def _parts(module: ContrastiveModule, data: PairDataModule, now: dict[str, Any]) -> list[dict[str, Any]]:
