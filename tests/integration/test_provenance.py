@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,7 @@ def assert_the_same(checkpoint: Path, seen: dict[int, list[Any]]) -> None:
             assert torch.equal(batch.texts, texts), step
 
 
-def settings(lake: Path, models: Path, **data: Any) -> dict[str, Any]:
+def settings(lake: Path | str, models: Path, **data: Any) -> dict[str, Any]:
     return {
         "model": "tiny-vit",
         "model_config": str(models),
@@ -75,9 +77,9 @@ def other_lake(folder: Path, num: int = 60) -> Path:
 
 
 def test_a_batch_is_what_the_run_was_given(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
-    """A mixture with weights and small images first, over the end of an epoch; then on with another batch and worker."""
+    """A mixture with weights and small images first, over the end of an epoch; then on with others."""
     lake = f"{pairs_lake}:0.7 + {other_lake(tmp_path)}:0.3"
-    config = settings(Path("x"), tiny_models, lake=lake, small_images="16:0.5", weights="width", seed=3)
+    config = settings(lake, tiny_models, small_images="16:0.5", weights="width", seed=3)
     config["trainer"]["accumulate"] = 2
     config["trainer"]["max_steps"] = 18
     seen = recorded(tmp_path / "a", config)
@@ -113,14 +115,15 @@ def test_a_batch_of_two_processes(pairs_lake: Path, tiny_models: Path, tmp_path:
 def test_a_run_is_repeated_to_the_same_weights(
     pairs_lake: Path, tiny_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Cut and gone on with, on a lake that has grown since; from another folder, without the models' file."""
+    """On a lake that has grown since, and without the models' file."""
     lake, models = tmp_path / "lake", tmp_path / "models.yaml"
     shutil.copytree(pairs_lake, lake)
     shutil.copy(tiny_models, models)
     main(words(lake, models, tmp_path, "a", "--max-steps", "14", "--val-every-steps", "5"))
     best = tmp_path / "a/checkpoints/best.ckpt"
     assert read_checkpoint(best).lineage["progress"]["step"] in (5, 10, 14)
-    fill_lake([Samples("more", drawn(40, seed=9), 40)], str(lake), append=True)
+    more = [sample._replace(key=f"more {number}") for number, sample in enumerate(drawn(40, seed=9))]
+    fill_lake([Samples("more", iter(more), 40)], str(lake), append=True)
     models.unlink()
     assert len(open_lake(lake)) == 280
     capsys.readouterr()
@@ -147,6 +150,32 @@ def test_a_run_is_repeated_to_the_same_weights(
     with pytest.raises(SystemExit):
         main(["train", "--repeat", str(best), "--name", "gone"])
     assert "there is no Deep Lake dataset" in capsys.readouterr().err
+
+
+def test_a_run_that_was_cut_is_repeated_as_one(
+    pairs_lake: Path, tiny_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with start(
+        words(pairs_lake, tiny_models, tmp_path, "cut", "--max-epochs", "8", "--val-every-steps", "50")
+    ) as process:
+        while process.poll() is None and not (tmp_path / "cut/metrics.csv").exists():
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=240)
+    assert process.returncode == 130
+    stopped = shutil.copy(tmp_path / "cut/checkpoints/last.ckpt", tmp_path / "stopped.ckpt")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        main(["train", "--resume", str(tmp_path / "cut"), "--num-workers", "1"])
+    finally:
+        torch.set_num_threads(before)
+    parts = read_checkpoint(tmp_path / "cut").lineage["parts"]
+    assert [set(part["changed"]) for part in parts] == [set(), {"config.data.num_workers"}]
+    capsys.readouterr()
+    for checkpoint, name in ((Path(stopped), "early"), (tmp_path / "cut", "whole")):
+        main(["train", "--repeat", str(checkpoint), "--name", name])
+        assert "identical, bit for bit" in capsys.readouterr().out
 
 
 def test_what_cannot_be_repeated_says_why(
