@@ -8,9 +8,16 @@ A checkpoint is Lightning's .ckpt: its "state_dict" holds the model's weights as
     model       name, config (the fields of `ModelConfig`, or of `TowersConfig` for two towers)
     image_size  side in pixels
     tokenizer   kind, fingerprint, context_length; files of one that is not CLIP's, by name
-    data        path, version, query, rows; of newer ones total_rows (before the query), train_rows, val_rows
+    data        path, version, query, rows; of newer ones total_rows (before the query), train_rows, val_rows; plan, a
+                fingerprint of the order; sources, of each lake or folder path, version, query, rows, total_rows, share;
+                validation, the same of data for that alone, or None
     config      the whole `TrainConfig` or `FinetuneConfig`, nested
-    progress    step, epoch, samples_seen, seconds, world_size
+    progress    step, epoch, samples_seen, seconds; of newer ones world_size, data_epoch, position (pairs into it),
+                total_steps
+    code        of newer ones: version, sources (sha256), commit, changed
+    environment of newer ones: libraries, machine and settings (`training/environment.py`)
+    parts       of newer ones: of the run (`parts.py`)
+    start       of newer fine-tunings: sha256 of the weights that it began with
 
 Everything is read with `weights_only`: loading never runs code from a file.
 """
@@ -18,12 +25,14 @@ Everything is read with `weights_only`: loading never runs code from a file.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import Tensor
 
 from lakeclip.checkpoints.file import read_torch_file
@@ -103,13 +112,15 @@ def lineage(
     data_version: str,
     query: str | None,
     num_rows: int,
-    account: Mapping[str, int] | None = None,
+    account: Mapping[str, Any] | None = None,
     config: TrainConfig | FinetuneConfig,
     step: int,
     epoch: int,
     samples_seen: int,
     seconds: float = 0.0,
     world_size: int = 1,
+    place: Mapping[str, int] | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The "lakeclip" entry of a checkpoint, of plain types only.
 
@@ -117,11 +128,13 @@ def lineage(
         tokenizer: that of the data, or None where the user's dataloader makes the token ids.
         data_path, data_version: of the lake or folder; "" where the user brings a dataloader.
         num_rows: how many the query kept.
-        account: `total_rows`, `train_rows` and `val_rows`, as far as they are known.
+        account: the further entries of "data", as far as they are known.
         config: what the run was started with; holds no secret.
         step, epoch, samples_seen: optimiser steps, passes begun, and pairs over all ranks so far.
         seconds: wall-clock time of the training so far; 0 where nobody kept it.
         world_size: processes that train together.
+        place: the further entries of "progress".
+        origin: `code`, `environment`, `parts`, `start`.
     """
     words: dict[str, Any] = {"kind": "own", "fingerprint": "", "context_length": 0}
     if tokenizer is not None:
@@ -149,7 +162,9 @@ def lineage(
             "samples_seen": samples_seen,
             "seconds": seconds,
             "world_size": world_size,
+            **(place or {}),
         },
+        **(origin or {}),
     }
 
 
@@ -308,6 +323,16 @@ def build(checkpoint: Checkpoint) -> CLIP | DualEncoder:
         raise CheckpointError(f"the weights in {checkpoint.path} do not fit its model, {name}", found=found)
     model.load_state_dict(checkpoint.state_dict)
     return model.eval()
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """A sha256 over names, types, shapes and bytes: the same for the same weights, bit for bit, in any file."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        value = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _missing_entries(entry: Mapping[str, Any]) -> list[str]:

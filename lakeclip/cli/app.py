@@ -16,7 +16,7 @@ from lakeclip.errors import LakeclipError
 VERBS = {
     "demo": "make a small lake of drawn scenes, train on it, evaluate, and write a report",
     "ingest": "images and captions into a lake: folders, tars, tables, addresses, other lakes",
-    "inspect": "what is in a lake: rows, columns, captions, sizes",
+    "inspect": "what is in a lake; where a checkpoint comes from; what a step was made of",
     "models": "the models, with their parameters and cost",
     "train": "train CLIP from scratch, or go on with a run",
     "finetune": "bring two pretrained towers together on your pairs",

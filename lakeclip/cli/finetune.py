@@ -10,7 +10,8 @@ from typing import Annotated
 import tyro
 
 from lakeclip.cli.plan import show_plan
-from lakeclip.cli.train import conclude, mixed, starting_point
+from lakeclip.cli.repeat import refuse_together, repeat, start_of
+from lakeclip.cli.train import conclude, flag_value, mixed, starting_point
 from lakeclip.config.schema import FinetuneConfig
 from lakeclip.errors import ConfigError
 
@@ -27,6 +28,8 @@ class FinetuneFlags:
     finetune-clip)."""
     resume: str | None = None
     """Folder of an earlier run: its configuration, and on from its newest whole checkpoint; or auto, as for `train`."""
+    repeat: str | None = None
+    """A checkpoint, or a run's folder (its last): run it again, and say whether the weights are the same."""
     dry_run: bool = False
     """Train nothing: try a few steps and print what the run would need, how long it takes, and what looks wrong."""
     config: Annotated[FinetuneConfig, tyro.conf.arg(name="")] = field(default_factory=FinetuneConfig)
@@ -35,14 +38,23 @@ class FinetuneFlags:
 def run(argv: list[str]) -> None:
     """Parse the flags and train, or only plan."""
     argv = [_start(word) for word in mixed(argv)]
-    start, recipe, resume = starting_point(argv, FinetuneConfig)
+    if repeated := flag_value(argv, "--repeat"):
+        start, past = start_of(repeated, FinetuneConfig)
+        recipe = resume = None
+    else:
+        start, recipe, resume = starting_point(argv, FinetuneConfig)
     flags = tyro.cli(
         FinetuneFlags,
         args=argv,
         prog="lakeclip finetune",
-        default=FinetuneFlags(recipe=recipe, resume=resume, config=start),
+        default=FinetuneFlags(recipe=recipe, resume=resume, repeat=repeated, config=start),
         config=(tyro.conf.OmitArgPrefixes,),
     )
+    if repeated:
+        others = {"--recipe": flags.recipe, "--resume": flags.resume, "--dry-run": flags.dry_run}
+        refuse_together({"--repeat": repeated, **others})
+        repeat(flags.config, past)
+        return
     if flags.dry_run:
         if resume:
             raise ConfigError("a run to resume is planned already", next_step="--dry-run without --resume")

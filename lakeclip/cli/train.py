@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from lakeclip.cli.plan import show_plan
+from lakeclip.cli.repeat import refuse_together, repeat, start_of
 from lakeclip.config.load import Config, read_recipe
 from lakeclip.config.schema import TrainConfig
 from lakeclip.errors import CheckpointError, ConfigError
@@ -37,6 +38,8 @@ class TrainFlags:
     resume: str | None = None
     """Folder of an earlier run: its configuration, and on from its newest whole checkpoint. Or auto: the run of --name
     if it is there, or else a new one, so that one command both begins and goes on."""
+    repeat: str | None = None
+    """A checkpoint, or a run's folder (its last): run it again, and say whether the weights are the same."""
     dry_run: bool = False
     """Train nothing: try a few steps and print what the run would need, how long it takes, and what looks wrong."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
@@ -45,14 +48,23 @@ class TrainFlags:
 def run(argv: list[str]) -> None:
     """Parse the flags, train, and say where the result is."""
     argv = mixed(argv)
-    start, recipe, resume = starting_point(argv, TrainConfig)
+    if repeated := flag_value(argv, "--repeat"):
+        start, past = start_of(repeated, TrainConfig)
+        recipe = resume = None
+    else:
+        start, recipe, resume = starting_point(argv, TrainConfig)
     flags = tyro.cli(
         TrainFlags,
         args=argv,
         prog="lakeclip train",
-        default=TrainFlags(recipe=recipe, resume=resume, config=start),
+        default=TrainFlags(recipe=recipe, resume=resume, repeat=repeated, config=start),
         config=(tyro.conf.OmitArgPrefixes,),
     )
+    if repeated:
+        others = {"--recipe": flags.recipe, "--resume": flags.resume, "--dry-run": flags.dry_run}
+        refuse_together({"--repeat": repeated, **others})
+        repeat(flags.config, past)
+        return
     if flags.dry_run:
         if resume:
             raise ConfigError(
@@ -103,7 +115,7 @@ def starting_point(argv: list[str], kind: type[Config]) -> tuple[Config, str | N
         ConfigError: both a recipe and a run are named, or the recipe is of another verb.
         CheckpointError: the run is none.
     """
-    recipe, resume = _value(argv, "--recipe"), _value(argv, "--resume")
+    recipe, resume = flag_value(argv, "--recipe"), flag_value(argv, "--resume")
     if resume == AUTO:
         resume = _run_of_name(argv, read_recipe(recipe, kind) if recipe else kind())
         recipe = None if resume else recipe
@@ -126,10 +138,10 @@ def _run_of_name(argv: list[str], start: Config) -> str | None:
     Raises:
         ConfigError: none is named.
     """
-    name = _value(argv, "--name") or start.trainer.name
+    name = flag_value(argv, "--name") or start.trainer.name
     if name is None:
         raise ConfigError("--resume auto is asked for, and the run has no name", next_step="--name NAME")
-    folder = Path(_value(argv, "--runs") or start.trainer.runs) / name
+    folder = Path(flag_value(argv, "--runs") or start.trainer.runs) / name
     return str(folder) if (folder / "config.yaml").is_file() else None
 
 
@@ -146,7 +158,7 @@ def mixed(argv: list[str]) -> list[str]:
     return [*others, "--lake", " + ".join(lakes)] if len(lakes) > 1 else argv
 
 
-def _value(argv: list[str], flag: str) -> str | None:
+def flag_value(argv: list[str], flag: str) -> str | None:
     """The value of a flag that must be known before the others can be parsed, as it gives them their defaults."""
     for place, word in enumerate(argv):
         if word == flag and place + 1 < len(argv):

@@ -133,7 +133,17 @@ class PairDataModule(L.LightningDataModule):
     @property
     def samples_seen(self) -> int:
         """Pairs trained on so far, over all devices and epochs."""
-        return self._now().samples_seen
+        return self.now.samples_seen
+
+    @property
+    def now(self) -> Mark:
+        """Where the data stands."""
+        return self._now()
+
+    @property
+    def began(self) -> Mark:
+        """Where the data stood when this part of the run began."""
+        return self._mark
 
     @property
     def _world_size(self) -> int:
@@ -261,10 +271,10 @@ class PairDataModule(L.LightningDataModule):
         """The side of the images of the global batch at a position, by how much of the run stands before it."""
         if not self.sizes.stages or self.trainer is None:
             return None
-        steps, per_epoch = self.trainer.max_steps, self.steps_per_epoch
-        in_all = [n for n in (steps, (self.trainer.max_epochs or -1) * per_epoch) if n > 0]
-        done = epoch * per_epoch + position // (self._global_batch * self.batches_per_step)
-        return self.sizes.side(done / min(in_all)) if in_all else None
+        done = epoch * self.steps_per_epoch + position // (self._global_batch * self.batches_per_step)
+        return self.sizes.side_at(
+            done, self.steps_per_epoch, max_steps=self.trainer.max_steps, max_epochs=self.trainer.max_epochs
+        )
 
     def _now(self) -> Mark:
         """Where the steps since the last mark have led."""

@@ -21,6 +21,15 @@ class SizeSchedule:
         """The side at a share of the run; None for the model's own."""
         return next((side for side, until in self.stages if done < until), None)
 
+    def side_at(self, step: int, steps_per_epoch: int, *, max_steps: int, max_epochs: int | None) -> int | None:
+        """The side after so many steps of a run; None for the model's own.
+
+        Args:
+            max_steps, max_epochs: of which the run ends with the first; -1 or None for one that does not count.
+        """
+        in_all = [number for number in (max_steps, (max_epochs or -1) * steps_per_epoch) if number > 0]
+        return self.side(step / min(in_all)) if in_all else None
+
 
 def parse_sizes(text: str | None, image_size: int) -> SizeSchedule:
     """Read what `DataConfig.small_images` says: "112:0.4 160:0.4" for 112 pixels in the first 40%, 160 in the next.

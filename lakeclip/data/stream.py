@@ -49,6 +49,23 @@ class Span(NamedTuple):
     side: int | None = None
 
 
+class Sample(NamedTuple):
+    """One pair as a model is trained on it.
+
+    Attributes:
+        pixels: (3, side, side) uint8.
+        row: what it was made from.
+        draws: what the crop and the choice of the caption are a function of.
+        replaced: rows that stood here and could not be used, and why.
+    """
+
+    pixels: Tensor
+    caption: str
+    row: Row
+    draws: _Draw
+    replaced: tuple[tuple[Row, str], ...] = ()
+
+
 class PairStream(Dataset[Batch]):
     """The pairs of a source by position: `stream[span]` is a batch. Picklable.
 
@@ -93,30 +110,40 @@ class PairStream(Dataset[Batch]):
         Raises:
             DataError: a hundred rows in a row cannot be used, or the source cannot be read.
         """
-        positions = np.arange(span.start, span.stop)
-        rows = self.plan.rows(span.epoch, positions)
-        self._prefetch(span)
-        transform = self._transform(span.side)
-        size = transform.image_size
+        size = self._transform(span.side).image_size
         # Channels last, as a decoder gives them and as convolutions want them.
-        images = torch.empty((len(rows), size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+        images = torch.empty((span.stop - span.start, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
         captions: list[str] = []
         used: list[int] = []
         same: list[list[int]] = []
-        sample_keys = keys(self.plan.seed, span.epoch, positions)
-        draws = uniforms(sample_keys, _DRAWS)
-        for image, row, key, draw in zip(images, self.source.read(rows.tolist()), sample_keys, draws, strict=True):
-            pixels, caption, found = self._usable(row, span.epoch, key, draw, transform)
-            image.copy_(pixels)
-            captions.append(caption)
-            used.append(found.row)
+        for image, sample in zip(images, self.samples(span), strict=True):
+            image.copy_(sample.pixels)
+            captions.append(sample.caption)
+            used.append(sample.row.row)
+            for bad, reason in sample.replaced:
+                self.quarantine.add(self.source, bad.row, reason)
             if self.same_by:
-                same.append(same_keys(found, caption, self.same_by))
+                same.append(same_keys(sample.row, sample.caption, self.same_by))
         texts = self.tokenize(captions)
         if isinstance(self.tokenize, Tokenizer):
             texts = trim(texts)
         shared = torch.tensor(same, dtype=torch.int64) if self.same_by else None
         return Batch(images, texts, torch.tensor(used, dtype=torch.int64), shared)
+
+    def samples(self, span: Span) -> Iterator[Sample]:
+        """The pairs at a span of positions, one after the other: what a batch is made of.
+
+        Raises:
+            DataError: as for a batch.
+        """
+        positions = np.arange(span.start, span.stop)
+        rows = self.plan.rows(span.epoch, positions)
+        self._prefetch(span)
+        transform = self._transform(span.side)
+        sample_keys = keys(self.plan.seed, span.epoch, positions)
+        draws = uniforms(sample_keys, _DRAWS)
+        for row, key, draw in zip(self.source.read(rows.tolist()), sample_keys, draws, strict=True):
+            yield self._usable(row, span.epoch, key, draw, transform)
 
     def _prefetch(self, span: Span) -> None:
         """Begin to fetch what will be wanted a window of rows from now, where rows come over a network.
@@ -134,17 +161,14 @@ class PairStream(Dataset[Batch]):
 
     def _usable(
         self, row: Row, epoch: int, key: np.uint64, draw: _Draw, transform: TrainTransform | EvalTransform
-    ) -> tuple[Tensor, str, Row]:
+    ) -> Sample:
         failed: list[tuple[Row, ImageError]] = []
         for attempt in range(_MOST_REPLACEMENTS):
             try:
-                pair = _image(row, draw, transform), self._caption(row, draw), row
+                replaced = tuple((bad, _reason(why)) for bad, why in failed)
+                return Sample(_image(row, draw, transform), self._caption(row, draw), row, draw, replaced)
             except ImageError as error:
                 failed.append((row, error))
-            else:
-                for bad, why in failed:
-                    self.quarantine.add(self.source, bad.row, _reason(why))
-                return pair
             place = keys(np.array([key]), _DRAWS + attempt) % np.uint64(len(self))
             (row,) = self.source.read(self.plan.rows(epoch, place.astype(np.int64)).tolist())
         raise DataError(

@@ -57,18 +57,8 @@ class TrainTransform:
             ImageError: the image cannot be decoded.
         """
         image = EncodedImage(data)
-        area, down, right = draws
-        largest = min(image.height, image.width)
-        side = max(
-            1,
-            round(largest * (self.resize_ratio + (1 - self.resize_ratio) * area) ** 0.5),
-        )
-        reduction = next((n for n in (8, 4, 2) if side >= _REDUCTION_MARGIN * n * self.image_size), 1)
-        # On the grid of the reduced image: between its pixels a crop would have to be interpolated once more.
-        side = side // reduction
+        left, top, side, reduction = self._crop(image, draws)
         pixels = image.pixels(reduction)
-        top = int(down * (pixels.shape[0] - side + 1))
-        left = int(right * (pixels.shape[1] - side + 1))
         square = _resize(
             pixels[top : top + side, left : left + side],
             self.image_size,
@@ -76,6 +66,23 @@ class TrainTransform:
         )
         # Turning the small square is turning the photo; the crop's place is as random either way.
         return _to_tensor(orient(square, image.orientation))
+
+    def place(self, image: EncodedImage, draws: Float64[np.ndarray, "3"]) -> tuple[int, int, int]:
+        """Left, top and side of the crop in the stored image's pixels."""
+        left, top, side, reduction = self._crop(image, draws)
+        return left * reduction, top * reduction, side * reduction
+
+    def _crop(self, image: EncodedImage, draws: Float64[np.ndarray, "3"]) -> tuple[int, int, int, int]:
+        """Left, top and side of the crop in the pixels of the image decoded at 1/reduction, and the reduction."""
+        area, down, right = draws
+        largest = min(image.height, image.width)
+        side = max(1, round(largest * (self.resize_ratio + (1 - self.resize_ratio) * area) ** 0.5))
+        reduction = next((n for n in (8, 4, 2) if side >= _REDUCTION_MARGIN * n * self.image_size), 1)
+        # On the grid of the reduced image: between its pixels a crop would have to be interpolated once more.
+        side = side // reduction
+        top = int(down * (-(-image.height // reduction) - side + 1))
+        left = int(right * (-(-image.width // reduction) - side + 1))
+        return left, top, side, reduction
 
 
 class EvalTransform:

@@ -85,7 +85,49 @@ def run_facts(
             ),
         ),
     )
-    return RunFacts(name, model["name"], groups, account)
+    return RunFacts(name, model["name"], (*groups, *_origin(lineage)), account)
+
+
+def _origin(lineage: Mapping[str, Any]) -> tuple[FactGroup, ...]:
+    """What only newer checkpoints tell: the order, the parts of the run, its code and its environment."""
+    data, progress, code = lineage["data"], lineage["progress"], lineage.get("code", {})
+    validation = data.get("validation") or {}
+    place = f"epoch {progress['data_epoch'] + 1}, position {progress['position']:,}" if "position" in progress else ""
+    groups = [
+        FactGroup(
+            "Order",
+            _rows(
+                ("place", place),
+                ("steps of the whole run", _integer(progress.get("total_steps"))),
+                ("fingerprint", data.get("plan")),
+                ("validation", " ".join(str(validation[key]) for key in ("path", "version") if key in validation)),
+                *((f"from step {part['step'] + 1:,}", _part(part)) for part in lineage.get("parts", [])),
+            ),
+        ),
+        FactGroup(
+            "Code",
+            _rows(
+                ("lakeclip", code.get("version")),
+                ("commit", code.get("commit", "") + (", with changes" if code.get("changed") else "")),
+                ("sources", f"sha256 {code['sources']}" if code.get("sources") else ""),
+            ),
+        ),
+        FactGroup(
+            "Environment", _rows(*((name, _said(value)) for name, value in lineage.get("environment", {}).items()))
+        ),
+    ]
+    return tuple(group for group in groups if group.rows)
+
+
+def _part(part: Mapping[str, Any]) -> str:
+    processes = f" on each of {part['world_size']} processes" if part["world_size"] > 1 else ""
+    times = f", {part['batches_per_step']} times a step" if part["batches_per_step"] > 1 else ""
+    changed = "; ".join(f"{name.removeprefix('config.')} {was} → {now}" for name, (was, now) in part["changed"].items())
+    return f"{part['batch_size']:,} pairs{processes}{times}" + (f"; changed: {changed}" if changed else "")
+
+
+def _said(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def data_rows(account: DataAccount) -> tuple[tuple[str, str], ...]:

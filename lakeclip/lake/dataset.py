@@ -38,6 +38,7 @@ def open_lake(
     weights: str | None = None,
     also: Sequence[str] = (),
     include_unusable: bool = False,
+    version: str | None = None,
 ) -> Lake:
     """Open a Deep Lake dataset for reading.
 
@@ -55,13 +56,15 @@ def open_lake(
         also: columns whose values come with every row that is read (`Row.also`).
         include_unusable: keep rows without an image too, whose addresses are still to be downloaded, and those that
             were marked as unusable.
+        version: "ID@VERSION" to read it as it was then (`Lake.version`); the newest by default.
 
     Raises:
-        LakeError: there is no lake, it cannot be reached, is damaged, lacks a column, or the query is wrong.
+        LakeError: there is no lake, or not this version of it, it cannot be reached, is damaged, lacks a column, or the
+            query is wrong.
     """
     engine.keep_token(token)
     normal = engine.normal_path(path)
-    dataset = engine.open_dataset(normal)
+    dataset = engine.open_version(normal, version) if version else engine.open_dataset(normal)
     conditions = [safe_clause(dataset, normal)] if filter_nsfw else []
     # One text that says what was chosen. (The filter of a SELECT's rows is said by the configuration alone.)
     said = f"{conditions[0]} and ({query}\n)" if query and conditions else query or "".join(conditions) or None

@@ -153,10 +153,19 @@ def open_version(path: str, version: str, seconds: float = OPEN_SECONDS) -> Any:
         LakeError: see `open_dataset`; or there is another dataset now.
     """
     identity, _, number = version.rpartition("@")
-    dataset = open_dataset(path, number, seconds)
+    try:
+        dataset = open_dataset(path, number, seconds)
+    except LakeError:
+        # Of another lake no version would do.
+        _check_identity(open_dataset(path, None, seconds), path, identity)
+        raise
+    _check_identity(dataset, path, identity)
+    return dataset
+
+
+def _check_identity(dataset: Any, path: str, identity: str) -> None:
     if dataset.id != identity:
         raise LakeError(f"another lake has taken the place of the one at {path}", found=dataset.id, allowed=identity)
-    return dataset
 
 
 def query(dataset: Any, text: str, path: str) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lakeclip.config.schema import DataConfig
-from lakeclip.errors import ConfigError
+from lakeclip.errors import ConfigError, SourceError
 from lakeclip.lake.dataset import Lake, open_lake
 from lakeclip.lake.rows import RowSource
 from lakeclip.lake.several import SEPARATOR, Lakes, parse_share
@@ -18,15 +18,16 @@ _EXAMPLES = 5
 OF_PAIRS = ("image", "caption")
 
 
-def open_pairs(data: DataConfig, *, token: str | None = None) -> RowSource:
+def open_pairs(data: DataConfig, *, token: str | None = None, version: str | None = None) -> RowSource:
     """Open what a configuration's `lake` or `folder` names, with its query, captions and weights.
 
     Args:
         token: for lakes that ask for one. It is not kept.
+        version: read it as it was then (`RowSource.version`); as it is now by default.
 
     Raises:
         ConfigError: neither is named, or both; a folder is to be queried; shares that do not fit together.
-        DataError: it cannot be opened.
+        DataError: it cannot be opened, or not in this version.
     """
     if (data.lake is None) == (data.folder is None):
         raise ConfigError(
@@ -50,11 +51,19 @@ def open_pairs(data: DataConfig, *, token: str | None = None) -> RowSource:
                 allowed=" and ".join(OF_PAIRS),
                 next_step=f"lakeclip ingest {data.folder} LAKE, and use --lake LAKE",
             )
-        return open_folder(data.folder)
+        folder = open_folder(data.folder)
+        if version is not None and folder.version != version:
+            raise SourceError(
+                f"the folder {data.folder} has changed since",
+                found=f"{folder.version}, {len(folder):,} pairs",
+                allowed=version,
+                next_step="bring its files back as they were; a lake keeps its versions: lakeclip ingest",
+            )
+        return folder
     assert data.lake is not None
     names = [parse_share(name) for name in data.lake.split(SEPARATOR)]
     if len(names) == 1 and names[0][1] is None:
-        return _open(data, names[0][0], token)
+        return _open(data, names[0][0], token, version)
     shares = [share for _, share in names if share is not None]
     if len(names) == 1 or len(shares) not in (0, len(names)):
         raise ConfigError(
@@ -62,11 +71,12 @@ def open_pairs(data: DataConfig, *, token: str | None = None) -> RowSource:
             found=data.lake,
             allowed="a share for every lake (--lake a.lake:0.7 --lake b.lake:0.3), or for none, to mix by size",
         )
-    lakes = [_open(data, path, token) for path, _ in names]
+    versions = version.split(SEPARATOR) if version else [None] * len(names)
+    lakes = [_open(data, path, token, own) for (path, _), own in zip(names, versions, strict=True)]
     return Lakes(lakes, shares or [float(max(1, len(lake))) for lake in lakes])
 
 
-def _open(data: DataConfig, path: str, token: str | None) -> Lake:
+def _open(data: DataConfig, path: str, token: str | None, version: str | None) -> Lake:
     return open_lake(
         path,
         data.query,
@@ -77,6 +87,7 @@ def _open(data: DataConfig, path: str, token: str | None) -> Lake:
         filter_nsfw=data.filter_nsfw,
         weights=data.weights,
         also=columns_of(data.same_by),
+        version=version,
     )
 
 

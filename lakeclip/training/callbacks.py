@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -23,6 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from lakeclip.errors import ConfigError
 from lakeclip.training.module import ContrastiveModule
 from lakeclip.training.throughput import Throughput
 
@@ -110,6 +112,34 @@ class CompileTime(Callback):
 
 class Stopped(Exception):  # noqa: N818 – not an error: the run was asked to end
     """The run was asked to stop, and its checkpoint is written."""
+
+
+class StopAt(Callback):
+    """Ends a run at a step of its schedule, with a checkpoint; a run that ends there anyway ends by itself.
+
+    Args:
+        world_size: processes that have to train together.
+    """
+
+    def __init__(self, step: int, checkpoint: Path, *, world_size: int) -> None:
+        self._step, self._checkpoint, self._world_size = step, checkpoint, world_size
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.world_size != self._world_size:
+            raise ConfigError(
+                "the run is to be repeated on another number of devices",
+                found=str(trainer.world_size),
+                allowed=f"{self._world_size}, as it was",
+                next_step=f"torchrun --nproc-per-node {self._world_size}, or a machine with as many",
+            )
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, ContrastiveModule)
+        if trainer.global_step == self._step < pl_module.total_steps:
+            trainer.save_checkpoint(self._checkpoint)
+            raise Stopped
 
 
 class ValidateAtEnd(Callback):

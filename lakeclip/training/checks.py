@@ -22,15 +22,18 @@ def sized_model(config: TrainConfig) -> ModelConfig:
     return replace(sizes, image_resolution=config.data.image_size) if config.data.image_size else sizes
 
 
-def checked_sizes(config: TrainConfig) -> ModelConfig:
+def checked_sizes(config: TrainConfig, known: ModelConfig | None = None) -> ModelConfig:
     """The model's sizes, once what was asked for is known to be possible here.
+
+    Args:
+        known: the sizes, where they need not be looked up by the model's name.
 
     Raises:
         ModelError: the model is unknown, or its vocabulary too small.
         DeviceError: see `check_devices`.
         ConfigError: settings that do not go together, or not with this model.
     """
-    sizes = sized_model(config)
+    sizes = known or sized_model(config)
     if sizes.vocab_size < Tokenizer.vocab_size:
         raise ModelError(
             f"the vocabulary of {config.model} is too small for the tokenizer",

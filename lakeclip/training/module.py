@@ -96,6 +96,10 @@ class ContrastiveModule(L.LightningModule):
         self.run_config: TrainConfig | FinetuneConfig | None = None
         #: What two towers were made from, where they can be made again by name; set by `parts`.
         self.towers: TowersConfig | None = None
+        #: The lineage of the checkpoint that the run goes on from.
+        self.past: dict[str, Any] | None = None
+        #: sha256 of the weights that a fine-tuning begins with; set by `parts`.
+        self.start: str | None = None
         #: Pairs over all processes so far, those before a resume included.
         self.samples_seen = 0
         #: Seconds of training in the parts of the run before this one.
@@ -348,6 +352,7 @@ class ContrastiveModule(L.LightningModule):
         self.seconds_before = checkpoint.get("seconds", 0.0)
         if "guard" in checkpoint:
             self.guard.load_state_dict(checkpoint["guard"])
+        self.past = checkpoint.get("lakeclip")
 
 
 class CLIPWrapper(ContrastiveModule):

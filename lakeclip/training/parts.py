@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import lightning as L
 from torch import nn
 
+from lakeclip.checkpoints.native import weights_digest
 from lakeclip.config.schema import DataConfig, FinetuneConfig, ModelConfig, TrainConfig
 from lakeclip.data.datamodule import PairDataModule
 from lakeclip.lake.pairs import open_pairs
@@ -42,8 +43,13 @@ def make_module(config: TrainConfig, sizes: ModelConfig) -> CLIPWrapper:
     return module
 
 
-def finetune_parts(config: FinetuneConfig, *, token: str | None = None) -> tuple[FinetuneModule, PairDataModule]:
+def finetune_parts(
+    config: FinetuneConfig, *, token: str | None = None, version: str | None = None
+) -> tuple[FinetuneModule, PairDataModule]:
     """What `finetune` trains, and on what; both are checked.
+
+    Args:
+        version: of what is trained on; the newest by default.
 
     Raises:
         LakeclipError: a model or a tower, the data or a device cannot be had, or settings do not go together.
@@ -52,7 +58,7 @@ def finetune_parts(config: FinetuneConfig, *, token: str | None = None) -> tuple
     # Before the towers: one from scratch has random weights, as heads and LoRA's additions have.
     L.seed_everything(config.data.seed, verbose=False)
     start = _whole(config) if config.start else _towers(config)
-    datamodule = make_datamodule(config.data, start.image_size, start.tokenize, token=token)
+    datamodule = make_datamodule(config.data, start.image_size, start.tokenize, token=token, version=version)
     datamodule.setup("fit")
     module = FinetuneModule(
         start.model,
@@ -64,6 +70,7 @@ def finetune_parts(config: FinetuneConfig, *, token: str | None = None) -> tuple
     )
     module.run_config = replace(config, optimizer=module.optimizer_config)
     module.towers = start.towers
+    module.start = weights_digest(module.model.state_dict())
     if config.start:
         set_recompute(module.model, config.trainer.checkpointing)
     return module, datamodule
@@ -117,11 +124,15 @@ def _towers(config: FinetuneConfig) -> _Start:
 
 
 def make_datamodule(
-    data: DataConfig, image_size: int, tokenize: Tokenize, *, token: str | None = None
+    data: DataConfig, image_size: int, tokenize: Tokenize, *, token: str | None = None, version: str | None = None
 ) -> PairDataModule:
-    """The data module for a configuration: sources opened, columns found, nothing read yet."""
+    """The data module for a configuration: sources opened, columns found, nothing read yet.
+
+    Args:
+        version: of what is trained on; the newest by default.
+    """
     return PairDataModule(
-        open_pairs(data, token=token),
+        open_pairs(data, token=token, version=version),
         batch_size=data.batch_size,
         image_size=image_size,
         small_images=data.small_images,

@@ -17,14 +17,14 @@ from lightning.pytorch.callbacks import Callback
 
 from lakeclip.checkpoints.native import LAST, Checkpoint, newest_checkpoint
 from lakeclip.config.load import config_to_dict, write_config
-from lakeclip.config.schema import DataConfig, FinetuneConfig, TrainConfig, TrainerConfig
+from lakeclip.config.schema import DataConfig, FinetuneConfig, ModelConfig, TrainConfig, TrainerConfig
 from lakeclip.data.datamodule import PairDataModule
 from lakeclip.data.quarantine import QUARANTINE, read_quarantine
 from lakeclip.errors import ConfigError, OutputError
 from lakeclip.lake.mark import mark_unusable
 from lakeclip.lake.pairs import describe
 from lakeclip.text.tokenizer import Tokenizer
-from lakeclip.training.callbacks import GracefulStop, Stopped
+from lakeclip.training.callbacks import GracefulStop, StopAt, Stopped
 from lakeclip.training.checks import checked_sizes
 from lakeclip.training.guard import Guard
 from lakeclip.training.keeping import keeping_of
@@ -32,6 +32,7 @@ from lakeclip.training.loggers import check_trackers, end_loggers, is_main, make
 from lakeclip.training.module import ContrastiveModule
 from lakeclip.training.optimizers import state_bytes
 from lakeclip.training.parts import finetune_parts, make_datamodule, make_module
+from lakeclip.training.repeat import Past
 from lakeclip.training.scores import EvaluationCallback, EvaluationClock
 from lakeclip.training.throughput import Speed, Throughput
 from lakeclip.training.trainer import make_trainer, quiet_lightning, world_size
@@ -64,7 +65,9 @@ class FinishedRun:
     signal: int | None = None
 
 
-def train(config: TrainConfig, *, resume: Path | None = None, token: str | None = None) -> FinishedRun:
+def train(
+    config: TrainConfig, *, resume: Path | None = None, token: str | None = None, past: Past | None = None
+) -> FinishedRun:
     """Train from scratch, or go on with an earlier run.
 
     Everything that can be wrong with the input is found before the first step.
@@ -73,11 +76,13 @@ def train(config: TrainConfig, *, resume: Path | None = None, token: str | None 
         resume: folder of the run to go on with; its newest whole checkpoint gives weights, optimiser state and
             position. A run that was cut off before it had one begins anew.
         token: for lakes that ask for one. It is not kept.
+        past: a run to repeat: its model and version of the data, up to its step.
 
     Raises:
         LakeclipError: of the kind that says what is wrong: configuration, model, data, device, checkpoint or output.
     """
-    sizes = checked_sizes(config)
+    known = past.checkpoint.model_config if past else None
+    sizes = checked_sizes(config, known if isinstance(known, ModelConfig) else None)
     checkpoint = _reached(resume)
     if checkpoint is not None:
         checkpoint.expect(sizes)
@@ -88,7 +93,8 @@ def train(config: TrainConfig, *, resume: Path | None = None, token: str | None 
                 allowed="the one that the run began with",
             )
         config = same_global_batches(config, checkpoint)
-    datamodule = make_datamodule(config.data, sizes.image_resolution, Tokenizer(sizes.context_length), token=token)
+    words, version = Tokenizer(sizes.context_length), past.version if past else None
+    datamodule = make_datamodule(config.data, sizes.image_resolution, words, token=token, version=version)
     datamodule.setup("fit")
     scores = _scores(config)
     folder = _run_folder(config.trainer, config.model, resume)
@@ -97,16 +103,19 @@ def train(config: TrainConfig, *, resume: Path | None = None, token: str | None 
     module = make_module(config, sizes)
     if is_main():
         write_config(config, folder / "config.yaml")
-    finished = _fit(module, datamodule, config, folder, checkpoint, scores=scores)
+    finished = _fit(module, datamodule, config, folder, checkpoint, callbacks=_stop(past, folder), scores=scores)
     _account(finished, config.data)
     return finished
 
 
-def finetune(config: FinetuneConfig, *, resume: Path | None = None, token: str | None = None) -> FinishedRun:
+def finetune(
+    config: FinetuneConfig, *, resume: Path | None = None, token: str | None = None, past: Past | None = None
+) -> FinishedRun:
     """Train two pretrained towers, or a whole CLIP, on one's own pairs.
 
     Args:
         resume: folder of the run to go on with.
+        past: a run to repeat: its version of the data, up to its step.
 
     Raises:
         LakeclipError: as `train`; also where a tower cannot be had.
@@ -114,16 +123,17 @@ def finetune(config: FinetuneConfig, *, resume: Path | None = None, token: str |
     checkpoint = _reached(resume)
     if checkpoint is not None:
         config = same_global_batches(config, checkpoint)
-    module, datamodule = finetune_parts(config, token=token)
+    module, datamodule = finetune_parts(config, token=token, version=past.version if past else None)
+    if past:
+        past.check_start(module.start)
     keeping = keeping_of(config.keep, datamodule) if config.keep.keep_lake else None
     scores = _scores(config)
     folder = _run_folder(config.trainer, f"finetuned-{_short(module.model_name)}", resume, verb="finetune")
     _show(datamodule, folder)
     if is_main():
         write_config(config, folder / "config.yaml")
-    finished = _fit(
-        module, datamodule, config, folder, checkpoint, callbacks=[keeping] if keeping else [], scores=scores
-    )
+    callbacks = [*_stop(past, folder), *([keeping] if keeping else [])]
+    finished = _fit(module, datamodule, config, folder, checkpoint, callbacks=callbacks, scores=scores)
     _account(finished, config.data)
     return finished
 
@@ -171,6 +181,11 @@ def same_global_batches(config: _Config, checkpoint: Checkpoint) -> _Config:
         data=replace(config.data, batch_size=each),
         trainer=replace(config.trainer, minibatch_size=at_once if at_once < each else None),
     )
+
+
+def _stop(past: Past | None, folder: Path) -> list[Callback]:
+    """What ends a repetition where the checkpoint is."""
+    return [StopAt(past.step, folder / LAST, world_size=past.world_size)] if past else []
 
 
 def _scores(config: TrainConfig | FinetuneConfig) -> list[Callback]:

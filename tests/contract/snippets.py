@@ -48,6 +48,7 @@ QUICK = {
     "lakeclip demo": "--max-steps 2",
     "lakeclip train --resume": "--max-steps 2",
     "lakeclip finetune --resume": "--max-steps 2",
+    "lakeclip train --repeat": "",
     "lakeclip train --model ViT-Ti/8-64px": "--max-steps 2 --num-workers 0 --batch-size 8",
     "lakeclip train --model ViT-Mini/16": "--max-steps 1 --num-workers 0 --batch-size 8",
     "lakeclip train": "--max-steps 1 --val-every-steps 1 --num-workers 0 --batch-size 8 "

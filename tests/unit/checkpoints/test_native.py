@@ -96,8 +96,11 @@ def test_the_lineage_says_where_the_weights_come_from(run: Path) -> None:
     assert found.lineage["data"] == {"path": "/lakes/x", "version": "abc@3", "query": "width > 50", "rows": 1000}
     assert found.lineage["config"]["data"]["lake"] == "/lakes/x"
     assert found.lineage["progress"] == {
-        **{"step": 10, "epoch": 1, "samples_seen": 640},
-        **{"seconds": 12.5, "world_size": 1},
+        "step": 10,
+        "epoch": 1,
+        "samples_seen": 640,
+        "seconds": 12.5,
+        "world_size": 1,
     }
 
 

@@ -1,15 +1,13 @@
-"""`lakeclip inspect`: what is in a lake."""
+"""`lakeclip inspect LAKE`: what is in a lake."""
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -21,6 +19,7 @@ from lakeclip.lake.survey.tally import percent
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from lakeclip.cli.inspect.arguments import InspectArguments
     from lakeclip.lake.dataset import Lake
     from lakeclip.lake.survey.census import TokenCount
     from lakeclip.lake.survey.summary import Summary
@@ -30,36 +29,11 @@ _BAR = 24
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 #: Rows with a problem that the page shows apart.
 _MOST_FAULTY = 12
+#: Rows that it shows.
+_SAMPLES = 48
 
 
-@dataclass(frozen=True)
-class InspectArguments:
-    """Show a lake: its rows, columns, captions and images, and how much of it cannot be trained on.
-
-    Figures are taken from all rows of a small lake and from an even sample of a large one; a few hundred images are
-    read and decoded. Works on any Deep Lake dataset. The token of one that asks for it is read from the environment:
-    ACTIVELOOP_TOKEN.
-    """
-
-    lake: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="LAKE")]
-    """Path or address of the dataset; @branch or @tag may follow."""
-    query: str | None = None
-    """Only the rows for which this WHERE clause holds, such as "width > 200 and label == 'cat'"."""
-    image_column: str | None = None
-    """Column with the encoded images. Default: found by its name and type."""
-    caption_column: str | None = None
-    """Column with the captions. Default: found by its name and type."""
-    full: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Look at every row and decode every image, however long that takes."""
-    html: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """Write a page with the figures, histograms and rows to look at. It is whole in itself."""
-    samples: Annotated[int, tyro.conf.arg(metavar="N")] = 48
-    """Rows on that page."""
-    json_file: Annotated[str | None, tyro.conf.arg(name="json", metavar="FILE")] = None
-    """Write the same figures to this file as well."""
-
-
-def run(argv: list[str]) -> None:
+def inspect_lake(arguments: InspectArguments) -> None:
     """Print the figures; with --json also write them (`num_rows`, `columns`, …), with --html a page.
 
     Raises:
@@ -67,14 +41,14 @@ def run(argv: list[str]) -> None:
         LakeError: the lake cannot be opened, or the query or a named column is wrong.
         OutputError: a file cannot be written.
     """
-    arguments = tyro.cli(InspectArguments, args=argv, prog="lakeclip inspect")
-    if arguments.samples < 0:
-        raise ConfigError(f"--samples {arguments.samples} cannot be shown", allowed="0 or more")
+    samples = _SAMPLES if arguments.samples is None else arguments.samples
+    if samples < 0:
+        raise ConfigError(f"--samples {samples} cannot be shown", allowed="0 or more")
     from lakeclip.lake.dataset import open_lake
     from lakeclip.lake.survey.summary import summarize
 
     lake = open_lake(
-        arguments.lake,
+        arguments.what,
         arguments.query,
         image_column=arguments.image_column,
         caption_column=arguments.caption_column,
@@ -98,10 +72,10 @@ def run(argv: list[str]) -> None:
         except OSError as error:
             raise OutputError(f"cannot write {path}", found=error.strerror or str(error)) from None
     if arguments.html is not None:
-        _write_page(Path(arguments.html), lake, summary, tokens, arguments.samples)
+        _write_page(Path(arguments.html), lake, summary, tokens, samples)
     _show(summary)
     if arguments.html is not None:
-        Console(highlight=False).print(f"page: {_plain(arguments.html)}", soft_wrap=True)
+        Console(highlight=False).print(f"page: {plain(arguments.html)}", soft_wrap=True)
 
 
 def _tokens() -> TokenCount:
@@ -167,7 +141,7 @@ def _show(summary: Summary) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("lake", _plain(f"{summary.path} ({summary.version})"))
+    table.add_row("lake", plain(f"{summary.path} ({summary.version})"))
     chosen = f" of {summary.total_rows:,} by the query" if summary.query is not None else ""
     table.add_row("rows", f"{summary.num_rows:,}{chosen}")
     _show_columns(table, summary)
@@ -175,7 +149,7 @@ def _show(summary: Summary) -> None:
     _show_images(table, summary)
     _show_problems(table, summary)
     for place, example in enumerate(summary.examples):
-        table.add_row("" if place else "examples", _plain(example))
+        table.add_row("" if place else "examples", plain(example))
     console.print(table)
     if summary.words_histogram:
         _show_histograms(console, summary)
@@ -190,7 +164,7 @@ def _show_columns(table: Table, summary: Summary) -> None:
         role = {summary.image_column: " ← images", summary.caption_column: " ← captions"}.get(name, "")
         role = role or (" ← labels" if name in summary.label_columns else "")
         words = summary.contents[name].words if name in summary.contents else ""
-        table.add_row("" if place else "columns", _plain(f"{name} ({kind}){role}" + (f": {words}" if words else "")))
+        table.add_row("" if place else "columns", plain(f"{name} ({kind}){role}" + (f": {words}" if words else "")))
     if summary.image_column is None:
         table.add_row("images", "no usable column; name one with --image-column")
     if summary.caption_column is None:
@@ -215,7 +189,7 @@ def _show_captions(table: Table, summary: Summary) -> None:
             "and are cut",
         )
     for text in summary.truncated_examples[:2]:
-        table.add_row("", _plain(f"{text[:160]}…"))
+        table.add_row("", plain(f"{text[:160]}…"))
     same = summary.duplicate_captions
     if same is not None:
         about = " by estimate" if same.is_estimate else ""
@@ -223,12 +197,12 @@ def _show_captions(table: Table, summary: Summary) -> None:
             "  repeated", f"{percent(same.share)} of {same.rows:,} first captions occur more than once{about}"
         )
         for text, count in same.common:
-            table.add_row("", _plain(f"{'at least ' if same.is_estimate else ''}{count:,} × {text[:160]}"))
+            table.add_row("", plain(f"{'at least ' if same.is_estimate else ''}{count:,} × {text[:160]}"))
 
 
 def _show_images(table: Table, summary: Summary) -> None:
     if summary.formats:
-        table.add_row("formats", _plain(", ".join(f"{count:,} {kind}" for kind, count in summary.formats.items())))
+        table.add_row("formats", plain(", ".join(f"{count:,} {kind}" for kind, count in summary.formats.items())))
     _add(table, "width (pixels)", summary.width)
     _add(table, "height (pixels)", summary.height)
     images = sum(summary.shapes.values())
@@ -249,14 +223,14 @@ def _show_images(table: Table, summary: Summary) -> None:
 def _show_problems(table: Table, summary: Summary) -> None:
     for place, (reason, count) in enumerate(summary.unusable.items()):
         label = "" if place else "no image, by notes"
-        table.add_row(label, _plain(f"{_share(count, summary.rows_looked_at)} rows: {reason}"))
+        table.add_row(label, plain(f"{_share(count, summary.rows_looked_at)} rows: {reason}"))
     if not summary.rows_checked:
         return
     table.add_row("checked", f"{_share(summary.bad, summary.rows_checked)} rows cannot be trained on")
     for problem in summary.problems:
         examples = ", ".join(f"{row:,}" for row in problem.examples)
         more = ", …" if problem.rows > len(problem.examples) else ""
-        table.add_row("", _plain(f"{problem.rows:,} {problem.reason} (rows {examples}{more})"))
+        table.add_row("", plain(f"{problem.rows:,} {problem.reason} (rows {examples}{more})"))
 
 
 def _show_histograms(console: Console, summary: Summary) -> None:
@@ -298,7 +272,7 @@ def _counts(pairs: Iterable[tuple[str, int]], total: int) -> str:
     return ", ".join(f"{name} {percent(count / total)}" for name, count in pairs)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text from data as it may be printed: no markup, no line breaks, nothing that a terminal would obey."""
     return escape("".join(letter if letter.isprintable() else " " for letter in text))
 
