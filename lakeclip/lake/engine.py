@@ -150,13 +150,29 @@ def open_version(path: str, version: str, seconds: float = OPEN_SECONDS) -> Any:
         seconds: within which a remote one has to open.
 
     Raises:
-        LakeError: see `open_dataset`; or there is another dataset now.
+        LakeError: see `open_dataset`; or there is another dataset now, or none.
     """
     identity, _, number = version.rpartition("@")
+    require_folder(path)
     dataset = open_dataset(path, number, seconds)
     if dataset.id != identity:
         raise LakeError(f"another lake has taken the place of the one at {path}", found=dataset.id, allowed=identity)
     return dataset
+
+
+def require_folder(path: str) -> None:
+    """See that a lake that was there is there still.
+
+    Raises:
+        LakeError: its folder is gone.
+    """
+    folder = local_folder(path)
+    if not is_remote(path) and not folder.is_dir() and not Path(path.removeprefix("file://")).is_dir():
+        raise LakeError(
+            f"the lake at {path} is gone",
+            found=f"{_what_is_at(folder)}; it was there when it was opened",
+            next_step="put it back, or mount its disk again",
+        )
 
 
 def query(dataset: Any, text: str, path: str) -> Any:

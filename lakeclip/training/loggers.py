@@ -131,6 +131,11 @@ def _read(folder: Path) -> dict[str, str]:
     return names
 
 
+def _is_whole(row: dict[str, str]) -> bool:
+    """Whether a line of the curves has not been cut off, by a full disk or a kill."""
+    return None not in row.values() and row["step"].isdigit()
+
+
 def _curves(folder: Path) -> CSVLogger:
     """metrics.csv, with what an earlier part of the run wrote up to its last checkpoint: Lightning would delete it."""
     path, checkpoint = folder / "metrics.csv", folder / LAST
@@ -138,7 +143,7 @@ def _curves(folder: Path) -> CSVLogger:
     if is_main() and path.exists() and checkpoint.exists():
         reached = read_checkpoint(checkpoint).lineage["progress"]["step"]
         with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) < reached]
+            rows = [row for row in csv.DictReader(file) if _is_whole(row) and int(row["step"]) < reached]
     logger = CSVLogger(folder, name="", version="")
     if rows:
         logger.experiment.metrics.extend({name: value for name, value in row.items() if value} for row in rows)
