@@ -365,8 +365,13 @@ class LakeWriter:
         if engine.is_remote(self.path):
             return
         for problem in engine.short_files(self._dataset, self.path, known=self._checked).values():
-            # Nothing can be taken back either: that too would be written, to the full disk.
-            raise self._failure(problem, kept=f"{self.path} is damaged and cannot be read", full=True)
+            try:
+                engine.open_dataset(self.path)
+                kept = ""  # the commit itself did not fit either, so the lake is as the one before left it
+            except LakeError:
+                # Nothing can be taken back: that too would be written, to the full disk.
+                kept = f"{self.path} is damaged and cannot be read"
+            raise self._failure(problem, kept=kept, full=True)
 
     def _failure(self, found: str, *, kept: str = "", full: bool = False) -> OutputError:
         how = " with --overwrite" if kept else ": it goes on from there"

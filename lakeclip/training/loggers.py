@@ -133,7 +133,7 @@ def _read(folder: Path) -> dict[str, str]:
 
 def _is_whole(row: dict[str, str]) -> bool:
     """Whether a line of the curves has not been cut off, by a full disk or a kill."""
-    return None not in row.values() and row["step"].isdigit()
+    return None not in row and None not in row.values() and row.get("step", "").isdigit()
 
 
 def _curves(folder: Path) -> CSVLogger:
