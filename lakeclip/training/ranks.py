@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from subprocess import Popen
 from typing import Any, NamedTuple
@@ -42,16 +43,19 @@ class Ranks(Callback):
     """Knows the other processes of a run, and ends this one if another is gone and it cannot end by itself.
 
     Args:
+        finish: adds to a message what is known of the run.
         grace: seconds for ending by itself.
     """
 
-    def __init__(self, grace: float = GRACE_SECONDS) -> None:
+    def __init__(
+        self, finish: Callable[[ProcessError], BaseException] = lambda error: error, *, grace: float = GRACE_SECONDS
+    ) -> None:
+        self._finish = finish
         self._grace = grace
         self._others: list[_Other] = []
         self._started: list[Popen[Any]] = []
         self._world = 1
         self._over = threading.Event()
-        self._said = threading.Lock()
 
     # ── Lightning's hooks ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -113,7 +117,7 @@ class Ranks(Callback):
             if gone := self._gone():
                 if not self._over.wait(self._grace):
                     # The main thread hangs in a call that no exception reaches.
-                    sys.stderr.write(f"error: {_explain(gone)}\n")
+                    sys.stderr.write(f"error: {self._finish(_explain(gone))}\n")
                     sys.stderr.flush()
                     os._exit(2)
                 return

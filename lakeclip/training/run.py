@@ -168,7 +168,8 @@ def _fit(
     module.accumulate = datamodule.batches_per_step = config.trainer.accumulate
     module.guard = Guard(config.trainer.max_skipped, folder)
     interrupted = False
-    ranks = Ranks()
+    verb = "train" if isinstance(config, TrainConfig) else "finetune"
+    ranks = Ranks(lambda error: explained(error, folder, verb=verb))
     started = time.perf_counter()
     with quiet_lightning(), full_disks_are_not_for_threads():
         loggers = make_loggers(config.trainer.track, folder, config_to_dict(config))
@@ -188,7 +189,6 @@ def _fit(
         except Stopped:
             interrupted = True
         except (OSError, RuntimeError, LakeclipError) as error:
-            verb = "train" if isinstance(config, TrainConfig) else "finetune"
             raise explained(error, folder, verb=verb, ranks=ranks) from error
         finally:
             ranks.end()
