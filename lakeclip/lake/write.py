@@ -211,6 +211,8 @@ class LakeWriter:
 
     def _open(self) -> Any:
         self._take_lock()
+        if not engine.is_remote(self.path):
+            _drop_empty_counters(self.path)
         try:
             dataset = engine.deeplake().open(self.path, token=engine.keep_token(None))
         except Exception as error:
@@ -381,3 +383,14 @@ class LakeWriter:
             found=f"{found}; {kept}",
             next_step=("free some space, and run" if full else "run") + " the command again" + how,
         )
+
+
+def _drop_empty_counters(path: str) -> None:
+    """Let a lake that met a full disk be written again.
+
+    Deep Lake keeps the number of its next commit in a file, which a full disk leaves empty; then it refuses to write.
+    Where there is no such file, it counts the commits anew.
+    """
+    for counter in engine.local_folder(path).glob("_deeplake_log/*/next_base"):
+        if counter.stat().st_size == 0:
+            counter.unlink()

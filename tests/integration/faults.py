@@ -111,12 +111,12 @@ def _cell(seen: str, names: Mapping[object, str]) -> str:
 
 
 def train_words(lake: object, folder: Path, name: str, *more: str) -> list[str]:
-    """A run of 120 steps, for one whose steps take some milliseconds, with a checkpoint every ten of them."""
+    """A run of 60 steps, for one whose steps take some milliseconds, with a checkpoint every ten of them."""
     models = folder / "models.yaml"
     models.write_text(MODELS)
     data = ["--lake", str(lake), "--batch-size", "8", "--num-workers", "0", "--max-val-rows", "16"]
     model = ["--model", "faint-vit", "--model-config", str(models), "--lr", "1e-3", "--accelerator", "cpu"]
-    schedule = ["--max-steps", "120", "--val-every-steps", "10"]
+    schedule = ["--max-steps", "60", "--val-every-steps", "10"]
     return ["train", *data, *model, *schedule, "--runs", str(folder), "--name", name, *more]
 
 
@@ -176,7 +176,7 @@ def step_of(run: Path) -> int:
     return int(read_checkpoint(run / "checkpoints/last.ckpt").lineage["progress"]["step"])
 
 
-def goes_on(run: Path, *, before: int, steps: int = 120) -> None:
+def goes_on(run: Path, *, before: int, steps: int = 60) -> None:
     """`lakeclip train --resume RUN` goes on from the last checkpoint to the end."""
     assert 0 < before < steps
     main(["train", "--resume", str(run)])
