@@ -101,8 +101,9 @@ def _cell(seen: str, names: Mapping[object, str]) -> str:
     text = seen.strip()
     for found, name in sorted(names.items(), key=lambda item: -len(str(item[0]))):
         text = text.replace(str(found), name)
+    text = re.sub(r"\b0x[0-9a-f]+", "0xN", text)
     text = re.sub(r"(?<![\w.%])\d[\d.,]*(?= (MB|GB|s|rows|bytes|steps)\b)", "N", text)
-    text = re.sub(r"(?<=process )\d+|(?<=rows )\d+ … \d+|(?<=step )\d+|(?<=row )\d+|(?<=not )\d[\d,]*", "N", text)
+    text = re.sub(r"(?<=process )\d+|(?<=rows )\d+ … \d+|(?<=step )\d+|(?<=row )\d+|(?<=not )[1-9][\d,]*", "N", text)
     assert not re.search(r"/(tmp|home|root|work|var)\b|Traceback|\|", text), text
     return "<br>".join(f"`{' '.join(line.split())}`" for line in text.splitlines())
 

@@ -134,7 +134,7 @@ def test_captions_whose_bytes_change(pairs_lake: Path, tmp_path: Path, capsys: p
     row(
         "Bytes of captions change in a chunk of the lake",
         errors,
-        "the last checkpoint, if there is one. Captions have no checksum: those that are still text are trained on",
+        "every row, once the chunk is put right. Captions have no checksum: what is still text goes unnoticed",
         "the same command, or `lakeclip train --resume RUN`, with a lake that is whole",
         {run: "RUN", lake: "LAKE", errors.partition("found:")[2].partition("\n")[0].strip(): "REASON"},
     )

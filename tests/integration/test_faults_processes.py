@@ -81,7 +81,7 @@ def test_a_rank_that_is_killed_under_lightnings_launcher(rank: int, pairs_lake: 
         "A rank is killed, under `--devices 2`" if rank else "The first rank is killed, under `--devices 2`",
         last_error(errors),
         "the last checkpoint, whole",
-        "`lakeclip train --resume RUN`, with as many processes or another number",
+        "`lakeclip train --resume RUN`, also with another number of processes",
         {run: "RUN"},
     )
 
@@ -109,7 +109,7 @@ def test_a_rank_that_is_killed_under_torchrun(rank: int, pairs_lake: Path, tmp_p
         "A rank is killed, under torchrun" if rank else "The first rank is killed, under torchrun",
         message,
         "the last checkpoint, whole",
-        "`lakeclip train --resume RUN`, with as many processes or another number. torchrun adds its own account, in "
+        "`lakeclip train --resume RUN`, also with another number of processes. torchrun adds its own account, in "
         "which “Root Cause” names the rank, and ends with code 1",
         {run: "RUN"},
     )
@@ -146,8 +146,8 @@ def test_a_rank_that_is_killed_while_the_first_cannot_hear_of_it(tmp_path: Path)
     row(
         "A rank is killed while the first is busy by itself",
         errors,
-        "the last checkpoint, whole",
-        "`lakeclip train --resume RUN`; the message comes after 15 seconds",
+        "the last checkpoint, as above",
+        "as above; the message comes after 15 seconds",
         {},
     )
 
