@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 PYTEST      := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 PYTEST_PEER := OMP_NUM_THREADS=1 $(PEER)/bin/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo docs test check unit env peer clean
+.PHONY: demo docs test check unit faults env peer clean
 
 demo: $(VENV)/.demo             ## train on drawn scenes, evaluate, write a report
 	$(BIN)/lakeclip demo
@@ -30,6 +30,9 @@ check: env                      ## what CI runs before the tests: style, types, 
 
 unit: env                       ## the quick tests alone
 	$(PYTEST) tests/unit
+
+faults: env                     ## write docs/reference/faults.md anew, from what its tests see
+	FAULTS=write OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration/test_faults_*.py
 
 env: $(VENV)/.dev
 

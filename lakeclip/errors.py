@@ -9,6 +9,7 @@
     │   └── ImageError                one encoded image that cannot be decoded
     ├── CheckpointError               a file that is not a checkpoint, is damaged, or holds another model
     ├── DeviceError                   hardware that was asked for and is not there
+    ├── ProcessError                  a process of the run that ended before the run did
     └── OutputError                   a place that cannot be written, a full disk
 
 Programming errors (a wrong shape handed to a loss, say) stay `ValueError`, `TypeError` or an `assert`.
@@ -80,6 +81,10 @@ class CheckpointError(LakeclipError):
 
 class DeviceError(LakeclipError):
     """Hardware that was asked for is not there."""
+
+
+class ProcessError(LakeclipError):
+    """A process of the run ended before the run did: one that loads data, or another rank."""
 
 
 class OutputError(LakeclipError):

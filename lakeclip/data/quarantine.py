@@ -42,16 +42,22 @@ class Quarantine:
         _log.warning("row %d of %s cannot be used, another takes its place: %s", number, path, reason)
         if self.file is not None:
             line = json.dumps({"lake": path, "row": number, "reason": reason}, ensure_ascii=False)
-            # A short line in one write: the lines of several processes do not mix.
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            try:
+                # A short line in one write: the lines of several processes do not mix.
+                with self.file.open("a", encoding="utf-8") as file:
+                    file.write(line + "\n")
+            except OSError as error:  # a full disk: the log has it, and checkpoints matter more
+                _log.warning("it is not listed in %s: %s", self.file, error.strerror)
 
 
 def read_quarantine(file: Path) -> dict[str, dict[int, str]]:
     """What a run could not use: lake → row → reason, without the repetitions of its several processes."""
     found: dict[str, dict[int, str]] = {}
     if file.exists():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:  # cut off by a full disk or a kill
+                continue
             found.setdefault(entry["lake"], {})[entry["row"]] = entry["reason"]
     return found

@@ -7,6 +7,7 @@ the same pairs meet in the same batch whatever the number of ranks and workers, 
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from lakeclip.data.plan import Plan
 from lakeclip.data.quarantine import Quarantine
 from lakeclip.data.same import same_keys
 from lakeclip.data.transforms import EvalTransform, TrainTransform
+from lakeclip.data.workers import dead_worker
 from lakeclip.errors import DataError, ImageError, LakeclipError
 from lakeclip.lake.dataset import Lake
 from lakeclip.lake.rows import Row, RowSource
@@ -278,6 +280,10 @@ class PairLoader(DataLoader[Batch]):
         stream: makes the batches.
         spans: which ones.
         num_workers: processes to make them in, kept for all epochs; 0 for the calling process.
+
+    Raises:
+        ProcessError: while it is iterated: one of those processes was killed.
+        DataError: likewise: the source cannot be read.
     """
 
     def __init__(self, stream: PairStream, spans: TrainSpans | EvalSpans, num_workers: int) -> None:
@@ -293,7 +299,24 @@ class PairLoader(DataLoader[Batch]):
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for batch in super().__iter__():
+        # torch answers the death of a worker with an exception wherever the program stands, in the middle of an
+        # optimiser's step too, and what is saved then is torn. Without its handler it is noticed where the batch is
+        # missed, between two steps, up to five seconds later.
+        is_main = threading.current_thread() is threading.main_thread()
+        handler = signal.getsignal(signal.SIGCHLD) if is_main else None
+        batches = super().__iter__()
+        if handler is not None:
+            signal.signal(signal.SIGCHLD, handler)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                dead = dead_worker(error, getattr(batches, "_workers", ()))
+                if dead is None:
+                    raise
+                raise dead from None
             if isinstance(batch, LakeclipError):
                 raise batch
             yield batch

@@ -324,9 +324,11 @@ class Lake:
         except Exception as error:
             # A failed read leaves the handle unable to read that chunk ever again.
             self._handles = {}
+            engine.require_folder(self.path)
             raise LakeError(
                 f"rows {first} … {last - 1} of the lake at {self.path} cannot be read",
                 found=engine.one_line(error),
+                next_step="its storage is damaged: copy or ingest the lake again",
             ) from None
         plain = values.tolist() if isinstance(values, np.ndarray) and values.ndim == 1 else list(values)
         return [plain[place] for place in np.searchsorted(wanted, rows).tolist()]

@@ -150,9 +150,10 @@ def open_version(path: str, version: str, seconds: float = OPEN_SECONDS) -> Any:
         seconds: within which a remote one has to open.
 
     Raises:
-        LakeError: see `open_dataset`; or there is another dataset now.
+        LakeError: see `open_dataset`; or there is another dataset now, or none.
     """
     identity, _, number = version.rpartition("@")
+    require_folder(path)
     try:
         dataset = open_dataset(path, number, seconds)
     except LakeError:
@@ -166,6 +167,21 @@ def open_version(path: str, version: str, seconds: float = OPEN_SECONDS) -> Any:
 def _check_identity(dataset: Any, path: str, identity: str) -> None:
     if dataset.id != identity:
         raise LakeError(f"another lake has taken the place of the one at {path}", found=dataset.id, allowed=identity)
+
+
+def require_folder(path: str) -> None:
+    """See that a lake that was there is there still.
+
+    Raises:
+        LakeError: its folder is gone.
+    """
+    folder = local_folder(path)
+    if not is_remote(path) and not folder.is_dir() and not Path(path.removeprefix("file://")).is_dir():
+        raise LakeError(
+            f"the lake at {path} is gone",
+            found=f"{_what_is_at(folder)}; it was there when it was opened",
+            next_step="put it back, or mount its disk again",
+        )
 
 
 def query(dataset: Any, text: str, path: str) -> Any:

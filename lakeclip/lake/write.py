@@ -211,6 +211,8 @@ class LakeWriter:
 
     def _open(self) -> Any:
         self._take_lock()
+        if not engine.is_remote(self.path):
+            _drop_empty_counters(self.path)
         try:
             dataset = engine.deeplake().open(self.path, token=engine.keep_token(None))
         except Exception as error:
@@ -365,8 +367,13 @@ class LakeWriter:
         if engine.is_remote(self.path):
             return
         for problem in engine.short_files(self._dataset, self.path, known=self._checked).values():
-            # Nothing can be taken back either: that too would be written, to the full disk.
-            raise self._failure(problem, kept=f"{self.path} is damaged and cannot be read", full=True)
+            try:
+                engine.open_dataset(self.path)
+                kept = ""  # the commit itself did not fit either, so the lake is as the one before left it
+            except LakeError:
+                # Nothing can be taken back: that too would be written, to the full disk.
+                kept = f"{self.path} is damaged and cannot be read"
+            raise self._failure(problem, kept=kept, full=True)
 
     def _failure(self, found: str, *, kept: str = "", full: bool = False) -> OutputError:
         how = " with --overwrite" if kept else ": it goes on from there"
@@ -376,3 +383,14 @@ class LakeWriter:
             found=f"{found}; {kept}",
             next_step=("free some space, and run" if full else "run") + " the command again" + how,
         )
+
+
+def _drop_empty_counters(path: str) -> None:
+    """Let a lake that met a full disk be written again.
+
+    Deep Lake keeps the number of its next commit in a file, which a full disk leaves empty; then it refuses to write.
+    Where there is no such file, it counts the commits anew.
+    """
+    for counter in engine.local_folder(path).glob("_deeplake_log/*/next_base"):
+        if counter.stat().st_size == 0:
+            counter.unlink()

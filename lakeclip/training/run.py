@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import re
 import shutil
 import sys
@@ -15,23 +14,25 @@ from typing import TypeVar
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from lakeclip.checkpoints.native import LAST, Checkpoint, newest_checkpoint
+from lakeclip.checkpoints.native import BEST, LAST, Checkpoint, newest_checkpoint
 from lakeclip.config.load import config_to_dict, write_config
 from lakeclip.config.schema import DataConfig, FinetuneConfig, ModelConfig, TrainConfig, TrainerConfig
 from lakeclip.data.datamodule import PairDataModule
 from lakeclip.data.quarantine import QUARANTINE, read_quarantine
-from lakeclip.errors import ConfigError, OutputError
+from lakeclip.errors import ConfigError, LakeclipError, OutputError
 from lakeclip.lake.mark import mark_unusable
 from lakeclip.lake.pairs import describe
 from lakeclip.text.tokenizer import Tokenizer
 from lakeclip.training.callbacks import GracefulStop, StopAt, Stopped
 from lakeclip.training.checks import checked_sizes
+from lakeclip.training.faults import explained, full_disks_are_not_for_threads
 from lakeclip.training.guard import Guard
 from lakeclip.training.keeping import keeping_of
 from lakeclip.training.loggers import check_trackers, end_loggers, is_main, make_loggers
 from lakeclip.training.module import ContrastiveModule
 from lakeclip.training.optimizers import state_bytes
 from lakeclip.training.parts import finetune_parts, make_datamodule, make_module
+from lakeclip.training.ranks import Ranks
 from lakeclip.training.repeat import Past
 from lakeclip.training.scores import EvaluationCallback, EvaluationClock
 from lakeclip.training.throughput import Speed, Throughput
@@ -229,13 +230,15 @@ def _fit(
     scores: Sequence[Callback] = (),
 ) -> FinishedRun:
     if is_main():
-        _check_disk(folder, module)
+        _check_disk(folder, module, config.trainer.keep_last)
     torch.set_float32_matmul_precision("high")
     module.accumulate = datamodule.batches_per_step = config.trainer.accumulate
     module.guard = Guard(config.trainer.max_skipped, folder)
     interrupted = False
+    verb = "train" if isinstance(config, TrainConfig) else "finetune"
+    ranks = Ranks(lambda error: explained(error, folder, verb=verb))
     started = time.perf_counter()
-    with quiet_lightning():
+    with quiet_lightning(), full_disks_are_not_for_threads():
         reached = checkpoint.lineage["progress"]["step"] if checkpoint else 0
         loggers = make_loggers(config.trainer.track, folder, config_to_dict(config), reached=reached)
         # A point in the curves for every step of a short run; reading the loss off a GPU at each of many costs time.
@@ -246,7 +249,7 @@ def _fit(
             has_validation=datamodule.has_validation,
             log_every=1 if datamodule.steps_per_epoch < 200 else 10,
             ema_decay=module.optimizer_config.ema_decay,
-            more=callbacks,
+            more=[ranks, *callbacks],
             scores=scores,
         )
         try:
@@ -254,9 +257,10 @@ def _fit(
             trainer.fit(module, datamodule=datamodule, ckpt_path=path, weights_only=True)
         except Stopped:
             interrupted = True
-        except (OSError, RuntimeError) as error:
-            raise _explain_disk(error, folder) from error
+        except (OSError, RuntimeError, LakeclipError) as error:
+            raise explained(error, folder, verb=verb, ranks=ranks) from error
         finally:
+            ranks.end()
             end_loggers(loggers)
     seconds = time.perf_counter() - started
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
@@ -297,11 +301,13 @@ def _run_folder(config: TrainerConfig, model: str, resume: Path | None, *, verb:
     return folder
 
 
-def _check_disk(folder: Path, module: ContrastiveModule) -> None:
-    """Weights and two moments, for the best checkpoint, the last, and the one being written."""
+def _check_disk(folder: Path, module: ContrastiveModule, keep: int) -> None:
+    """Weights and two moments, for the best checkpoint, those that are kept, and the one being written."""
     states = state_bytes(module.optimizer_config)
-    needed = 3 * sum(p.numel() * (p.element_size() + states) for p in module.parameters())
-    free = shutil.disk_usage(folder).free
+    needed = (2 + keep) * sum(p.numel() * (p.element_size() + states) for p in module.parameters())
+    # Those of a run that goes on are there, and give way to the next.
+    there = sum((folder / name).stat().st_size for name in (BEST, LAST) if (folder / name).is_file())
+    free = shutil.disk_usage(folder).free + there
     if free < needed:
         raise OutputError(
             f"the disk of {folder} is too full for this run's checkpoints",
@@ -309,14 +315,3 @@ def _check_disk(folder: Path, module: ContrastiveModule) -> None:
             allowed=f"{needed / 1e9:.2f} GB: best, last, and the next while it is written",
             next_step="make room, or give --runs a folder on another disk",
         )
-
-
-def _explain_disk(error: OSError | RuntimeError, folder: Path) -> BaseException:
-    full = getattr(error, "errno", None) == errno.ENOSPC or "PytorchStreamWriter" in str(error)
-    if not full:
-        return error
-    return OutputError(
-        f"a checkpoint could not be written to {folder}: the disk is full",
-        found=f"{shutil.disk_usage(folder).free / 1e6:.0f} MB free",
-        next_step=f"make room, then lakeclip train --resume {folder}",
-    )

@@ -187,7 +187,7 @@ class Fetcher:
                 outage.kind if outage is not None else Trouble.NETWORK,
                 self._path,
                 f"{outage.said if outage is not None else 'no answer'}; waited {now - quiet_since:.0f} s",
-                f"then resume from the last checkpoint; ${PATIENCE_VARIABLE} is how many seconds to wait",
+                f"${PATIENCE_VARIABLE} is how many seconds to wait for it",
             )
         if now - quiet_since > NOTICE_SECONDS:
             notice.begin(now - quiet_since, patience, f" ({outage.said})" if outage is not None else "")

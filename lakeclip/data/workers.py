@@ -1,0 +1,50 @@
+"""Loading processes that die: killed by the system for want of memory, or taken down by what they read."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterable
+from multiprocessing.process import BaseProcess
+
+from lakeclip.errors import ProcessError
+
+_ADVICE = {
+    signal.SIGKILL: "the system kills what takes too much memory (dmesg says so): fewer --num-workers, or a smaller "
+    "--batch-size",
+    signal.SIGBUS: "shared memory is too small: a larger /dev/shm (docker run --shm-size 8g), or --num-workers 0",
+    signal.SIGSEGV: "what it read may be damaged: copy or ingest the lake again",
+}
+
+
+def dead_worker(error: BaseException, workers: Iterable[BaseProcess] = ()) -> ProcessError | None:
+    """A data loader's error about a process of its own that has ended, as one a user can act on.
+
+    Args:
+        error: what the data loader raised.
+        workers: its processes, where they are known: they say how they ended.
+
+    Returns:
+        None if the error is about something else.
+    """
+    said = str(error)
+    if not isinstance(error, RuntimeError) or not said.startswith("DataLoader worker"):
+        return None
+    pid = re.search(r"pid(?:\(s\))? (\d+)", said)
+    number = next((worker.exitcode for worker in workers if worker.exitcode), None)
+    named = re.search(r"killed by signal: (.*?)\.", said)
+    how = "ended with an error of its own"
+    ended_by = None
+    if number is not None and number < 0:
+        ended_by = signal.Signals(-number)
+    elif named:
+        ended_by = next((one for one in signal.Signals if signal.strsignal(one) == named[1]), None)
+    if ended_by is not None:
+        how = f"was killed ({ended_by.name})"
+    elif number is not None:
+        how = f"ended with code {number}"
+    return ProcessError(
+        f"a process that loads data {how}",
+        found=f"process {pid[1]}" if pid else said,
+        next_step=_ADVICE.get(ended_by, "") if ended_by is not None else "",
+    )
