@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 from pathlib import Path
 from typing import Any, TypeVar
@@ -86,10 +87,16 @@ def config_from_dict(
         ConfigError: with every unknown key and wrong value, each by its path.
     """
     try:
-        return TypeAdapter(kind).validate_python(values)
+        return _checker(kind).validate_python(values)
     except ValidationError as error:
         lines = [_explain(problem, kind) for problem in error.errors()]
         raise ConfigError(f"{where} has settings that cannot be used", found="\n           ".join(lines)) from None
+
+
+@functools.cache
+def _checker(kind: type[Config]) -> TypeAdapter[Config]:
+    """What checks settings against a schema; it takes longer to make than to use."""
+    return TypeAdapter(kind)
 
 
 def _explain(problem: Any, kind: type[Config]) -> str:
