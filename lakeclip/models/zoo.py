@@ -79,7 +79,7 @@ def model_config_from_dict(name: str, mapping: Mapping[str, object], *, where: s
     problems: list[str] = []
     config = None
     try:
-        config = _checker().validate_python(dict(mapping))
+        config = TypeAdapter(ModelConfig).validate_python(dict(mapping))
         problems = size_problems(config)
     except ValidationError as error:
         for problem in error.errors():
@@ -89,11 +89,6 @@ def model_config_from_dict(name: str, mapping: Mapping[str, object], *, where: s
         what = f"model {name!r} cannot be made from its sizes" + (f" in {where}" if where else "")
         raise ModelError(what, found="\n           ".join(problems), allowed=f"the fields {', '.join(_FIELDS)}")
     return config
-
-
-@cache
-def _checker() -> TypeAdapter[ModelConfig]:
-    return TypeAdapter(ModelConfig)
 
 
 @dataclass(frozen=True)

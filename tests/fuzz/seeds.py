@@ -116,16 +116,25 @@ def tables() -> Iterator[tuple[str, bytes]]:
 
 def recipes() -> Iterator[tuple[str, bytes]]:
     """Settings, a model, and what YAML can do besides."""
-    yield "run", b"model: RN50\nepochs: 3\ndata: {lake: x, query: 'width > 2'}\noptimizer:\n  lr: 5e-4\n  betas: [0.9, .98]\n"
+    yield (
+        "run",
+        b"model: RN50\nepochs: 3\ndata: {lake: x, query: 'width > 2'}\noptimizer:\n  lr: 5e-4\n  betas: [0.9, .98]\n",
+    )
     yield "finetune", b"image_encoder: lakeclip:RN50\ntext_encoder: hf:x\ndata:\n  folder: y\n"
-    yield "model", (
-        b"x:\n  embed_dim: 32\n  image_resolution: 32\n  vision_layers: [1, 1, 1, 1]\n  vision_width: 16\n"
-        b"  vision_patch_size: null\n  context_length: 77\n  vocab_size: 49408\n  transformer_width: 64\n"
-        b"  transformer_heads: 1\n  transformer_layers: 2\n"
+    yield (
+        "model",
+        (
+            b"x:\n  embed_dim: 32\n  image_resolution: 32\n  vision_layers: [1, 1, 1, 1]\n  vision_width: 16\n"
+            b"  vision_patch_size: null\n  context_length: 77\n  vocab_size: 49408\n  transformer_width: 64\n"
+            b"  transformer_heads: 1\n  transformer_layers: 2\n"
+        ),
     )
     yield "anchors", b"a: &a [x, x]\nb: &b [*a, *a]\nmodel: *b\n<<: {epochs: 2}\n"
     yield "tags", b"model: !!python/object/apply:os.getcwd []\nepochs: !!int '1'\nseed: !!binary aGk=\n"
-    yield "scalars", b"a: 2001-12-14t21:59:43.10-05:00\nb: 190:20:30\nc: 0o14\nd: .inf\ne: ~\nf: 2001-02-03\ng: !!bool yes\n"
+    yield (
+        "scalars",
+        b"a: 2001-12-14t21:59:43.10-05:00\nb: 190:20:30\nc: 0o14\nd: .inf\ne: ~\nf: 2001-02-03\ng: !!bool yes\n",
+    )
     yield "blocks", b"model: |\n  x\nseed: >-\n  1\n? [a]\n: 'b'\n--- \n"
 
 
@@ -135,11 +144,22 @@ def checkpoints() -> Iterator[tuple[str, bytes]]:
     yield "native", b"\x01" + whole
     yield "openai", b"\x01" + archives.plain_pickle()
     yield "torchscript", b"\x02" + _tree()
-    tensors = {"a": archives.small_model().logit_scale.detach()[None], "b": archives.small_model().ln_final.weight.detach()}
+    tensors = {
+        "a": archives.small_model().logit_scale.detach()[None],
+        "b": archives.small_model().ln_final.weight.detach(),
+    }
     yield "safetensors", b"\x03" + safetensors.torch.save(tensors)
-    yield "huggingface", b"\x04" + json.dumps(
-        {"model_type": "clip", "text_config": {"num_attention_heads": 1, "hidden_act": "quick_gelu"}, "vision_config": {}}
-    ).encode()
+    yield (
+        "huggingface",
+        b"\x04"
+        + json.dumps(
+            {
+                "model_type": "clip",
+                "text_config": {"num_attention_heads": 1, "hidden_act": "quick_gelu"},
+                "vision_config": {},
+            }
+        ).encode(),
+    )
     yield "plain", b"\x01" + pickle.dumps({"lakeclip": {"format": 1}, "state_dict": {"a": [1, (2.5, None)]}}, 2)
     yield "zip", b"\x00PK\x03\x04" + bytes(26) + b"PK\x05\x06" + bytes(18)
     yield "legacy", b"\x00" + pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2)
