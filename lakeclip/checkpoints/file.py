@@ -67,7 +67,9 @@ def read_torch_file(path: Path, *, allowed: str) -> Any:
     Raises:
         CheckpointError: it cannot be read, is damaged or something else, or holds more than weights and plain values.
     """
-    with _explained(path), _archive(path, allowed):
+    with _explained(path), _archive(path, allowed) as archive:
+        if is_torchscript(archive):  # which PyTorch would hand to the reader that runs its code
+            raise CheckpointError(f"{path} is a TorchScript archive", allowed=allowed)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
@@ -89,7 +91,7 @@ def read_weights_file(path: Path, *, allowed: str) -> Any:
 #: What a damaged archive, or a pickle that makes no sense, makes its readers raise.
 _UNREADABLE = (
     *(OSError, RuntimeError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error),
-    *(ValueError, LookupError, TypeError, AttributeError),
+    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError),
 )
 
 
@@ -115,6 +117,10 @@ def _explained(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path} cannot be read", found=found[:200]) from None
 
 
+#: Bytes by which an archive may grow when it is unpacked: TorchScript's code is compressed, weights are not.
+_UNPACKED = 64 * 2**20
+
+
 @contextmanager
 def _archive(path: Path, allowed: str) -> Iterator[zipfile.ZipFile]:
     """The zip archive that `torch.save` and TorchScript make, found whole."""
@@ -123,6 +129,9 @@ def _archive(path: Path, allowed: str) -> Iterator[zipfile.ZipFile]:
     if not zipfile.is_zipfile(path):
         raise _not_whole(path, head, allowed)
     with zipfile.ZipFile(path) as archive:
+        # Weights are stored as they are; what unpacks to far more is there to fill somebody's memory.
+        if sum(member.file_size for member in archive.infolist()) > path.stat().st_size + _UNPACKED:
+            raise CheckpointError(f"{path} was refused: it unpacks to far more than it holds")
         # Mapping the weights checks nothing, so bit rot would give another model without a word.
         if (damaged := archive.testzip()) is not None:
             raise CheckpointError(f"{path} is damaged", found=f"a wrong checksum in {damaged}")

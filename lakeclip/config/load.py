@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import reprlib
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,7 +43,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 – a SafeLoader
     except OSError as error:
         raise ConfigError(f"cannot read {path}", found=error.strerror or str(error)) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # PyYAML lets through what its constructors raise: a date in month 13, nesting without end.
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid YAML", found=" ".join(str(error).split())) from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} does not hold settings", found=type(content).__name__, allowed="`name: value` lines")
@@ -101,7 +103,7 @@ def _explain(problem: Any, kind: type[Config]) -> str:
         names = [field.name for field in dataclasses.fields(section)] if dataclasses.is_dataclass(section) else []
         near = difflib.get_close_matches(str(problem["loc"][-1]), names, n=1)
         return f"{path}: no such setting" + (f"; did you mean {near[0]}?" if near else f"; known: {', '.join(names)}")
-    return f"{path}: {problem['msg']}, not {problem['input']!r}"
+    return f"{path}: {problem['msg']}, not {reprlib.repr(problem['input'])}"
 
 
 def config_to_dict(config: TrainConfig | FinetuneConfig) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Integer, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from lakeclip.errors import ImageError
+from lakeclip.lake.sources.images import picture_formats
 
 #: Larger images are refused by their header: 270 MB once decoded. Pillow's own threshold for a decompression bomb.
 MAX_PIXELS = 1024**3 // 4 // 3
@@ -123,7 +124,7 @@ def orient(pixels: Pixels, orientation: int) -> Pixels:
 def _open(data: bytes) -> Image.Image:
     """The loaded image (the first of several)."""
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=picture_formats())
         _refuse_bomb(*image.size)
         image.load()
         return image
@@ -158,8 +159,9 @@ def _jpeg_orientation(data: bytes) -> int:
     if not _has_exif(data):
         return 1
     try:
-        return _orientation(Image.open(io.BytesIO(data)))
-    except (OSError, SyntaxError, ValueError):
+        return _orientation(Image.open(io.BytesIO(data), formats=picture_formats()))
+    # As below: broken metadata is no reason to lose the picture.
+    except Exception:
         return 1
 
 

@@ -124,7 +124,7 @@ def load_captions(stored: str | None) -> tuple[str, ...]:
     if stored.startswith("["):
         try:
             values = json.loads(stored)
-        except ValueError:
+        except (ValueError, RecursionError):
             values = None
         if isinstance(values, list) and all(isinstance(value, str) for value in values):
             return tuple(values)

@@ -153,7 +153,9 @@ def remake_image_encoder(origin: dict[str, Any]) -> nn.Module:
             encoder: nn.Module = loaded.create_model(name, pretrained=False, num_classes=0)
             return encoder
         if library == "hf":
-            return HuggingFaceImages(loaded.AutoModel.from_config(_hub_config(loaded, origin["config"])))
+            return HuggingFaceImages(
+                loaded.AutoModel.from_config(_hub_config(loaded, origin["config"]), trust_remote_code=False)
+            )
         return _without_classifier(loaded.get_model(name, weights=None))
     except (ValueError, RuntimeError) as error:
         raise _unobtainable(f"{library}:{name}", error, "a library that still knows it") from None
@@ -164,7 +166,9 @@ def remake_text_encoder(origin: dict[str, Any]) -> nn.Module:
     if origin["library"] == "clip":
         return CLIPText(CLIP(model_config_from_dict(str(origin["name"]), origin["config"])))
     transformers = _library("hf", str(origin["name"]))
-    encoder: nn.Module = transformers.AutoModel.from_config(_hub_config(transformers, origin["config"]))
+    encoder: nn.Module = transformers.AutoModel.from_config(
+        _hub_config(transformers, origin["config"]), trust_remote_code=False
+    )
     return encoder
 
 
@@ -228,9 +232,15 @@ def _quietly() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
+#: What a tower's origin may name, and the module that is. A checkpoint may be a stranger's: nothing else is imported.
+_MODULES = {"torchvision": "torchvision.models", "timm": "timm", "hf": "transformers"}
+
+
 def _library(library: str, name: str) -> Any:
+    if library not in _MODULES:
+        raise ModelError(f"the encoder {name!r} is of no library that lakeclip knows", allowed=", ".join(_MODULES))
     try:
-        return import_module({"torchvision": "torchvision.models", "hf": "transformers"}.get(library, library))
+        return import_module(_MODULES[library])
     except ImportError as error:
         raise ModelError(
             f"the image encoder {name!r} needs {library}, which is not installed",

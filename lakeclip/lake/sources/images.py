@@ -64,7 +64,7 @@ def check_image(data: bytes) -> ImageInfo | str:
         except ValueError:
             pass  # CMYK, or something that libjpeg warns of: Pillow has the last word
     try:
-        with Image.open(io.BytesIO(data), formats=_formats()) as image:
+        with Image.open(io.BytesIO(data), formats=picture_formats()) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise Image.DecompressionBombError
@@ -83,5 +83,6 @@ def check_image(data: bytes) -> ImageInfo | str:
 
 
 @functools.cache
-def _formats() -> tuple[str, ...]:
+def picture_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that are decoded; all others would be drawn, or handed to another program."""
     return tuple(sorted(set(image_suffixes().values())))

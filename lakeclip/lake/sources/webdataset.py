@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import glob
 import json
+import lzma
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Generator, Iterator, Sequence
 from typing import BinaryIO
 
@@ -128,7 +130,7 @@ class Shards(Files):
                             raise EOFError(
                                 f"{member.name} ends after {len(files[extension]):,} of {member.size:,} bytes"
                             )
-        except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        except _BROKEN as error:
             # The sample that was being read is incomplete.
             self._whole = False
             yield path, f"broken archive: {' '.join(str(error).split())}; what follows {current or 'its start'} is lost"
@@ -172,10 +174,38 @@ class Shards(Files):
         return Sample(key, files[images[0]], captions, metadata)
 
 
+#: What a damaged archive, compressed or not, makes its readers raise.
+_BROKEN = (
+    *(tarfile.TarError, EOFError, OSError, ValueError),
+    *(zlib.error, lzma.LZMAError, LookupError, ArithmeticError),
+)
+#: Longer headers (names, pax records) are no headers: tarfile reads them whole, and a compressed one can be any size.
+_MAX_HEADER = 2**20
+_HEADERS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+
+
 class _Member(tarfile.TarInfo):
-    """Remembers why the archive ended: tarfile takes a damaged header for the end and says nothing."""
+    """Remembers why the archive ended: tarfile takes a damaged header for the end and says nothing.
+
+    Refuses headers that would have tarfile go backwards, or fill memory from a few bytes.
+    """
 
     ended_by: Exception | None = None
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        member = super().frombuf(buf, encoding, errors)
+        if member.size < 0 or member.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.InvalidHeaderError("a size below zero, or a sparse file")  # type: ignore[attr-defined]
+        if member.type in _HEADERS and member.size > _MAX_HEADER:
+            raise tarfile.InvalidHeaderError("a header of any length")  # type: ignore[attr-defined]
+        return member
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Member:

@@ -1,0 +1,1 @@
+"""Fuzzing of everything that reads what strangers wrote: see README.md beside this file."""
