@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lakeclip.checkpoints.native import BEST, LAST, Checkpoint, newest_checkpoint
-from lakeclip.config.load import config_to_dict, write_config
+from lakeclip.config.load import config_to_dict, read_recipe, write_config
 from lakeclip.config.schema import DataConfig, FinetuneConfig, ModelConfig, TrainConfig, TrainerConfig
 from lakeclip.data.datamodule import PairDataModule
 from lakeclip.data.quarantine import QUARANTINE, read_quarantine
@@ -37,6 +37,9 @@ from lakeclip.training.repeat import Past
 from lakeclip.training.scores import EvaluationCallback, EvaluationClock
 from lakeclip.training.throughput import Speed, Throughput
 from lakeclip.training.trainer import make_trainer, quiet_lightning, world_size
+
+#: What a run was started with, in its folder.
+CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def train(
     known = past.checkpoint.model_config if past else None
     sizes = checked_sizes(config, known if isinstance(known, ModelConfig) else None)
     checkpoint = _reached(resume)
-    if checkpoint is not None:
+    if checkpoint is not None and resume is not None:
         checkpoint.expect(sizes)
         if checkpoint.is_sigmoid != (config.loss.objective == "sigmoid"):
             raise ConfigError(
@@ -93,7 +96,7 @@ def train(
                 found=f"objective {config.loss.objective}",
                 allowed="the one that the run began with",
             )
-        config = same_global_batches(config, checkpoint)
+        config = same_global_batches(config, checkpoint, read_recipe(resume / CONFIG, type(config)))
     words, version = Tokenizer(sizes.context_length), past.version if past else None
     datamodule = make_datamodule(config.data, sizes.image_resolution, words, token=token, version=version)
     datamodule.setup("fit")
@@ -103,7 +106,7 @@ def train(
 
     module = make_module(config, sizes)
     if is_main():
-        write_config(config, folder / "config.yaml")
+        write_config(config, folder / CONFIG)
     finished = _fit(module, datamodule, config, folder, checkpoint, callbacks=_stop(past, folder), scores=scores)
     _account(finished, config.data)
     return finished
@@ -122,8 +125,8 @@ def finetune(
         LakeclipError: as `train`; also where a tower cannot be had.
     """
     checkpoint = _reached(resume)
-    if checkpoint is not None:
-        config = same_global_batches(config, checkpoint)
+    if checkpoint is not None and resume is not None:
+        config = same_global_batches(config, checkpoint, read_recipe(resume / CONFIG, type(config)))
     module, datamodule = finetune_parts(config, token=token, version=past.version if past else None)
     if past:
         past.check_start(module.start)
@@ -132,7 +135,7 @@ def finetune(
     folder = _run_folder(config.trainer, f"finetuned-{_short(module.model_name)}", resume, verb="finetune")
     _show(datamodule, folder)
     if is_main():
-        write_config(config, folder / "config.yaml")
+        write_config(config, folder / CONFIG)
     callbacks = [*_stop(past, folder), *([keeping] if keeping else [])]
     finished = _fit(module, datamodule, config, folder, checkpoint, callbacks=callbacks, scores=scores)
     _account(finished, config.data)
@@ -152,10 +155,14 @@ def _reached(resume: Path | None) -> Checkpoint | None:
 _Config = TypeVar("_Config", TrainConfig, FinetuneConfig)
 
 
-def same_global_batches(config: _Config, checkpoint: Checkpoint) -> _Config:
+def same_global_batches(config: _Config, checkpoint: Checkpoint, saved: _Config) -> _Config:
     """A configuration that makes, on the devices there are, the global batches that the run had before.
 
     Nothing is changed where another batch size is asked for.
+
+    Args:
+        checkpoint: where the run stands.
+        saved: the run's own configuration, which says what is asked for anew.
 
     Raises:
         ConfigError: the global batch cannot be divided between the devices.
@@ -163,7 +170,7 @@ def same_global_batches(config: _Config, checkpoint: Checkpoint) -> _Config:
     before = checkpoint.lineage["progress"].get("world_size", 1)
     size = checkpoint.lineage["config"]["data"]["batch_size"]
     now = world_size(config.trainer)
-    if now == before or config.data.batch_size != size:
+    if config.data.batch_size != saved.data.batch_size or now * config.data.batch_size == before * size:
         return config
     each, rest = divmod(before * size, now)
     if rest:
