@@ -108,7 +108,8 @@ def measure(lake: Path, work: Path, flags: argparse.Namespace) -> dict[str, Any]
         **figures,
         "date": datetime.date.today().isoformat(),
         "command": shlex.join(["python", "benchmarks/load.py", *_shown(sys.argv[1:])]),
-        "trained": "lakeclip train " + " ".join(f"--{name} {shown.get(name, value)}" for name, value in settings.items()),
+        "trained": "lakeclip train "
+        + " ".join(f"--{name} {shown.get(name, value)}" for name, value in settings.items()),
         "machine": machine(1),
         "versions": {name: version(name) for name in ("torch", "lightning", "deeplake", "simplejpeg")},
         "lake": describe(lake),
@@ -196,17 +197,25 @@ def judge(samples: Sequence[Sample], curve: Sequence[Point], batch_size: int) ->
     twentieth: that one has its validation and its checkpoint behind it, like all later ones.
     """
     steps = curve[-1].step
+    # When loaders have ended, what they shared is their parent's alone: no growth.
+    usual = statistics.mode(sample.num_loaders for sample in samples)
+    whole = [sample for sample in samples if sample.num_loaders == usual or sample.step * _PARTS <= steps]
     parts: list[dict[str, Any]] = []
     for part in range(_PARTS):
-        within = [sample for sample in samples if part * steps < sample.step * _PARTS <= (part + 1) * steps]
+        within = [sample for sample in whole if part * steps < sample.step * _PARTS <= (part + 1) * steps]
         if within:
             parts.append({"part": part + 1, **_most(within)})
     later = [part for part in parts if part["part"] > 1]
+    if len(later) < 2:
+        sys.exit("error: the run was too short to be looked at; make --every less or the lake larger")
     growth = {
         name: round(max(part[name] for part in later) / later[0][name] - 1, 4)
         for name in ("rss", "pss", "uss", "anonymous", "rss_main", "rss_loaders")
     }
-    handles = max(part["handles"] for part in later) - later[0]["handles"]
+    # Batches on their way hold some, now more and now fewer: a leak lifts the fewest.
+    half = len(later) // 2
+    fewest = [part["handles_least"] for part in later]
+    handles = min(fewest[-half:]) - min(fewest[:half])
     rates = list(_rates(curve, batch_size))
     ratio = rates[-1] / rates[0]
     flat, closed, steady = growth["rss"] <= _GROWTH, handles <= 0, ratio >= _LEAST_RATE
@@ -233,7 +242,7 @@ def _most(samples: Sequence[Sample]) -> dict[str, Any]:
         "rss_loaders": round(max(sample.loaders.rss for sample in samples), 1),
         "rss_median": round(statistics.median(one.rss for one in both), 1),
         "handles_main": max(sample.main.handles for sample in samples),
-        "handles_median": statistics.median(one.handles for one in both),
+        "handles_least": min(one.handles for one in both),
     }
 
 

@@ -79,7 +79,9 @@ def _cut(photo: Image.Image, sample: Sample, row: int) -> Sample:
     buffer = io.BytesIO()
     crop.save(buffer, "JPEG", quality=int(random.integers(_QUALITIES[0], _QUALITIES[1] + 1)))
     # Where in the photo, in thirds, and how near: what a caption can say of a crop.
-    place = (int(3 * (start + side / 2) / length) for start, length in zip((top, left), reversed(photo.size), strict=True))
+    place = (
+        int(3 * (start + side / 2) / length) for start, length in zip((top, left), reversed(photo.size), strict=True)
+    )
     down, across = (names[min(2, third)] for names, third in zip((_ROWS_DOWN, _COLUMNS), place, strict=True))
     said = f", {down} {across}, {side / min(photo.size):.0%} of it" + (", mirrored" if mirrored else "")
     captions = tuple(f"{caption}{said}" for caption in sample.captions)
