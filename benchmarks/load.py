@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,7 +105,7 @@ def measure(lake: Path, work: Path, flags: argparse.Namespace) -> dict[str, Any]
     figures = judge(samples, curve, flags.batch_size)
     shown = {"lake": "DIR", "runs": "DIR", "model-config": "benchmarks/models.yaml"}
     return {
-        "claim": "after the first twentieth of an epoch neither memory nor open files grow; the end is as fast as the start",
+        "claim": "after an epoch's first twentieth neither memory nor open files grow; the end is as fast as the start",
         **figures,
         "date": datetime.date.today().isoformat(),
         "command": shlex.join(["python", "benchmarks/load.py", *_shown(sys.argv[1:])]),
@@ -251,7 +252,7 @@ def _rates(curve: Sequence[Point], batch_size: int) -> Iterator[float]:
     first, last = curve[0], curve[-1]
     at = _between(curve)
     marks = [first.step, *(last.step * tenth // 10 for tenth in range(1, 11))]
-    for begin, end in zip(marks, marks[1:], strict=False):
+    for begin, end in pairwise(marks):
         yield (end - begin) * batch_size / (at(end) - at(begin))
 
 
