@@ -3,7 +3,7 @@
     make lock
 
 `demo.lock` is what lakeclip needs, `docs.lock` and `dev.lock` have the site's and the developers' tools besides, and
-`cuda.lock` is what PyTorch's ordinary Linux build needs and its CPU build does not. docs/adr/0018-locks.md says why.
+`cpu.lock` is PyTorch's CPU build; `cuda.lock` is what its ordinary Linux build needs besides. docs/adr/0018-locks.md says why.
 """
 
 from __future__ import annotations
@@ -18,13 +18,10 @@ HERE = Path(__file__).resolve().parent
 EXTRAS = {"dev": ["--extra", "dev"], "docs": ["--extra", "docs"], "demo": []}
 #: What the CPU build of PyTorch does without.
 _CUDA = re.compile(r"(nvidia-|cuda-|triton==)")
-#: Files of CPU builds, which an index other than PyPI may offer under the same version.
-CPU_BUILDS = {
-    "torch==2.13.0": [
-        # torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl
-        "6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",
-    ],
-}
+#: The CPU build, which an index other than PyPI may have: torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl.
+CPU_BUILD = """torch==2.13.0+cpu ; python_full_version == '3.11.*' and sys_platform == 'linux' and platform_machine == 'x86_64' \\
+    --hash=sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
+"""
 
 
 def main() -> None:
@@ -34,9 +31,10 @@ def main() -> None:
     for name, extras in EXTRAS.items():
         lock = HERE / f"{name}.lock"
         kept, cuda = split(resolve(extras, known))
-        lock.write_text("".join(with_cpu_builds(kept)), encoding="utf-8")
+        lock.write_text("".join(kept), encoding="utf-8")
         apart.update(cuda)
         known = known or lock
+    (HERE / "cpu.lock").write_text(CPU_BUILD, encoding="utf-8")
     (HERE / "cuda.lock").write_text("".join(sorted(apart)), encoding="utf-8")
 
 
@@ -56,20 +54,6 @@ def split(resolved: str) -> tuple[list[str], list[str]]:
     """The requirements, each with its hashes as one text: those of every build, and those of CUDA's."""
     found = [text for text in re.split(r"^(?=[A-Za-z0-9])", resolved, flags=re.MULTILINE) if text[:1].isalnum()]
     return [text for text in found if not _CUDA.match(text)], [text for text in found if _CUDA.match(text)]
-
-
-def with_cpu_builds(requirements: list[str]) -> list[str]:
-    """The same, with the hashes of CPU builds besides."""
-    return [
-        text.rstrip("\n")
-        + "".join(f" \\\n    --hash=sha256:{digest}" for digest in CPU_BUILDS.get(_pin(text), []))
-        + "\n"
-        for text in requirements
-    ]
-
-
-def _pin(requirement: str) -> str:
-    return requirement.split()[0].rstrip(";")
 
 
 if __name__ == "__main__":
