@@ -2,8 +2,9 @@
 
     make lock
 
-`demo.lock` is what lakeclip needs, `docs.lock` and `dev.lock` have the site's and the developers' tools besides, and
-`cpu.lock` is PyTorch's CPU build; `cuda.lock` is what its ordinary Linux build needs besides. docs/adr/0018-locks.md says why.
+`demo.lock` is what lakeclip needs, `docs.lock` and `dev.lock` have the site's and the developers' tools besides.
+`cpu.lock` is PyTorch's CPU build; `cuda.lock` is what its ordinary Linux build needs besides.
+docs/adr/0018-locks.md says why.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ EXTRAS = {"dev": ["--extra", "dev"], "docs": ["--extra", "docs"], "demo": []}
 #: What the CPU build of PyTorch does without.
 _CUDA = re.compile(r"(nvidia-|cuda-|triton==)")
 #: The CPU build, which an index other than PyPI may have: torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl.
-CPU_BUILD = """torch==2.13.0+cpu ; python_full_version == '3.11.*' and sys_platform == 'linux' and platform_machine == 'x86_64' \\
+CPU_BUILD = """torch==2.13.0+cpu ; python_full_version == '3.11.*' and platform_machine == 'x86_64' \\
     --hash=sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
 """
 
