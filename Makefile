@@ -9,7 +9,17 @@ BIN    := $(VENV)/bin
 PYTEST      := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 PYTEST_PEER := OMP_NUM_THREADS=1 $(PEER)/bin/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo docs test check unit faults env peer clean
+# PyTorch's CPU build where the index has it; what is locked and nothing else; what the other build needs; ourselves.
+define install
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements/cpu.lock 2>/dev/null || true
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements/$(1).lock
+	$(BIN)/pip check >/dev/null || $(BIN)/pip install --quiet --no-deps --require-hashes -r requirements/cuda.lock
+	$(BIN)/pip check
+	$(BIN)/pip install --quiet --no-deps -e .
+	touch $@
+endef
+
+.PHONY: demo docs test check unit faults env peer lock clean
 
 demo: $(VENV)/.demo             ## train on drawn scenes, evaluate, write a report
 	$(BIN)/lakeclip demo
@@ -22,11 +32,12 @@ test: env peer                  ## the whole suite, in both environments
 	$(PYTEST)
 	$(PYTEST_PEER) tests/parity tests/contract/test_seed_finetune.py
 
-check: env                      ## what CI runs before the tests: style, types, import rules
+check: env                      ## what CI runs before the tests: style, types, import rules, known vulnerabilities
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python requirements/audit.py
 
 unit: env                       ## the quick tests alone
 	$(PYTEST) tests/unit
@@ -41,23 +52,25 @@ peer: $(PEER)/.ready            ## a second environment with open_clip, torchvis
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/pip install --quiet -c constraints.txt -e .
-	touch $@
+$(VENV)/.demo: pyproject.toml requirements/demo.lock | $(VENV)/bin/python
+	$(call install,demo)
 
-$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
-	touch $@ $(VENV)/.demo
+$(VENV)/.docs: pyproject.toml requirements/docs.lock | $(VENV)/bin/python
+	$(call install,docs)
+	touch $(VENV)/.demo
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
-	touch $@ $(VENV)/.demo $(VENV)/.docs
+$(VENV)/.dev: pyproject.toml requirements/dev.lock | $(VENV)/bin/python
+	$(call install,dev)
+	touch $(VENV)/.demo $(VENV)/.docs
 
 $(PEER)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(PEER)
 	$(PEER)/bin/pip install --quiet -e '.[dev,backbones,peer]'
 	$(PEER)/bin/pip install --quiet --no-deps clip-benchmark  # what it names besides is 100 MB for captioning
 	touch $@
+
+lock: env                       ## newer versions of everything, in requirements/*.lock
+	$(BIN)/python requirements/lock.py
 
 clean:
 	rm -rf $(VENV) $(PEER) site

@@ -139,3 +139,43 @@ def test_distillation(words: Path, tmp_path: Path) -> None:
     for way in ways.values():
         assert [run["seed"] for run in way["runs"]] == [0]
         assert 0 <= way["R@1"]["mean"] <= way["R@10"]["mean"] <= 1
+
+
+@pytest.mark.slow
+def test_load(tmp_path: Path) -> None:
+    benchmark("load.py", "--rows", "600", "--lake", tmp_path / "lake", "--make")
+    flags = ["--batch-size", "5", "--val-fraction", "0.1", "--every", "0.05", "--out", tmp_path / "result.json"]
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "load.py", "--lake", tmp_path / "lake", *flags],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode in (0, 1), done.stderr  # so short a run says nothing of the claim
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert (result["lake"]["rows"], result["lake"]["different_images"]) == (600, 600)
+    assert len(result["pairs_per_second_by_tenth"]) == 10
+    assert max(part["loaders"] for part in result["most_by_twentieth"]) == 4  # two that train, two that validate
+    assert str(tmp_path) not in json.dumps(result)
+
+
+def test_a_leak_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from load import Point, Sample, judge
+    from processes import Held
+
+    def run(memory: float, handles: float, slower: float) -> dict[str, object]:
+        """An epoch of 1,000 steps in which these grow from step to step."""
+        samples = [
+            Sample(step, Held(*[500 + memory * step] * 4, 50 + int(handles * step)), Held(100, 100, 100, 100, 10), 2)
+            for step in range(1, 1001)
+        ]
+        return judge(samples, [Point(step, step + slower * step**2) for step in range(1, 1001)], 10)
+
+    assert run(0, 0, 0)["holds"]
+    leaking, opening, slowing = run(0.1, 0, 0), run(0, 0.02, 0), run(0, 0, 1e-4)
+    assert not leaking["memory_is_flat"]
+    assert leaking["handles_do_not_grow"]
+    assert not opening["handles_do_not_grow"]
+    assert opening["memory_is_flat"]
+    assert not slowing["speed_is_kept"]
