@@ -17,6 +17,27 @@ Programming errors (a wrong shape handed to a loss, say) stay `ValueError`, `Typ
 
 from __future__ import annotations
 
+import os
+import re
+
+#: Variables whose values are secrets, by their names; shorter values are no secrets but settings.
+_SECRETS = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY$", re.IGNORECASE)
+_SHORTEST = 6
+_IN_ADDRESSES = (
+    (re.compile(r"(?<=://)[^/@\s]+@"), "***@"),
+    (re.compile(r"(?i)\b([\w-]*(?:token|secret|signature|password|credential|api_?key))=[^&\s'\"]+"), r"\1=***"),
+)
+
+
+def redacted(text: str) -> str:
+    """A text as it may be shown: without the values of secret variables, and of what is secret in addresses."""
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST and _SECRETS.search(name):
+            text = text.replace(value, "***")
+    for pattern, instead in _IN_ADDRESSES:
+        text = pattern.sub(instead, text)
+    return text
+
 
 class LakeclipError(Exception):
     """A user's mistake or a broken input, said in full.
@@ -26,13 +47,15 @@ class LakeclipError(Exception):
         found: what is there instead.
         allowed: what would have been accepted.
         next_step: what to do now, best as a command that works.
+
+    What is secret in them is not shown.
     """
 
     def __init__(self, what: str, *, found: str = "", allowed: str = "", next_step: str = "") -> None:
-        self.what = what
-        self.found = found
-        self.allowed = allowed
-        self.next_step = next_step
+        self.what = redacted(what)
+        self.found = redacted(found)
+        self.allowed = redacted(allowed)
+        self.next_step = redacted(next_step)
         super().__init__(str(self))
 
     def __str__(self) -> str:

@@ -11,6 +11,7 @@ import contextlib
 import os
 import pickle
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -91,7 +92,7 @@ def read_weights_file(path: Path, *, allowed: str) -> Any:
 #: What a damaged archive, or a pickle that makes no sense, makes its readers raise.
 _UNREADABLE = (
     *(OSError, RuntimeError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error),
-    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError),
+    *(AssertionError, struct.error, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError),
 )
 
 

@@ -312,7 +312,8 @@ class PairLoader(DataLoader[Batch]):
                 batch = next(batches)
             except StopIteration:
                 return
-            except RuntimeError as error:
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                # Of one that died while it handed a batch over, the connection tells first.
                 dead = dead_worker(error, getattr(batches, "_workers", ()))
                 if dead is None:
                     raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import time
 from collections.abc import Iterable
 from multiprocessing.process import BaseProcess
 
@@ -17,6 +18,10 @@ _ADVICE = {
 }
 
 
+#: After a connection broke, until the system says how the process at its other end has ended.
+_SECONDS_TO_END = 1.0
+
+
 def dead_worker(error: BaseException, workers: Iterable[BaseProcess] = ()) -> ProcessError | None:
     """A data loader's error about a process of its own that has ended, as one a user can act on.
 
@@ -28,7 +33,13 @@ def dead_worker(error: BaseException, workers: Iterable[BaseProcess] = ()) -> Pr
         None if the error is about something else.
     """
     said = str(error)
-    if not isinstance(error, RuntimeError) or not said.startswith("DataLoader worker"):
+    ended = None
+    if isinstance(error, (ConnectionError, EOFError)):
+        time.sleep(_SECONDS_TO_END)
+        if (ended := next((worker for worker in workers if worker.exitcode), None)) is None:
+            return None
+        said = f"DataLoader worker (pid {ended.pid})"
+    elif not isinstance(error, RuntimeError) or not said.startswith("DataLoader worker"):
         return None
     pid = re.search(r"pid(?:\(s\))? (\d+)", said)
     number = next((worker.exitcode for worker in workers if worker.exitcode), None)

@@ -11,13 +11,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lakeclip.errors import LakeError
+from lakeclip.errors import LakeError, redacted
 from lakeclip.lake import deadline
 from lakeclip.lake.trouble import Trouble, explain_trouble, spare_metadata_service, trouble
 
@@ -295,8 +294,4 @@ def _next_for(path: str) -> str:
 
 
 def one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    token = os.environ.get(TOKEN_VARIABLE)
-    if token:
-        text = text.replace(token, "***")
-    return re.sub(r"(?i)(token|secret|signature)=[^&\s]+", r"\1=***", text)[:400]
+    return redacted(" ".join(str(error).split()) or type(error).__name__)[:400]

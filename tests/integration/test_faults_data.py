@@ -20,7 +20,16 @@ from lakeclip.lake.ingest import fill_lake
 from lakeclip.lake.remote import fetch
 from lakeclip.lake.sources.base import Samples
 from tests.conftest import drawn
-from tests.integration.faults import goes_on, refused_after, row, start, step_of, train_words, wait_for_checkpoint
+from tests.integration.faults import (
+    goes_on,
+    refused,
+    refused_after,
+    row,
+    start,
+    step_of,
+    train_words,
+    wait_for_checkpoint,
+)
 from tests.integration.s3 import BUCKET, Store
 
 NUM_ROWS = 1000

@@ -53,7 +53,8 @@ def progress(run: Path) -> dict[str, int]:
     """How far the run's last checkpoint is."""
     reached = dict(read_checkpoint(run / "checkpoints/last.ckpt").lineage["progress"])
     assert reached.pop("seconds") > 0
-    return reached
+    # What a run on another number of processes shares with it.
+    return {name: reached[name] for name in ("step", "epoch", "samples_seen")}
 
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:

@@ -143,7 +143,7 @@ def test_checkpoints_load_without_running_code(tmp_path: Path) -> None:
     assert content["lakeclip"]["model"]["name"] == "tiny-vit"
     progress = content["lakeclip"]["progress"]
     assert progress.pop("seconds") > 0
-    assert progress == {"step": 2, "epoch": 0, "samples_seen": 8}
+    assert progress == {"step": 2, "epoch": 0, "samples_seen": 8, "world_size": 1}
     restored = CLIPWrapper.load_from_checkpoint(file, weights_only=True)
     for key, value in restored.model.state_dict().items():
         assert isinstance(value, Tensor)
