@@ -39,6 +39,19 @@ def redacted(text: str) -> str:
     return text
 
 
+def printable(text: str, keep: str = "") -> str:
+    """A text as a terminal may have it: one from a stranger may hold what moves the cursor or turns the line round.
+
+    Args:
+        keep: what is left as it is besides.
+    """
+    return "".join(letter if letter.isprintable() or letter in keep else " " for letter in text)
+
+
+def _shown(text: str) -> str:
+    return printable(redacted(text), keep="\n")
+
+
 class LakeclipError(Exception):
     """A user's mistake or a broken input, said in full.
 
@@ -48,14 +61,14 @@ class LakeclipError(Exception):
         allowed: what would have been accepted.
         next_step: what to do now, best as a command that works.
 
-    What is secret in them is not shown.
+    What is secret in them is not shown, nor what a terminal would obey.
     """
 
     def __init__(self, what: str, *, found: str = "", allowed: str = "", next_step: str = "") -> None:
-        self.what = redacted(what)
-        self.found = redacted(found)
-        self.allowed = redacted(allowed)
-        self.next_step = redacted(next_step)
+        self.what = _shown(what)
+        self.found = _shown(found)
+        self.allowed = _shown(allowed)
+        self.next_step = _shown(next_step)
         super().__init__(str(self))
 
     def __str__(self) -> str:

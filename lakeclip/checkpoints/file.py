@@ -1,14 +1,11 @@
 """Files of weights, read without running anything that is in them: `torch.save`'s, safetensors, TorchScript.
 
 `torch.load` with `weights_only` makes tensors and plain values and nothing else; safetensors cannot hold more; of a
-TorchScript archive the tensors are read and the code is left alone (`torchscript.py`). What is written is either whole
-under its name or not there at all, whenever the process or the power ends.
+TorchScript archive the tensors are read and the code is left alone (`torchscript.py`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import pickle
 import re
 import struct
@@ -24,39 +21,17 @@ import torch
 
 from lakeclip.checkpoints.torchscript import is_torchscript, read_torchscript
 from lakeclip.errors import CheckpointError
-
-#: The ending of a file that is being written.
-PART = ".part"
+from lakeclip.files import whole_file
 
 
 def write_torch_file(content: Any, path: Path) -> None:
-    """Write what `torch.save` can, aside, and let it take its place when all of it is on the disk.
+    """Write what `torch.save` can, whole or not at all.
 
     Raises:
         OSError, RuntimeError: it cannot be written; what stood there before still does.
     """
-    part = path.with_name(path.name + PART)
-    try:
-        with part.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            # Else a power failure may leave the new name with nothing behind it.
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    _settle(path.parent)
-
-
-def _settle(folder: Path) -> None:
-    """Have the names in a folder on the disk, where the system lets folders be opened (Windows does not)."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    with whole_file(path) as file:
+        torch.save(content, file)
 
 
 def read_torch_file(path: Path, *, allowed: str) -> Any:
@@ -71,7 +46,7 @@ def read_torch_file(path: Path, *, allowed: str) -> Any:
     with _explained(path), _archive(path, allowed) as archive:
         if is_torchscript(archive):  # which PyTorch would hand to the reader that runs its code
             raise CheckpointError(f"{path} is a TorchScript archive", allowed=allowed)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return _of_its_size(torch.load(path, map_location="cpu", weights_only=True, mmap=True), path)
 
 
 def read_weights_file(path: Path, *, allowed: str) -> Any:
@@ -85,8 +60,8 @@ def read_weights_file(path: Path, *, allowed: str) -> Any:
             return safetensors.torch.load_file(path)
         with _archive(path, allowed) as archive:
             if is_torchscript(archive):
-                return read_torchscript(archive)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                return _of_its_size(read_torchscript(archive), path)
+        return _of_its_size(torch.load(path, map_location="cpu", weights_only=True, mmap=True), path)
 
 
 #: What a damaged archive, or a pickle that makes no sense, makes its readers raise.
@@ -116,6 +91,33 @@ def _explained(path: Path) -> Iterator[None]:
     except _UNREADABLE as error:
         found = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path} cannot be read", found=found[:200]) from None
+
+
+#: Tensors may share what a file holds, as tied weights do; how often, on average.
+_SHARED = 8
+
+
+def _of_its_size(content: Any, path: Path) -> Any:
+    """What a file holds, if its tensors have about as many numbers as the file has: a stride of 0 makes one any size.
+
+    Raises:
+        CheckpointError: they have far more.
+    """
+    claimed, waiting, seen = 0, [content], set[int]()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, torch.Tensor):
+            claimed += value.numel() * value.element_size()
+        elif isinstance(value, (dict, list, tuple, set)) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += value.values() if isinstance(value, dict) else value
+    size = path.stat().st_size
+    if claimed > _SHARED * size + _UNPACKED:
+        raise CheckpointError(
+            f"{path} was refused: its tensors claim far more numbers than it holds",
+            found=f"{claimed / 1e6:,.0f} MB in a file of {size / 1e6:,.1f} MB",
+        )
+    return content
 
 
 #: Bytes by which an archive may grow when it is unpacked: TorchScript's code is compressed, weights are not.

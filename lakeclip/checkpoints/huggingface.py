@@ -121,19 +121,26 @@ def read_huggingface(path: str | Path) -> Foreign:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / 'config.json'} cannot be read", found=str(error).splitlines()[0]) from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder / 'config.json'} is no configuration", found=type(config).__name__)
     if config.get("model_type") != "clip":
         raise CheckpointError(
             f"{folder} holds no CLIP", found=f"model_type {config.get('model_type')!r}", allowed="clip"
         )
-    for part in ("text_config", "vision_config"):
-        activation = (config.get(part) or {}).get("hidden_act", "quick_gelu")
+    parts = {part: config.get(part) or {} for part in ("text_config", "vision_config")}
+    if odd := [part for part, values in parts.items() if not isinstance(values, dict)]:
+        raise CheckpointError(f"{folder / 'config.json'} is no configuration", found=f"{odd[0]} that is no object")
+    for part, values in parts.items():
+        activation = values.get("hidden_act", "quick_gelu")
         if activation != "quick_gelu":
             raise CheckpointError(
                 f"lakeclip would compute other features than transformers with {folder}",
                 found=f"hidden_act {activation!r} in {part}",
                 allowed="quick_gelu",
             )
-    heads = (config.get("text_config") or {}).get("num_attention_heads", 8)
+    heads = parts["text_config"].get("num_attention_heads", 8)
+    if not isinstance(heads, int) or heads < 1:
+        raise CheckpointError(f"{folder / 'config.json'} is no configuration", found=f"num_attention_heads {heads!r}")
     return recognise(path, LAYOUT, from_huggingface(read_state_dict(path, LAYOUT)), heads=heads)
 
 

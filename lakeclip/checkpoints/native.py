@@ -1,25 +1,8 @@
 """lakeclip's own checkpoints: what a training run leaves, and how it becomes a model again.
 
 A checkpoint is Lightning's .ckpt: its "state_dict" holds the model's weights as "model.<OpenAI's key>", and its
-"lakeclip" entry is the lineage, a plain dict that says where the weights came from (the fifth idea of the house):
-
-    format      1
-    version     of lakeclip that wrote it
-    model       name, config (the fields of `ModelConfig`, or of `TowersConfig` for two towers)
-    image_size  side in pixels
-    tokenizer   kind, fingerprint, context_length; files of one that is not CLIP's, by name
-    data        path, version, query, rows; of newer ones total_rows (before the query), train_rows, val_rows; plan, a
-                fingerprint of the order; sources, of each lake or folder path, version, query, rows, total_rows, share;
-                validation, the same of data for that alone, or None
-    config      the whole `TrainConfig` or `FinetuneConfig`, nested
-    progress    step, epoch, samples_seen, seconds; of newer ones world_size, data_epoch, position (pairs into it),
-                total_steps
-    code        of newer ones: version, sources (sha256), commit, changed
-    environment of newer ones: libraries, machine and settings (`training/environment.py`)
-    parts       of newer ones: of the run (`parts.py`)
-    start       of newer fine-tunings: sha256 of the weights that it began with
-
-Everything is read with `weights_only`: loading never runs code from a file.
+"lakeclip" entry is the lineage (`lineage.py`). Everything is read with `weights_only`: loading never runs code from a
+file.
 """
 
 from __future__ import annotations
@@ -28,7 +11,6 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -37,7 +19,9 @@ from torch import Tensor
 
 from lakeclip.checkpoints.file import read_torch_file
 from lakeclip.checkpoints.fit import misfits
-from lakeclip.config.schema import FinetuneConfig, ModelConfig, TrainConfig
+from lakeclip.checkpoints.folder import find_checkpoint, newest_first
+from lakeclip.checkpoints.lineage import FORMAT, missing_entries
+from lakeclip.config.schema import ModelConfig
 from lakeclip.data.transforms import EvalTransform
 from lakeclip.errors import CheckpointError, ModelError
 from lakeclip.models.clip import CLIP
@@ -47,21 +31,6 @@ from lakeclip.text.huggingface import HuggingFaceTokenizer
 from lakeclip.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
-
-FORMAT = 1
-BEST, LAST = Path("checkpoints/best.ckpt"), Path("checkpoints/last.ckpt")
-#: Earlier ones that are kept beside the last (`--keep-last`), in its folder.
-STEPS = "step-*.ckpt"
-#: Of fine-tuning with a test of what is kept: the best weights between its start and its end.
-MIXED = Path("checkpoints/mixed.ckpt")
-
-_ENTRIES: dict[str, tuple[str, ...]] = {
-    "model": ("name", "config"),
-    "tokenizer": ("kind", "fingerprint", "context_length"),
-    "data": ("path", "version", "query", "rows"),
-    "config": (),
-    "progress": ("step", "epoch", "samples_seen"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,133 +72,25 @@ class LoadedModel(NamedTuple):
     transform: EvalTransform
 
 
-def lineage(
-    *,
-    model_name: str,
-    model_config: ModelConfig | TowersConfig,
-    tokenizer: Tokenizer | HuggingFaceTokenizer | None,
-    data_path: str,
-    data_version: str,
-    query: str | None,
-    num_rows: int,
-    account: Mapping[str, Any] | None = None,
-    config: TrainConfig | FinetuneConfig,
-    step: int,
-    epoch: int,
-    samples_seen: int,
-    seconds: float = 0.0,
-    world_size: int = 1,
-    place: Mapping[str, int] | None = None,
-    origin: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """The "lakeclip" entry of a checkpoint, of plain types only.
-
-    Args:
-        tokenizer: that of the data, or None where the user's dataloader makes the token ids.
-        data_path, data_version: of the lake or folder; "" where the user brings a dataloader.
-        num_rows: how many the query kept.
-        account: the further entries of "data", as far as they are known.
-        config: what the run was started with; holds no secret.
-        step, epoch, samples_seen: optimiser steps, passes begun, and pairs over all ranks so far.
-        seconds: wall-clock time of the training so far; 0 where nobody kept it.
-        world_size: processes that train together.
-        place: the further entries of "progress".
-        origin: `code`, `environment`, `parts`, `start`.
-    """
-    words: dict[str, Any] = {"kind": "own", "fingerprint": "", "context_length": 0}
-    if tokenizer is not None:
-        is_clips = isinstance(tokenizer, Tokenizer)
-        words = {
-            "kind": "clip-bpe" if is_clips else "huggingface",
-            "fingerprint": tokenizer.fingerprint,
-            "context_length": tokenizer.context_length,
-        }
-    elif isinstance(model_config, ModelConfig):
-        words["context_length"] = model_config.context_length
-    if isinstance(tokenizer, HuggingFaceTokenizer):
-        words["files"] = tokenizer.files()
-    return {
-        "format": FORMAT,
-        "version": version("lakeclip"),
-        "model": {"name": model_name, "config": dataclasses.asdict(model_config)},
-        "image_size": model_config.image_resolution,
-        "tokenizer": words,
-        "data": {"path": data_path, "version": data_version, "query": query, "rows": num_rows, **(account or {})},
-        "config": dataclasses.asdict(config),
-        "progress": {
-            "step": step,
-            "epoch": epoch,
-            "samples_seen": samples_seen,
-            "seconds": seconds,
-            "world_size": world_size,
-            **(place or {}),
-        },
-        **(origin or {}),
-    }
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint file that a path means: the file itself, or the best of a run folder, or else its last.
-
-    Raises:
-        CheckpointError: nothing is there, or the folder is no run.
-    """
-    path = Path(path)
-    if path.is_dir():
-        for name in (BEST, LAST):
-            if (path / name).is_file():
-                return path / name
-        entries = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir())
-        listed = ", ".join(entries[:8]) + (", …" if len(entries) > 8 else "")
-        raise CheckpointError(
-            f"the folder {path} is not a run with a checkpoint",
-            found=listed or "an empty folder",
-            allowed=f"a run folder with {BEST} or {LAST}, or a .ckpt file",
-            next_step=_one_of_the_runs(path),
-        )
-    if not path.is_file():
-        raise CheckpointError(
-            f"there is no checkpoint at {path}",
-            found="" if path.parent.is_dir() else f"no folder {path.parent} either",
-            allowed="a run folder, or a .ckpt file in its checkpoints/",
-            next_step=_one_of_the_runs(path.parent),
-        )
-    return path
-
-
 def newest_checkpoint(run: Path) -> Checkpoint | None:
     """The newest whole checkpoint of a run, to go on from; None where there is none yet. A damaged one is passed over.
 
     Raises:
         CheckpointError: none of those that there are can be read.
     """
-    paths = [run / LAST, *sorted((run / LAST).parent.glob(STEPS), reverse=True), run / BEST]
     errors: list[CheckpointError] = []
-    whole: list[Checkpoint] = []
-    for path in paths:
-        # From the newest on: the first that is whole.
-        if path.is_file() and not whole:
-            try:
-                whole.append(read_checkpoint(path))
-            except CheckpointError as error:
-                errors.append(error)
-    if errors and not whole:
+    for path in newest_first(run):
+        try:
+            checkpoint = read_checkpoint(path)
+        except CheckpointError as error:
+            errors.append(error)
+            continue
+        for damaged in errors:
+            _log.warning("%s; going on from %s", " ".join(str(damaged).split()), path)
+        return checkpoint
+    if errors:
         raise errors[0]
-    for damaged in errors:
-        _log.warning("%s; going on from %s", " ".join(str(damaged).split()), whole[0].path)
-    return whole[0] if whole else None
-
-
-def _one_of_the_runs(folder: Path) -> str:
-    """A run within a folder, or in `runs` there, to offer instead."""
-    runs = [
-        entry
-        for parent in (folder, folder / "runs")
-        if parent.is_dir()
-        for entry in parent.iterdir()
-        if (entry / BEST).is_file() or (entry / LAST).is_file()
-    ]
-    return f"a run that is there, such as {max(runs, key=lambda run: run.stat().st_mtime)}" if runs else ""
+    return None
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -263,7 +124,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             allowed=f"format {FORMAT}",
             next_step="pip install --upgrade lakeclip",
         )
-    if missing := _missing_entries(entry):
+    if missing := missing_entries(entry):
         raise CheckpointError(f"the lineage in {path} is incomplete", found="without " + ", ".join(missing))
     config = _model_config(path, entry["model"]["config"])
     return Checkpoint(path, cast("dict[str, Any]", entry), config, _weights(path, content.get("state_dict")))
@@ -314,15 +175,33 @@ def build(checkpoint: Checkpoint) -> CLIP | DualEncoder:
     if isinstance(sizes, TowersConfig):
         model = remake(sizes)
     else:
+        _check_layers(checkpoint, sizes)
         try:
-            model = CLIP(sizes, sigmoid=checkpoint.is_sigmoid)
+            # The file says how large, so its weights have to fit before any memory is taken.
+            with torch.device("meta"):
+                _check_fit(checkpoint, CLIP(sizes, sigmoid=checkpoint.is_sigmoid))
         except ModelError as error:
             raise CheckpointError(f"{checkpoint.path} names sizes that no model has", found=error.found) from None
+        model = CLIP(sizes, sigmoid=checkpoint.is_sigmoid)
+    _check_fit(checkpoint, model)
+    model.load_state_dict(checkpoint.state_dict)
+    return model.eval()
+
+
+def _check_layers(checkpoint: Checkpoint, sizes: ModelConfig) -> None:
+    """Every layer has weights, so a file has at least as many of these as it says it has layers."""
+    stages = sizes.vision_layers if isinstance(sizes.vision_layers, tuple) else (sizes.vision_layers,)
+    if (layers := sum(stages) + sizes.transformer_layers) > len(checkpoint.state_dict):
+        raise CheckpointError(
+            f"{checkpoint.path} names sizes that its weights do not have",
+            found=f"{layers:,} layers, and {len(checkpoint.state_dict):,} tensors",
+        )
+
+
+def _check_fit(checkpoint: Checkpoint, model: CLIP | DualEncoder) -> None:
     if found := misfits(model.state_dict(), checkpoint.state_dict):
         name = checkpoint.lineage["model"]["name"]
         raise CheckpointError(f"the weights in {checkpoint.path} do not fit its model, {name}", found=found)
-    model.load_state_dict(checkpoint.state_dict)
-    return model.eval()
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
@@ -333,17 +212,6 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _missing_entries(entry: Mapping[str, Any]) -> list[str]:
-    missing = [] if "image_size" in entry else ["image_size"]
-    for name, fields in _ENTRIES.items():
-        part = entry.get(name)
-        if not isinstance(part, dict):
-            missing.append(name)
-        else:
-            missing += [f"{name}.{field}" for field in fields if field not in part]
-    return missing
 
 
 def _model_config(path: Path, values: Any) -> ModelConfig | TowersConfig:

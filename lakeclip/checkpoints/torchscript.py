@@ -30,6 +30,8 @@ _DTYPES = {
     "LongStorage": torch.int64,
     "ShortStorage": torch.int16,
 }
+#: Of modules and their attributes. OpenAI's largest model has about 30,000.
+_MOST_NAMES = 1_000_000
 
 
 def is_torchscript(archive: zipfile.ZipFile) -> bool:
@@ -52,7 +54,7 @@ def read_torchscript(archive: zipfile.ZipFile) -> dict[str, Tensor]:
         raise ValueError("the TorchScript archive holds no module")
     storages: dict[tuple[str, torch.dtype], Tensor] = {}
     tensors = {}
-    for name, view in _views(root, ""):
+    for name, view in _views(root):
         _, dtype, key, *_ = view.storage
         if (key, dtype) not in storages:
             data = bytearray(archive.read(f"{folder}/data/{key}"))
@@ -101,9 +103,17 @@ def _nothing(*_: Any) -> None:
     return None
 
 
-def _views(module: SimpleNamespace, prefix: str) -> Iterator[tuple[str, _View]]:
-    for name, value in vars(module).items():
+def _views(root: SimpleNamespace) -> Iterator[tuple[str, _View]]:
+    """Tensors by name, in the order of the file."""
+    waiting: list[tuple[str, Any]] = [("", root)]
+    # Modules may be shared; shared within what is shared, a few make any number of names.
+    for _ in range(_MOST_NAMES):
+        if not waiting:
+            return
+        name, value = waiting.pop()
         if isinstance(value, _View):
-            yield prefix + name, value
+            yield name, value
         elif isinstance(value, SimpleNamespace):
-            yield from _views(value, f"{prefix}{name}.")
+            prefix = f"{name}." if name else ""
+            waiting += [(prefix + one, inner) for one, inner in reversed(vars(value).items())]
+    raise ValueError(f"more than {_MOST_NAMES:,} names: no model has so many")

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from lakeclip.cli.output import plain
 from lakeclip.errors import ConfigError, OutputError
 from lakeclip.lake.download.options import DownloadOptions
 
@@ -110,7 +110,7 @@ def _show(report: IngestReport, file: str | None) -> None:
     table.add_column(overflow="fold")
     for source, mapping in report.mapping.items():
         columns = "; ".join(f"{role}: {name}" for role, name in mapping.items())
-        table.add_row("columns of", "", escape(f"{source}: {columns}"))
+        table.add_row("columns of", "", plain(f"{source}: {columns}"))
     table.add_row("rows in", f"{report.rows:,}", f"beside {report.rows_before:,} before" if report.rows_before else "")
     if report.known:
         table.add_row("  in the lake already", f"{report.known:,}", "")
@@ -119,7 +119,7 @@ def _show(report: IngestReport, file: str | None) -> None:
             "  without a usable image", f"{report.unusable.total():,}", "their addresses stay, to be downloaded"
         )
     for reason, count in report.unusable.most_common(10):
-        table.add_row(f"    {escape(reason)}", f"{count:,}", "")
+        table.add_row(f"    {plain(reason)}", f"{count:,}", "")
     if report.without_caption:
         table.add_row(
             "  without caption", f"{report.without_caption:,}", "for evaluation with labels; not for training"
@@ -132,19 +132,19 @@ def _show(report: IngestReport, file: str | None) -> None:
             examples[kind].append(f"{item.key} ({detail})" if detail else item.key)
     for kind, count in report.reasons.most_common():
         more = ", …" if count > len(examples[kind]) else ""
-        table.add_row(f"  {kind}", f"{count:,}", escape(", ".join(examples[kind]) + more))
+        table.add_row(f"  {kind}", f"{count:,}", plain(", ".join(examples[kind]) + more))
     if report.collisions:
         table.add_row("names used twice", f"{len(report.collisions):,}", "")
         for collision in report.collisions[:3]:
-            table.add_row("", "", escape(f"{collision.key}: {_some(collision.paths)}; {collision.outcome}"))
+            table.add_row("", "", plain(f"{collision.key}: {_some(collision.paths)}; {collision.outcome}"))
     if report.ignored:
         suffixes = ", ".join(f"{count:,} {suffix}" for suffix, count in report.ignored.most_common(5))
-        table.add_row("other files", f"{report.ignored.total():,}", escape(suffixes))
+        table.add_row("other files", f"{report.ignored.total():,}", plain(suffixes))
     table.add_row("seconds", f"{report.seconds:,.1f}", f"{report.rows_per_second:,.0f} rows/s")
     console.print(table)
-    console.print(f"columns: {escape(', '.join(f'{name} ({kind})' for name, kind in report.columns.items()))}")
+    console.print(f"columns: {plain(', '.join(f'{name} ({kind})' for name, kind in report.columns.items()))}")
     if file is not None:
-        console.print(f"every file that was left out: {escape(file)}")
+        console.print(f"every file that was left out: {plain(file)}")
     elif report.rejected or report.collisions:
         console.print("--report FILE lists every file that was left out")
     if report.unusable:

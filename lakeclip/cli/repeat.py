@@ -40,7 +40,8 @@ def repeat(config: Config, past: Past) -> None:
     """
     import torch
 
-    from lakeclip.checkpoints.native import LAST, MIXED, read_checkpoint
+    from lakeclip.checkpoints.folder import LAST, MIXED
+    from lakeclip.checkpoints.native import read_checkpoint
     from lakeclip.config.schema import TrainConfig
     from lakeclip.training.repeat import check_unchanged, compare
     from lakeclip.training.run import finetune, train

@@ -71,7 +71,8 @@ def make_report(
         LakeclipError: no checkpoint, a test's data is wrong, or the page cannot be written.
     """
     from lakeclip.checkpoints.exports import FORMATS
-    from lakeclip.checkpoints.native import LAST, MIXED, read_checkpoint
+    from lakeclip.checkpoints.folder import LAST, MIXED
+    from lakeclip.checkpoints.native import read_checkpoint
     from lakeclip.evaluation.account import read_account
     from lakeclip.evaluation.card import write_card
     from lakeclip.evaluation.facts import run_facts

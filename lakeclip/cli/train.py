@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from lakeclip.checkpoints.folder import CONFIG
 from lakeclip.cli.plan import show_plan
 from lakeclip.cli.repeat import refuse_together, repeat, start_of
 from lakeclip.config.load import Config, read_recipe
@@ -99,7 +101,8 @@ def conclude(finished: FinishedRun, verb: str, *, report: bool = True) -> None:
         if finished.scores:
             say(" · ".join(f"{name} {value:.1%}" for name, value in finished.scores.items()) + "\n")
         if finished.interrupted:
-            say(f"stopped after step {finished.steps}\n  go on with: lakeclip {verb} --resume {finished.folder}\n")
+            folder = shlex.quote(str(finished.folder))
+            say(f"stopped after step {finished.steps}\n  go on with: lakeclip {verb} --resume {folder}\n")
         else:
             say(f"trained {finished.steps} steps in {finished.seconds:.0f} s: {finished.folder}\n")
             if report:
@@ -126,9 +129,9 @@ def starting_point(argv: list[str], kind: type[Config]) -> tuple[Config, str | N
     if recipe:
         return read_recipe(recipe, kind), recipe, resume
     if resume:
-        if not (Path(resume) / "config.yaml").is_file():
+        if not (Path(resume) / CONFIG).is_file():
             raise CheckpointError(f"{resume} is not a run's folder: it holds no config.yaml")
-        return read_recipe(Path(resume) / "config.yaml", kind), recipe, resume
+        return read_recipe(Path(resume) / CONFIG, kind), recipe, resume
     return kind(), recipe, resume
 
 
@@ -142,7 +145,7 @@ def _run_of_name(argv: list[str], start: Config) -> str | None:
     if name is None:
         raise ConfigError("--resume auto is asked for, and the run has no name", next_step="--name NAME")
     folder = Path(flag_value(argv, "--runs") or start.trainer.runs) / name
-    return str(folder) if (folder / "config.yaml").is_file() else None
+    return str(folder) if (folder / CONFIG).is_file() else None
 
 
 def mixed(argv: list[str]) -> list[str]:

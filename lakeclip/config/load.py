@@ -14,9 +14,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from lakeclip.config.schema import FinetuneConfig, TrainConfig
 from lakeclip.errors import ConfigError
+from lakeclip.files import whole_file
 
 #: A schema: what a verb is configured by.
 Config = TypeVar("Config", TrainConfig, FinetuneConfig)
+
+#: Wrong settings that an error names.
+_MOST_PROBLEMS = 30
+#: How it shows their values: lists within lists within lists may have more ends than memory has bytes.
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 2
 
 
 class _Loader(yaml.SafeLoader):
@@ -90,7 +97,9 @@ def config_from_dict(
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        lines = [_explain(problem, kind) for problem in error.errors()]
+        problems = error.errors()
+        lines = [_explain(problem, kind) for problem in problems[:_MOST_PROBLEMS]]
+        lines += [f"… and {len(problems) - _MOST_PROBLEMS:,} more"] if len(problems) > _MOST_PROBLEMS else []
         raise ConfigError(f"{where} has settings that cannot be used", found="\n           ".join(lines)) from None
 
 
@@ -103,7 +112,7 @@ def _explain(problem: Any, kind: type[Config]) -> str:
         names = [field.name for field in dataclasses.fields(section)] if dataclasses.is_dataclass(section) else []
         near = difflib.get_close_matches(str(problem["loc"][-1]), names, n=1)
         return f"{path}: no such setting" + (f"; did you mean {near[0]}?" if near else f"; known: {', '.join(names)}")
-    return f"{path}: {problem['msg']}, not {reprlib.repr(problem['input'])}"
+    return f"{path}: {problem['msg']}, not {_REPR.repr(problem['input'])}"
 
 
 def config_to_dict(config: TrainConfig | FinetuneConfig) -> dict[str, Any]:
@@ -116,6 +125,5 @@ def config_to_dict(config: TrainConfig | FinetuneConfig) -> dict[str, Any]:
 
 def write_config(config: TrainConfig | FinetuneConfig, path: Path) -> None:
     """Write a configuration as a recipe that `read_recipe` reads back equal: whole, or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False), encoding="utf-8")
-    part.replace(path)
+    with whole_file(path) as file:
+        file.write(yaml.safe_dump(config_to_dict(config), sort_keys=False).encode())

@@ -137,8 +137,19 @@ class PairDataModule(L.LightningDataModule):
 
     @property
     def now(self) -> Mark:
-        """Where the data stands."""
-        return self._now()
+        """Where the data stands: where the steps since the last mark have led."""
+        if self.trainer is None:
+            return self._mark
+        limit = self.trainer.limit_train_batches
+        batches = self.steps_per_epoch * self.batches_per_step
+        return self._mark.after(
+            self.trainer.global_step,
+            num_rows=self.num_train_rows,
+            global_batch=self._global_batch,
+            max_batches=min(batches, limit) if isinstance(limit, int) else int(batches * limit),
+            # One of them is 1: Lightning accumulates only for modules that leave the optimiser to it.
+            batches_per_step=self.batches_per_step * self.trainer.accumulate_grad_batches,
+        )
 
     @property
     def began(self) -> Mark:
@@ -231,7 +242,7 @@ class PairDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Where the data stands, for a checkpoint: plain numbers."""
-        now = self._now()
+        now = self.now
         return {
             "step": now.step,
             "epoch": now.epoch,
@@ -264,7 +275,7 @@ class PairDataModule(L.LightningDataModule):
         if self.trainer is None:
             self._epochs_by_hand += 1
             return self._epochs_by_hand - 1, 0
-        now = self._now()
+        now = self.now
         return now.epoch, now.position
 
     def _side(self, epoch: int, position: int) -> int | None:
@@ -274,21 +285,6 @@ class PairDataModule(L.LightningDataModule):
         done = epoch * self.steps_per_epoch + position // (self._global_batch * self.batches_per_step)
         return self.sizes.side_at(
             done, self.steps_per_epoch, max_steps=self.trainer.max_steps, max_epochs=self.trainer.max_epochs
-        )
-
-    def _now(self) -> Mark:
-        """Where the steps since the last mark have led."""
-        if self.trainer is None:
-            return self._mark
-        limit = self.trainer.limit_train_batches
-        batches = self.steps_per_epoch * self.batches_per_step
-        return self._mark.after(
-            self.trainer.global_step,
-            num_rows=self.num_train_rows,
-            global_batch=self._global_batch,
-            max_batches=min(batches, limit) if isinstance(limit, int) else int(batches * limit),
-            # One of them is 1: Lightning accumulates only for modules that leave the optimiser to it.
-            batches_per_step=self.batches_per_step * self.trainer.accumulate_grad_batches,
         )
 
 

@@ -14,10 +14,7 @@ from jaxtyping import Float, Integer, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from lakeclip.errors import ImageError
-from lakeclip.lake.sources.images import picture_formats
-
-#: Larger images are refused by their header: 270 MB once decoded. Pillow's own threshold for a decompression bomb.
-MAX_PIXELS = 1024**3 // 4 // 3
+from lakeclip.lake.sources.images import MAX_PIXELS, picture_formats
 
 _EXIF_ORIENTATION = 0x0112
 

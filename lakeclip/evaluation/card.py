@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,9 +47,9 @@ def write_card(
     """
     first = checkpoints[0].relative_to(run) if checkpoints else "checkpoints/best.ckpt"
     lines = [
-        f"# {facts.name}",
+        f"# {_cell(facts.name)}",
         "",
-        f"A model that puts images and texts into one space ({facts.model}), trained with lakeclip.",
+        f"A model that puts images and texts into one space ({_cell(facts.model)}), trained with lakeclip.",
         "",
         "## How to use it",
         "",
@@ -126,7 +127,7 @@ def _account(account: DataAccount) -> list[str]:
     if account.lakes:
         lakes = "; ".join(f"{lake}, version {version}" if version else lake for lake, version in account.lakes)
         query = f", rows for which {_cell(account.query)}" if account.query else ""
-        lines += [f"To cite the data: {lakes}{query}; {account.kept_rows:,} rows.", ""]
+        lines += [f"To cite the data: {_cell(lakes)}{query}; {account.kept_rows:,} rows.", ""]
     return lines
 
 
@@ -143,5 +144,5 @@ def _table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    """A query may hold what ends a cell."""
-    return " ".join(text.replace("|", "\\|").split())
+    """A query or a label may hold what ends a cell, and a stranger's what is a picture, a link, or a script."""
+    return re.sub(r"([\\|\[\]`<])", r"\\\1", " ".join(text.split()))

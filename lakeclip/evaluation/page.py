@@ -8,6 +8,7 @@ from pathlib import Path
 import jinja2
 
 from lakeclip.errors import OutputError
+from lakeclip.files import whole_file
 from lakeclip.lake.survey.tally import percent
 
 
@@ -31,10 +32,9 @@ def write_page(path: Path, page: str) -> Path:
     Raises:
         OutputError: the file cannot be written.
     """
-    part = path.with_name(f"{path.name}.part")
     try:
-        part.write_text(page, encoding="utf-8")
-        part.replace(path)
+        with whole_file(path) as file:
+            file.write(page.encode())
     except OSError as error:
         raise OutputError(f"cannot write {path}", found=error.strerror or str(error)) from None
     return path

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lakeclip.checkpoints.native import LAST
+from lakeclip.checkpoints.folder import LAST
 from lakeclip.data.workers import dead_worker
 from lakeclip.errors import ConfigError, LakeclipError, OutputError
 from lakeclip.training.ranks import Ranks

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 
-from lakeclip.checkpoints.native import LAST
+from lakeclip.checkpoints.folder import LAST
 from lakeclip.data.datamodule import PairDataModule
 from lakeclip.errors import ConfigError
 from lakeclip.evaluation.account import SKIPPED

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from lakeclip.checkpoints.file import write_torch_file
-from lakeclip.checkpoints.native import MIXED
+from lakeclip.checkpoints.folder import MIXED
 from lakeclip.config.schema import KeepConfig
 from lakeclip.data.datamodule import PairDataModule
 from lakeclip.data.order import draw_sample

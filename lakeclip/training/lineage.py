@@ -1,11 +1,11 @@
-"""Where weights come from, written beside them: the fifth idea of the house (layout: `checkpoints/native.py`)."""
+"""Where weights come from, written beside them: the fifth idea of the house (layout: `checkpoints/lineage.py`)."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from lakeclip.checkpoints.native import lineage
+from lakeclip.checkpoints.lineage import lineage
 from lakeclip.checkpoints.parts import differences
 from lakeclip.config.schema import FinetuneConfig, FinetuneOptimizerConfig, TrainConfig
 from lakeclip.data.datamodule import PairDataModule
@@ -39,20 +39,18 @@ def of(module: ContrastiveModule) -> dict[str, Any] | None:
         model_name=module.model_name,
         model_config=config,
         tokenizer=tokenizer,
-        data_path=ours.source.path if ours else "",
-        data_version=ours.source.version if ours else "",
-        query=ours.source.query if ours and isinstance(ours.source, (Lake, Lakes)) else None,
-        num_rows=len(ours.source) if ours else 0,
-        account={**_account(ours), **_sources(ours)} if ours else None,
+        data=_data(ours),
         config=module.run_config or _config_of(module),
-        step=trainer.global_step,
-        epoch=trainer.current_epoch,
-        samples_seen=module.samples_seen,
-        seconds=module.seconds,
-        world_size=trainer.world_size,
-        place=_place(module, ours) if ours else None,
-        origin={"code": code(), "environment": environment(trainer)},
+        progress={
+            "step": trainer.global_step,
+            "epoch": trainer.current_epoch,
+            "samples_seen": module.samples_seen,
+            "seconds": module.seconds,
+            "world_size": trainer.world_size,
+            **(_place(module, ours) if ours else {}),
+        },
     )
+    found |= {"code": code(), "environment": environment(trainer)}
     if (start := module.start or (module.past or {}).get("start")) is not None:
         found["start"] = start
     if ours:
@@ -83,6 +81,20 @@ def _parts(module: ContrastiveModule, data: PairDataModule, now: dict[str, Any])
     if before and before[-1]["world_size"] != trainer.world_size:
         changed["world_size"] = [before[-1]["world_size"], trainer.world_size]
     return [*before, {**own, "changed": changed}] if changed or not before else before
+
+
+def _data(ours: PairDataModule | None) -> dict[str, Any]:
+    if ours is None:  # a user's own dataloader
+        return {"path": "", "version": "", "query": None, "rows": 0}
+    source = ours.source
+    return {
+        "path": source.path,
+        "version": source.version,
+        "query": source.query if isinstance(source, (Lake, Lakes)) else None,
+        "rows": len(source),
+        **_account(ours),
+        **_sources(ours),
+    }
 
 
 def _sources(data: PairDataModule) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from lakeclip.errors import ConfigError, OutputError
+from lakeclip.files import whole_file
 
 #: What the runs are filed under, where the tracker's own variable does not say.
 _PROJECT = "lakeclip"
@@ -174,14 +175,12 @@ class Curves(Logger):
         filled = [{name: value for name, value in row.items() if value != ""} for row in rows]
         self._columns = sorted({"step"}.union(*filled))
         if filled:
-            part = self.path.with_name(self.path.name + ".part")
-            with part.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, self._columns)
-                writer.writeheader()
-                writer.writerows(filled)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self.path)
+            text = io.StringIO()
+            writer = csv.DictWriter(text, self._columns)
+            writer.writeheader()
+            writer.writerows(filled)
+            with whole_file(self.path) as file:
+                file.write(text.getvalue().encode())
         else:
             self.path.unlink(missing_ok=True)
             self._columns = []

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lakeclip.checkpoints.native import LAST, Checkpoint, read_checkpoint, weights_digest
+from lakeclip.checkpoints.folder import LAST
+from lakeclip.checkpoints.native import Checkpoint, read_checkpoint, weights_digest
 from lakeclip.checkpoints.parts import changes_weights, differences, part_of, parts_of_run
 from lakeclip.config.load import config_from_dict
 from lakeclip.config.schema import DataConfig, FinetuneConfig, TrainConfig
@@ -139,7 +140,7 @@ def check_unchanged(past: Past, config: TrainConfig | FinetuneConfig) -> None:
     """
     lineage = past.checkpoint.lineage
     empty = {"data": lineage["data"]}
-    found = differences({**empty, "config": _plain(past.config)}, {**empty, "config": _plain(config)})
+    found = differences({**empty, "config": asdict(past.config)}, {**empty, "config": asdict(config)})
     # Moved data is the same data: its version says so.
     moved = ("config.data.lake", "config.data.folder", "config.data.val_lake")
     other = {name: pair for name, pair in found.items() if changes_weights(name) and name not in moved}
@@ -150,10 +151,6 @@ def check_unchanged(past: Past, config: TrainConfig | FinetuneConfig) -> None:
             allowed="--runs, --name, --num-workers, --lake for a lake that was moved",
             next_step="a run of its own: lakeclip train --recipe RUN/config.yaml",
         )
-
-
-def _plain(config: TrainConfig | FinetuneConfig) -> dict[str, Any]:
-    return asdict(config)
 
 
 def replay_of(checkpoint: Checkpoint, step: int, *, token: str | None = None) -> Replay:

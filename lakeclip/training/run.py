@@ -14,7 +14,8 @@ from typing import TypeVar
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from lakeclip.checkpoints.native import BEST, LAST, Checkpoint, newest_checkpoint
+from lakeclip.checkpoints.folder import BEST, CONFIG, LAST
+from lakeclip.checkpoints.native import Checkpoint, newest_checkpoint
 from lakeclip.config.load import config_to_dict, read_recipe, write_config
 from lakeclip.config.schema import DataConfig, FinetuneConfig, ModelConfig, TrainConfig, TrainerConfig
 from lakeclip.data.datamodule import PairDataModule
@@ -37,9 +38,6 @@ from lakeclip.training.repeat import Past
 from lakeclip.training.scores import EvaluationCallback, EvaluationClock
 from lakeclip.training.throughput import Speed, Throughput
 from lakeclip.training.trainer import make_trainer, quiet_lightning, world_size
-
-#: What a run was started with, in its folder.
-CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def train(
     known = past.checkpoint.model_config if past else None
     sizes = checked_sizes(config, known if isinstance(known, ModelConfig) else None)
     checkpoint = _reached(resume)
-    if checkpoint is not None and resume is not None:
+    if resume and checkpoint:
         checkpoint.expect(sizes)
         if checkpoint.is_sigmoid != (config.loss.objective == "sigmoid"):
             raise ConfigError(
@@ -125,7 +123,7 @@ def finetune(
         LakeclipError: as `train`; also where a tower cannot be had.
     """
     checkpoint = _reached(resume)
-    if checkpoint is not None and resume is not None:
+    if resume and checkpoint:
         config = same_global_batches(config, checkpoint, read_recipe(resume / CONFIG, type(config)))
     module, datamodule = finetune_parts(config, token=token, version=past.version if past else None)
     if past:

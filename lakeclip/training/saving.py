@@ -18,9 +18,10 @@ import lightning as L
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from lakeclip.checkpoints.file import PART, write_torch_file
-from lakeclip.checkpoints.native import LAST, STEPS
+from lakeclip.checkpoints.file import write_torch_file
+from lakeclip.checkpoints.folder import LAST, STEPS
 from lakeclip.config.schema import TrainerConfig
+from lakeclip.files import PART
 from lakeclip.training.callbacks import Stopped
 from lakeclip.training.ema import averaged
 from lakeclip.training.module import ContrastiveModule

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from lakeclip.checkpoints.huggingface import write_huggingface as _write_huggingface
-from lakeclip.checkpoints.native import lineage
+from lakeclip.checkpoints.lineage import lineage
 from lakeclip.config.schema import DataConfig, ModelConfig, TrainConfig
 from lakeclip.models.clip import CLIP
 from lakeclip.text.tokenizer import Tokenizer
@@ -55,14 +55,9 @@ def small_checkpoint() -> bytes:
         model_name="small",
         model_config=SMALL,
         tokenizer=Tokenizer(SMALL.context_length),
-        data_path="lake",
-        data_version="abc@3",
-        query="width > 50",
-        num_rows=10,
+        data={"path": "lake", "version": "abc@3", "query": "width > 50", "rows": 10},
         config=TrainConfig(model="small", data=DataConfig(lake="lake")),
-        step=1,
-        epoch=0,
-        samples_seen=8,
+        progress={"step": 1, "epoch": 0, "samples_seen": 8},
     )
     weights = {f"model.{key}": value for key, value in small_model().state_dict().items()}
     buffer = io.BytesIO()

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from lakeclip.checkpoints.native import LAST
+from lakeclip.checkpoints.folder import LAST
 from lakeclip.evaluation.account import SKIPPED
 from lakeclip.losses import contrastive_loss
 from lakeclip.training import sharding

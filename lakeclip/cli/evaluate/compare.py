@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from rich.markup import escape
 from rich.table import Table
 
-from lakeclip.cli.evaluate.output import console, save, writable
+from lakeclip.cli.output import console, plain, save, writable
 from lakeclip.cli.report import Effort, load_model, retrieve, validation_rows
 from lakeclip.config.schema import DataConfig
 from lakeclip.errors import ConfigError, LakeclipError
@@ -80,7 +79,7 @@ def evaluate_compare(flags: Compare) -> None:
     _show(runs, zeroshot, retrieval)
     for caveat in caveats(runs):
         console().print(f"note: {caveat}")
-    console().print(f"page: {escape(str(write_page(out, page)))}", soft_wrap=True)
+    console().print(f"page: {plain(str(write_page(out, page)))}", soft_wrap=True)
 
 
 # ── what is compared ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -118,7 +117,8 @@ def _records(names: tuple[str, ...]) -> list[RunRecord]:
 
 
 def _record(name: str, given: Path, checkpoint: Checkpoint) -> RunRecord:
-    from lakeclip.checkpoints.native import LAST, read_checkpoint
+    from lakeclip.checkpoints.folder import LAST
+    from lakeclip.checkpoints.native import read_checkpoint
     from lakeclip.evaluation.comparison import RunRecord
     from lakeclip.evaluation.history import read_curves
 
@@ -242,20 +242,20 @@ def _show(runs: list[RunRecord], zeroshot: ZeroShotScores | None, retrieval: Ret
     screen.print(_table("\nwhat differs", runs, settings) if settings else "\nthe runs have the same settings and data")
     screen.print("")
     for run, difference in zip(runs[1:], zeroshot.differences if zeroshot else (), strict=False):
-        screen.print(escape(describe(difference, run.name, runs[0].name)), soft_wrap=True)
+        screen.print(plain(describe(difference, run.name, runs[0].name)), soft_wrap=True)
     if retrieval is not None:
         first = retrieval.results[0]
         among = f"Among {first.num_images:,} images and {first.num_texts:,} captions, the same for all."
-        screen.print(escape(f"{among} {retrieval.about}"), soft_wrap=True)
+        screen.print(plain(f"{among} {retrieval.about}"), soft_wrap=True)
 
 
 def _table(title: str, runs: list[RunRecord], rows: dict[str, list[Any]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), title=title or None, title_justify="left")
     table.add_column("")
     for run in runs:
-        table.add_column(escape(run.name), justify="right")
+        table.add_column(plain(run.name), justify="right")
     for label, values in rows.items():
-        table.add_row(escape(label), *(escape(value) for value in values))
+        table.add_row(plain(label), *(plain(value) for value in values))
     return table
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 from rich.table import Table
 
-from lakeclip.cli.evaluate.output import console, plottable, save, writable
+from lakeclip.cli.output import console, plottable, save, writable
 from lakeclip.cli.report import Effort, load_model
 
 

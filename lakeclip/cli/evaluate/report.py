@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.markup import escape
 
-from lakeclip.cli.evaluate.output import console
+from lakeclip.cli.output import console, plain
 from lakeclip.cli.report import Effort, ZeroShotTest, make_report
 from lakeclip.errors import ConfigError
 
@@ -55,4 +54,4 @@ def evaluate_report(flags: Report) -> None:
     elif flags.label_column or flags.query or flags.classes:
         raise ConfigError("a zero-shot test needs data", next_step="--lake LAKE, beside --label-column COLUMN")
     page, _ = make_report(Path(flags.run), tests, match_column=flags.match_column, effort=flags.effort)
-    console().print(f"report: {escape(str(page))}", soft_wrap=True)
+    console().print(f"report: {plain(str(page))}", soft_wrap=True)

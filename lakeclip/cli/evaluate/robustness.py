@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from rich.markup import escape
 from rich.table import Table
 
-from lakeclip.cli.evaluate.output import console, plottable, save, writable
+from lakeclip.cli.output import console, plain, plottable, save, writable
 from lakeclip.cli.report import Effort, load_model
 from lakeclip.errors import ConfigError
 
@@ -111,7 +110,7 @@ def _show_robustness(result: RobustnessResult) -> None:
     summary.add_row("mean of the copies", f"[bold]{result.mean:.1%}[/]", _drop(result.mean_relative_drop))
     for one in result.shifts:
         about = f"{one.num_samples:,} images; {one.clean:.1%} on the clean ones of its classes"
-        summary.add_row(escape(one.name), f"[bold]{one.top1:.1%}[/]", about)
+        summary.add_row(plain(one.name), f"[bold]{one.top1:.1%}[/]", about)
     summary.add_row("images", f"{result.num_samples:,}")
     if result.num_unlabelled:
         summary.add_row("", "", f"{result.num_unlabelled:,} more have no label and were left out")

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from rich.markup import escape
 from rich.table import Table
 
-from lakeclip.cli.evaluate.output import console, plottable, save, writable
+from lakeclip.cli.output import console, plain, plottable, save, writable
 from lakeclip.cli.report import Effort, ZeroShotTest, load_model, score
 
 if TYPE_CHECKING:
@@ -81,11 +80,11 @@ def _show_zeroshot(result: ZeroShotResult) -> None:
         table.add_row("", "", f"{result.num_undecodable:,} more could not be decoded and were left out")
     sentences = result.templates.templates
     more = f" and {len(sentences) - 1} more" if len(sentences) > 1 else ""
-    table.add_row("prompts", escape(result.templates.name), escape(f"{sentences[0]!r}{more}"))
+    table.add_row("prompts", plain(result.templates.name), plain(f"{sentences[0]!r}{more}"))
     if result.cleaned:
         label, name = next(iter(result.cleaned.items()))
         more = f" and {len(result.cleaned) - 1} more" if len(result.cleaned) > 1 else ""
-        table.add_row("names", "cleaned", escape(f"{label!r} is said {name!r}{more}"))
+        table.add_row("names", "cleaned", plain(f"{label!r} is said {name!r}{more}"))
     screen = console()
     screen.print(table)
     hardest = sorted(result.per_class, key=lambda score: (score.accuracy is None, score.accuracy))
@@ -96,11 +95,11 @@ def _show_zeroshot(result: ZeroShotResult) -> None:
     for one in hardest[:_MAX_SHOWN_CLASSES]:
         wrong, count = taken_for.get(one.name, ("", 0))
         classes.add_row(
-            escape(one.name),
+            plain(one.name),
             f"{one.num_samples:,}",
             "–" if one.accuracy is None else f"{one.accuracy:.0%}",
             "–" if one.precision is None else f"{one.precision:.0%}",
-            escape(f"{wrong} ({count})") if count else "",
+            plain(f"{wrong} ({count})") if count else "",
         )
     screen.print(classes)
     if len(hardest) > _MAX_SHOWN_CLASSES:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import tyro
 
+from lakeclip.checkpoints.folder import CONFIG
 from lakeclip.cli.inspect.arguments import InspectArguments
 from lakeclip.cli.inspect.batch import inspect_batch
 from lakeclip.cli.inspect.checkpoint import inspect_checkpoint
@@ -44,7 +45,7 @@ def _is_checkpoint(what: str) -> bool:
 
 def _is_run(path: Path) -> bool:
     # A lake may well have a column of that name.
-    return (path / "config.yaml").is_file() or any((path / "checkpoints").glob("*.ckpt"))
+    return (path / CONFIG).is_file() or any((path / "checkpoints").glob("*.ckpt"))
 
 
 def _refuse(arguments: InspectArguments, names: tuple[str, ...], what: str) -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from lakeclip.cli.evaluate.output import console, save, writable
-from lakeclip.cli.inspect.lake import plain
+from lakeclip.cli.output import console, plain, save, writable
 from lakeclip.errors import ConfigError
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from lakeclip.cli.evaluate.output import console, save, writable
-from lakeclip.cli.inspect.lake import plain
+from lakeclip.cli.output import console, plain, save, writable
 
 if TYPE_CHECKING:
     from lakeclip.checkpoints.native import Checkpoint
@@ -80,11 +80,10 @@ def _changed_settings(values: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _commands(found: Checkpoint, run: Path) -> list[tuple[str, str]]:
-    from lakeclip.checkpoints.native import LAST
+    from lakeclip.checkpoints.folder import LAST
 
-    path = found.path
+    path, folder = (shlex.quote(str(one)) for one in (found.path, found.path.parent.parent))
     verb = "finetune" if "teacher" in found.lineage["config"] else "train"
-    folder = path.parent.parent
     rows = [("resume", f"lakeclip {verb} --resume {folder}")] if (run / LAST).is_file() else []
     if found.lineage.get("parts"):
         rows += [

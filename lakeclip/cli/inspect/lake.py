@@ -9,10 +9,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from lakeclip.cli.output import plain
 from lakeclip.errors import ConfigError, OutputError
 from lakeclip.lake.survey.tally import percent
 
@@ -270,11 +270,6 @@ def _add(table: Table, label: str, spread: Spread | None) -> None:
 
 def _counts(pairs: Iterable[tuple[str, int]], total: int) -> str:
     return ", ".join(f"{name} {percent(count / total)}" for name, count in pairs)
-
-
-def plain(text: str) -> str:
-    """Text from data as it may be printed: no markup, no line breaks, nothing that a terminal would obey."""
-    return escape("".join(letter if letter.isprintable() else " " for letter in text))
 
 
 def _share(count: int, total: int) -> str:

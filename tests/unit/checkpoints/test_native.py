@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from lakeclip.checkpoints.folder import find_checkpoint
 from lakeclip.checkpoints.layouts import load
-from lakeclip.checkpoints.native import Checkpoint, build, find_checkpoint, lineage, read_checkpoint
+from lakeclip.checkpoints.lineage import lineage
+from lakeclip.checkpoints.native import Checkpoint, build, read_checkpoint
 from lakeclip.config.schema import DataConfig, ModelConfig, TrainConfig
 from lakeclip.errors import CheckpointError
 from lakeclip.lake.sources.scenes import scenes
@@ -29,15 +31,9 @@ def content(config: ModelConfig = TINY, **changes: Any) -> dict[str, Any]:
         model_name="tiny",
         model_config=config,
         tokenizer=Tokenizer(config.context_length),
-        data_path="/lakes/x",
-        data_version="abc@3",
-        query="width > 50",
-        num_rows=1000,
+        data={"path": "/lakes/x", "version": "abc@3", "query": "width > 50", "rows": 1000},
         config=TrainConfig(model="tiny", data=DataConfig(lake="/lakes/x")),
-        step=10,
-        epoch=1,
-        samples_seen=640,
-        seconds=12.5,
+        progress={"step": 10, "epoch": 1, "samples_seen": 640, "seconds": 12.5},
     )
     return {
         "state_dict": state_dict,
@@ -100,7 +96,6 @@ def test_the_lineage_says_where_the_weights_come_from(run: Path) -> None:
         "epoch": 1,
         "samples_seen": 640,
         "seconds": 12.5,
-        "world_size": 1,
     }
 
 
@@ -281,14 +276,9 @@ def test_a_lineage_without_a_lake_or_tokenizer_is_plain_too(tmp_path: Path) -> N
         model_name="RN",
         model_config=TINY_RESNET,
         tokenizer=None,
-        data_path="",
-        data_version="",
-        query=None,
-        num_rows=0,
+        data={"path": "", "version": "", "query": None, "rows": 0},
         config=TrainConfig(),
-        step=0,
-        epoch=0,
-        samples_seen=0,
+        progress={"step": 0, "epoch": 0, "samples_seen": 0},
     )
     path = save(tmp_path / "x.ckpt", content(TINY_RESNET, lakeclip=entry))
     assert read_checkpoint(path).model_config.vision_layers == (1, 1, 1, 1)

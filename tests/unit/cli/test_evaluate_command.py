@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lakeclip.checkpoints.native import lineage
+from lakeclip.checkpoints.lineage import lineage
 from lakeclip.cli.evaluate import run
 from lakeclip.cli.report import Effort, ZeroShotTest, load_model, make_report
 from lakeclip.config.schema import DataConfig, TrainConfig
@@ -42,14 +42,9 @@ def make_run(folder: Path, lake: str, *, seed: int = 0, val_fraction: float = 0.
         model_name="tiny",
         model_config=TINY,
         tokenizer=Tokenizer(24),
-        data_path=lake,
-        data_version="1",
-        query=None,
-        num_rows=40,
+        data={"path": lake, "version": "1", "query": None, "rows": 40},
         config=TrainConfig(model="tiny", data=DataConfig(lake=lake, val_fraction=val_fraction, seed=seed)),
-        step=3,
-        epoch=0,
-        samples_seen=96,
+        progress={"step": 3, "epoch": 0, "samples_seen": 96},
     )
     weights = {f"model.{key}": value for key, value in CLIP(TINY).state_dict().items()}
     torch.save({"state_dict": weights, "lakeclip": entry}, folder / "checkpoints/last.ckpt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -164,3 +165,35 @@ def test_a_configuration_survives_being_written_and_read(
     write_config(config, path)
     assert read_recipe(path) == config
     assert config_from_dict(config_to_dict(config), where="a checkpoint") == config
+
+
+# ── recipes that were made to do harm ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!!python/object/apply:os.system ['touch ran']",
+        "model: !!python/name:os.system",
+        "model: !!python/object/new:os.popen ['touch ran']",
+    ],
+)
+def test_a_recipe_runs_nothing(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "not valid YAML" in str(mistake(tmp_path, text))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_aliases_of_aliases_are_refused_and_take_no_memory(tmp_path: Path) -> None:
+    """A billion laughs: in the file a few hundred bytes, as text 10 to the 30."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30)]
+    tracemalloc.start()
+    error = mistake(tmp_path, "\n".join([*lines, "model: *a29", "data: {lake: *a29, batch_size: *a29}"]))
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
+    assert len(str(error)) < 20_000
+
+
+def test_nesting_without_end_is_not_valid(tmp_path: Path) -> None:
+    assert "not valid YAML" in str(mistake(tmp_path, "model: " + "[" * 50_000))

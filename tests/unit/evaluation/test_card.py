@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 
 from lakeclip.errors import OutputError
+from lakeclip.evaluation.account import DataAccount, Unusable
 from lakeclip.evaluation.card import write_card
 from lakeclip.evaluation.facts import FactGroup, RunFacts
 from lakeclip.evaluation.forgetting import Forgetting, Mix
@@ -53,3 +56,17 @@ def test_a_run_without_scores_says_so(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot write"):
         write_card(tmp_path / "missing", FACTS)
+
+
+EVIL = "![x](https://tracker.example/x.png) [click](javascript:alert(1)) <script>alert(1)</script> `code` a|b \\"
+
+
+def test_whatever_comes_from_data_is_words(tmp_path: Path) -> None:
+    """Whoever shows the card as a page shows no picture, link or script of a caption's."""
+    unusable = (Unusable(EVIL, 1, (EVIL,)),)
+    account = DataAccount(((EVIL, EVIL),), EVIL, 10, 8, 6, 2, None, 12, unusable)
+    facts = RunFacts(EVIL, EVIL, (FactGroup("Data", (("query", EVIL),)),), account=account)
+    card = write_card(tmp_path, facts).read_text()
+    html = MarkdownIt("commonmark", {"html": True}).enable("table").render(card)
+    assert not re.search(r"<(script|img|a)\b", html)
+    assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") == card.count("script>alert")

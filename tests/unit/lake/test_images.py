@@ -5,7 +5,16 @@ import zlib
 
 import pytest
 
-from lakeclip.lake.sources.images import MAX_PIXELS, ImageInfo, check_image, image_suffixes, suffix_of
+from lakeclip.data.decode import decode_image
+from lakeclip.errors import ImageError
+from lakeclip.lake.sources.images import (
+    MAX_PIXELS,
+    ImageInfo,
+    check_image,
+    image_suffixes,
+    picture_formats,
+    suffix_of,
+)
 from tests.unit.lake.pairs import picture
 
 
@@ -64,3 +73,13 @@ def test_pictures_are_known_by_suffixes_and_programs_are_not() -> None:
     assert {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"} <= image_suffixes().keys()
     assert not {".eps", ".pdf", ".mpg", ".txt", ".json"} & image_suffixes().keys()
     assert suffix_of("A/B.JPEG") == ".jpeg"
+
+
+def test_formats_that_run_another_program_are_no_images() -> None:
+    """Pillow hands EPS to Ghostscript, which is a programming language."""
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    assert check_image(eps) == "not an image"
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        decode_image(eps)
+    assert not {"EPS", "WMF", "HDF5", "GRIB", "BUFR"} & set(picture_formats())
+    assert {"JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"} <= set(picture_formats())

@@ -94,3 +94,9 @@ def test_plain_captions_stay_as_they_are(stored: str) -> None:
 def test_halves_of_surrogate_pairs_do_not_reach_the_lake() -> None:
     assert clean_text("a\ud800b") == "a\ufffdb"
     assert clean_text("\ud83d\ude00") == "😀"
+
+
+def test_captions_nested_without_end_are_a_caption() -> None:
+    """As a lake from elsewhere may hold them: JSON's reader gives up, and that is no reason to end a run."""
+    stored = "[" * 100_000
+    assert load_captions(stored) == (stored,)

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import gzip
 import os
+import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from lakeclip.errors import SourceError
 from lakeclip.lake.sources.base import Rejected, Sample
+from lakeclip.lake.sources.images import MAX_FILE_BYTES
 from lakeclip.lake.sources.webdataset import Shards, expand
 from tests.unit.lake.pairs import picture, write_tar
 
@@ -165,3 +169,85 @@ def test_patterns(tmp_path: Path) -> None:
         expand(f"{base}/w-*.tar")
     with pytest.raises(SourceError, match="there is no tar file"):
         Shards("x", [f"{base}/gone.tar"])
+
+
+# ── tars that were made to do harm ──────────────────────────────────────────────────────────────────────────────────
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, **more: str) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    for attribute, value in more.items():
+        setattr(info, attribute, value)
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+PAIR = [("0.jpg", JPG), ("0.txt", "a cat")]
+
+
+def test_names_that_lead_out_of_the_folder_are_only_names(tmp_path: Path) -> None:
+    """Nothing is unpacked to disk."""
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    names = ["../../out.jpg", "/tmp/lakeclip-out.jpg", "a/../../../out.jpg"]
+    path = write_tar(inner / "s.tar", [(name, JPG) for name in names] + [("0.jpg", JPG), ("0.txt", "a cat")])
+    assert [item.key for item in read(path) if isinstance(item, Sample)] == ["0"]
+    assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ["s.tar"]
+    assert not Path("/tmp/lakeclip-out.jpg").exists()
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE])
+def test_links_and_devices_are_passed_over(tmp_path: Path, kind: bytes) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("a secret")
+    path = write_tar(tmp_path / "s.tar", PAIR)
+    path.write_bytes(
+        member("1.jpg", kind, linkname=str(secret)) + member("1.txt", kind, linkname=str(secret)) + path.read_bytes()
+    )
+    assert [item.captions for item in read(path) if isinstance(item, Sample)] == [("a cat",)]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        member("x", tarfile.GNUTYPE_LONGNAME, 8 * 2**30),
+        member("x", tarfile.XHDTYPE, 8 * 2**30),
+        member("x", tarfile.XGLTYPE, 2**21),
+        member("x.jpg", tarfile.GNUTYPE_SPARSE, 512),
+    ],
+    ids=["long name", "pax", "global pax", "sparse"],
+)
+def test_headers_that_would_fill_memory_end_the_archive(tmp_path: Path, header: bytes) -> None:
+    """From a compressed tar of a few kilobytes tarfile would read such a header whole."""
+    path = tmp_path / "s.tar.gz"
+    path.write_bytes(gzip.compress(write_tar(tmp_path / "a.tar", PAIR).read_bytes()[:-10240] + header + bytes(2**23)))
+    tracemalloc.start()
+    reason = read(path)[-1]
+    assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    tracemalloc.stop()
+    assert isinstance(reason, Rejected)
+    assert reason.reason.startswith("broken archive")
+
+
+def test_a_file_of_any_size_is_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "s.tar.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(member("0.jpg", size=MAX_FILE_BYTES + 1))
+        for _ in range(MAX_FILE_BYTES // 2**22 + 1):
+            file.write(bytes(2**22))
+        file.write(bytes(10240))
+    tracemalloc.start()
+    found = read(path)
+    assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    tracemalloc.stop()
+    assert isinstance(found[0], Rejected)
+    assert "too large" in found[0].reason
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000], ids=["lists", "objects"])
+def test_metadata_nested_without_end_is_a_reason(tmp_path: Path, text: str) -> None:
+    path = write_tar(tmp_path / "s.tar", [("0.jpg", JPG), ("0.json", text), ("1.jpg", JPG), ("1.txt", "a dog")])
+    first, second = read(path)
+    assert isinstance(first, Rejected)
+    assert first.reason.startswith("broken JSON")
+    assert isinstance(second, Sample)

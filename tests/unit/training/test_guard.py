@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lakeclip.checkpoints.native import LAST
+from lakeclip.checkpoints.folder import LAST
 from lakeclip.errors import ConfigError
 from lakeclip.evaluation.account import SKIPPED
 from lakeclip.text.tokenizer import tokenize

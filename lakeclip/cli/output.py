@@ -1,4 +1,4 @@
-"""Where an evaluation's figures go: the screen, and a JSON file."""
+"""Where figures go: the screen, and a JSON file."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
-from lakeclip.errors import ConfigError, OutputError
+from lakeclip.errors import ConfigError, OutputError, printable
 
 #: What a plot's name may end with; the suffix says the format.
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
@@ -60,3 +61,8 @@ def console() -> Console:
     """The screen that figures are shown on."""
     # A pipe has no width: there nothing is cut off.
     return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+def plain(text: str) -> str:
+    """Text from data as a `Console` may print it: no markup, no line breaks, nothing that a terminal would obey."""
+    return escape(printable(text))
