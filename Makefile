@@ -32,12 +32,13 @@ test: env peer                  ## the whole suite, in both environments
 	$(PYTEST)
 	$(PYTEST_PEER) tests/parity tests/contract/test_seed_finetune.py
 
-check: env                      ## what CI runs before the tests: style, types, import rules, known vulnerabilities
+check: env                      ## what CI runs before the tests: style, types, import rules, vulnerabilities, licences
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python requirements/audit.py
+	$(BIN)/python requirements/licences.py
 
 unit: env                       ## the quick tests alone
 	$(PYTEST) tests/unit
@@ -71,6 +72,8 @@ $(PEER)/.ready: pyproject.toml
 
 lock: env                       ## newer versions of everything, in requirements/*.lock
 	$(BIN)/python requirements/lock.py
+	$(MAKE) env
+	$(BIN)/python requirements/licences.py --write
 
 clean:
 	rm -rf $(VENV) $(PEER) site

@@ -1,6 +1,7 @@
 """Writes the locks: every package that an environment gets, with the hashes of its files.
 
-    make lock
+    make lock                                  # newer versions of everything
+    .venv/bin/python requirements/lock.py --keep    # those that there are, and what pyproject.toml asks for besides
 
 `demo.lock` is what lakeclip needs, `docs.lock` and `dev.lock` have the site's and the developers' tools besides.
 `cpu.lock` is PyTorch's CPU build; `cuda.lock` is what its ordinary Linux build needs besides.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -31,7 +33,8 @@ def main() -> None:
     known: Path | None = None
     for name, extras in EXTRAS.items():
         lock = HERE / f"{name}.lock"
-        kept, cuda = split(resolve(extras, known))
+        before = lock.read_text(encoding="utf-8") if "--keep" in sys.argv else ""
+        kept, cuda = split(resolve(extras, known, before))
         lock.write_text("".join(kept), encoding="utf-8")
         apart.update(cuda)
         known = known or lock
@@ -39,8 +42,13 @@ def main() -> None:
     (HERE / "cuda.lock").write_text("".join(sorted(apart)), encoding="utf-8")
 
 
-def resolve(extras: list[str], known: Path | None) -> str:
-    """What an environment gets, one requirement with its hashes after another."""
+def resolve(extras: list[str], known: Path | None, before: str) -> str:
+    """What an environment gets, one requirement with its hashes after another.
+
+    Args:
+        known: a lock whose versions are to be taken.
+        before: an earlier result; its versions stay where they can.
+    """
     root = HERE.parent
     command = [sys.executable, "-m", "uv", "pip", "compile", str(root / "pyproject.toml"), *extras]
     command += ["--universal", "--python-version", "3.10", "--no-python-downloads", "--only-binary", ":all:"]
@@ -48,7 +56,11 @@ def resolve(extras: list[str], known: Path | None) -> str:
     command += ["--constraint", str(root / "constraints.txt")]
     if known:
         command += ["--constraint", str(known)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "lock"
+        out.write_text(before, encoding="utf-8")
+        subprocess.run([*command, "--quiet", "--output-file", str(out)], check=True)
+        return out.read_text(encoding="utf-8")
 
 
 def split(resolved: str) -> tuple[list[str], list[str]]:

@@ -82,3 +82,16 @@ def test_a_known_vulnerability_fails_and_silence_is_said() -> None:
     silent = audit(url)  # nobody is there any more
     assert silent.returncode == 0
     assert "COULD NOT ASK" in silent.stdout
+
+
+def test_the_licences_are_those_of_what_is_installed() -> None:
+    pytest.importorskip("piplicenses")
+    checked = subprocess.run([sys.executable, FOLDER / "licences.py"], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_every_locked_package_has_a_licence() -> None:
+    page = (ROOT / "docs/reference/licences.md").read_text(encoding="utf-8")
+    for lock in LOCKS:
+        for name in re.findall(r"^([\w.-]+)==", lock.read_text(encoding="utf-8"), re.MULTILINE):
+            assert re.search(rf"^\| {re.escape(name)} \| \S", page, re.MULTILINE), name
