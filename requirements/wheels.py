@@ -105,9 +105,7 @@ def _attempt(python: str, folder: Path) -> dict[str, Any]:
 def _said(command: list[str], place: Path | None = None) -> str:
     """What a command prints; its errors with it where it fails."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    done = subprocess.run(
-        command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise subprocess.CalledProcessError(done.returncode, command, done.stdout + done.stderr)
     return done.stdout.strip()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from lakeclip.config.schema import ModelConfig
 from lakeclip.lake.ingest import fill_lake
@@ -16,6 +17,10 @@ from lakeclip.lake.sources.scenes import scenes
 # A shell starts what is in the background deaf to Ctrl-C, and so is every process that a test starts to interrupt it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes says more of the machine's other work than of ours.
+settings.register_profile("lakeclip", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("lakeclip")
 
 #: The smallest model that reads CLIP's token ids: made in milliseconds, and good for nothing else.
 TINY = ModelConfig(

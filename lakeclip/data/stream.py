@@ -23,7 +23,7 @@ from lakeclip.data.plan import Plan
 from lakeclip.data.quarantine import Quarantine
 from lakeclip.data.same import same_keys
 from lakeclip.data.transforms import EvalTransform, TrainTransform
-from lakeclip.data.workers import dead_worker
+from lakeclip.data.workers import handed_over
 from lakeclip.errors import DataError, ImageError, LakeclipError
 from lakeclip.lake.dataset import Lake
 from lakeclip.lake.rows import Row, RowSource
@@ -307,20 +307,7 @@ class PairLoader(DataLoader[Batch]):
         batches = super().__iter__()
         if handler is not None:
             signal.signal(signal.SIGCHLD, handler)
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except (RuntimeError, ConnectionError, EOFError) as error:
-                # Of one that died while it handed a batch over, the connection tells first.
-                dead = dead_worker(error, getattr(batches, "_workers", ()))
-                if dead is None:
-                    raise
-                raise dead from None
-            if isinstance(batch, LakeclipError):
-                raise batch
-            yield batch
+        yield from handed_over(batches)
 
 
 class _Guarded(Dataset[Any]):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from multiprocessing.process import BaseProcess
+from typing import Any
 
-from lakeclip.errors import ProcessError
+from lakeclip.errors import LakeclipError, ProcessError
 
 _ADVICE = {
     signal.SIGKILL: "the system kills what takes too much memory (dmesg says so): fewer --num-workers, or a smaller "
@@ -20,6 +21,29 @@ _ADVICE = {
 
 #: After a connection broke, until the system says how the process at its other end has ended.
 _SECONDS_TO_END = 1.0
+
+
+def handed_over(batches: Iterator[Any]) -> Iterator[Any]:
+    """What a data loader's iterator gives, with errors that its processes handed over as values, and their deaths.
+
+    Raises:
+        LakeclipError: one that came instead of a batch.
+        ProcessError: a process has ended.
+    """
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # Of one that died while it handed a batch over, the connection tells first.
+            dead = dead_worker(error, getattr(batches, "_workers", ()))
+            if dead is None:
+                raise
+            raise dead from None
+        if isinstance(batch, LakeclipError):
+            raise batch
+        yield batch
 
 
 def dead_worker(error: BaseException, workers: Iterable[BaseProcess] = ()) -> ProcessError | None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lakeclip.data.transforms import EvalTransform
+from lakeclip.data.workers import handed_over
 from lakeclip.errors import ImageError, LakeclipError, ModelError
 from lakeclip.lake.dataset import Lake
 from lakeclip.lake.rows import Row, RowSource
@@ -193,10 +194,7 @@ def _decoded(batches: _Batches, num_workers: int, *, ahead: int) -> Iterator[_Ba
         loader: DataLoader[Any] = DataLoader(
             batches, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, multiprocessing_context="spawn"
         )
-        for batch in loader:
-            if isinstance(batch, LakeclipError):
-                raise batch
-            yield batch
+        yield from handed_over(iter(loader))
         return
     # Decoders let other threads run. As many as the model has: OMP_NUM_THREADS is heeded by both.
     with ThreadPoolExecutor(torch.get_num_threads()) as threads, ThreadPoolExecutor(1) as maker:

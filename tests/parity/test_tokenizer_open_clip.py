@@ -88,7 +88,7 @@ def test_a_random_corpus(theirs):
         assert ours.encode(text) == theirs.encode(text), repr(text)
 
 
-@settings(max_examples=1_000, deadline=None)
+@settings(max_examples=1_000)
 @given(st.text(max_size=60))
 def test_any_text(text):
     assert Tokenizer().encode(text) == _theirs().encode(text)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lakeclip.data.datamodule import PairDataModule
@@ -29,7 +29,6 @@ def rows(one: Replay, step: int) -> list[int]:
     return list(chain(*(one.stream.plan.rows(span.epoch, np.arange(span.start, span.stop)).tolist() for span in spans)))
 
 
-@settings(deadline=None)
 @given(
     num=st.integers(24, 60),
     batch=st.integers(1, 4),

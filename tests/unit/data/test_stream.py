@@ -112,7 +112,7 @@ def test_a_custom_tokenizers_output_is_passed_on_untouched():
     assert stream[Span(0, 0, 4)].texts.shape == (4, 50)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 60), st.integers(1, 10), st.integers(1, 4), st.integers(0, 60))
 def test_global_batches_are_the_same_for_any_number_of_ranks(num_rows, batch_size, world_size, first):
     """Defect 19: no sharding, so every rank read the same batches and duplicates became false negatives."""

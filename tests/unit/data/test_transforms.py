@@ -133,7 +133,7 @@ def test_reduced_decoding_looks_like_full_decoding(height, width, size):
         assert 10 * np.log10(255**2 / error) > 40
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 8), st.integers(0, 2**64 - 1))
 def test_training_respects_the_orientation(orientation, key):
     exif = Image.Exif()

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import os
 import pickle
+import signal
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from lakeclip.data.transforms import EvalTransform
-from lakeclip.errors import ImageError, LakeError, ModelError
+from lakeclip.errors import ImageError, LakeError, ModelError, ProcessError
 from lakeclip.evaluation.encode import _Batches, _decoded, encode_images, encode_texts
 from lakeclip.lake.rows import Row
 from lakeclip.text.tokenizer import Tokenizer
@@ -64,6 +66,19 @@ def test_no_image_that_can_be_decoded_is_an_error() -> None:
     with pytest.raises(ImageError, match="none of the 3 images") as error:
         encode_images(tiny_clip(), source, TRANSFORM)
     assert "row 100" in error.value.found
+
+
+class KillingSource(MemorySource):
+    def read(self, indices: object) -> list[Row]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+def test_a_worker_that_is_killed_is_named() -> None:
+    with pytest.raises(ProcessError, match=r"was killed \(SIGKILL\)") as error:
+        encode_images(tiny_clip(), KillingSource(scenery(2).samples), TRANSFORM, num_workers=1)
+    assert error.value.found.startswith("process ")
+    assert "--num-workers" in error.value.next_step
 
 
 class DamagedSource(MemorySource):

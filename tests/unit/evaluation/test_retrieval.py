@@ -117,7 +117,7 @@ def test_an_image_without_captions_is_a_candidate_but_no_query() -> None:
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_equals_the_dense_definition(data: st.DataObject) -> None:
     num_images = data.draw(st.integers(1, 5))
     num_texts = data.draw(st.integers(1, 5))
@@ -134,7 +134,7 @@ def test_equals_the_dense_definition(data: st.DataObject) -> None:
 
 
 @given(st.integers(1, 2000))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_tiles_and_the_order_of_the_captions_do_not_matter(tile: int) -> None:
     generator = torch.Generator().manual_seed(tile)
     images = F.normalize(torch.randn(23, 16, generator=generator), dim=1)
@@ -148,7 +148,7 @@ def test_tiles_and_the_order_of_the_captions_do_not_matter(tile: int) -> None:
 
 
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=400), st.integers(1, 5000), st.integers(0, 2**20))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_untied_ranks_are_those_of_sorting(counts: list[int], tile: int, seed: int) -> None:
     """Images with any number of captions, some without, against a plain sort of the whole matrix."""
     if not sum(counts):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lakeclip.errors import LakeError
@@ -62,7 +62,7 @@ def test_rows_by_number(path: Path) -> None:
 @given(
     st.lists(st.tuples(st.binary(max_size=300), st.lists(st.text(), max_size=4), st.text()), min_size=1, max_size=30)
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 def test_what_goes_in_comes_out(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[bytes, list[str], str]]
 ) -> None:

@@ -117,7 +117,7 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
         min_size=1,
     )
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_file_is_paired_or_named(
     tmp_path_factory: pytest.TempPathFactory, tree: dict[tuple[str, str], set[str]]
 ) -> None:

@@ -231,7 +231,7 @@ _TEXT = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters
     st.sampled_from(["\n", "\r\n"]),
     st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_what_csv_writes_comes_back(rows: Sequence[tuple[str, str]], separator: str, end: str, quoting: int) -> None:
     # The writer leaves a lone carriage return unquoted where lines end in newlines.
     assume(quoting == csv.QUOTE_ALL or end == "\r\n" or not any("\r" in text for row in rows for text in row))
@@ -250,7 +250,7 @@ def test_what_csv_writes_comes_back(rows: Sequence[tuple[str, str]], separator: 
 
 
 @given(st.lists(st.dictionaries(_TEXT, st.none() | st.integers() | _TEXT | st.lists(_TEXT)), min_size=1, max_size=6))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_json_lines_come_back(rows: list[dict[str, object]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "t.jsonl")

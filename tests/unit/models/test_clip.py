@@ -112,7 +112,7 @@ def padded_features(model: CLIP, ids: torch.Tensor) -> torch.Tensor:
 
 
 @given(lengths=st.lists(st.integers(2, 16), min_size=1, max_size=9), extra=st.integers(0, 14))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_padding_is_not_computed_and_not_missed(lengths: list[int], extra: int) -> None:
     torch.manual_seed(0)
     model = CLIP(VIT).double().eval()
@@ -144,7 +144,7 @@ def test_float32_features_and_gradients_hold_six_digits_without_padding() -> Non
 
 
 @given(lengths=st.lists(st.integers(1, 77), min_size=1, max_size=60), cost=st.integers(0, 2000))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_captions_are_grouped_at_the_least_cost(lengths: list[int], cost: int) -> None:
     lengths.sort()
     groups = group_lengths(lengths, cost)

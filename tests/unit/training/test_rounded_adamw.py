@@ -27,7 +27,7 @@ def train(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], step
         optimizer.step()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     lr=st.floats(1e-6, 1e-1),
     beta1=st.floats(0, 0.99),
