@@ -142,13 +142,15 @@ class PairDataModule(L.LightningDataModule):
             return self._mark
         limit = self.trainer.limit_train_batches
         batches = self.steps_per_epoch * self.batches_per_step
+        most = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        # Of ours a step takes all of its batches or none, so they count as one. Lightning accumulates only for modules
+        # that leave the optimiser to it; then ours are one, and an epoch's last step may have fewer of its.
         return self._mark.after(
             self.trainer.global_step,
             num_rows=self.num_train_rows,
-            global_batch=self._global_batch,
-            max_batches=min(batches, limit) if isinstance(limit, int) else int(batches * limit),
-            # One of them is 1: Lightning accumulates only for modules that leave the optimiser to it.
-            batches_per_step=self.batches_per_step * self.trainer.accumulate_grad_batches,
+            global_batch=self._global_batch * self.batches_per_step,
+            max_batches=most // self.batches_per_step,
+            batches_per_step=self.trainer.accumulate_grad_batches,
         )
 
     @property

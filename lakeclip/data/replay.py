@@ -44,13 +44,8 @@ class Replay:
 
     def place(self, step: int) -> Mark:
         """Where the data stands before a step, counted from 1."""
-        return self.began.after(
-            step - 1,
-            num_rows=len(self.stream),
-            global_batch=self.batch_size * self.world_size,
-            max_batches=self.steps_per_epoch * self.batches_per_step,
-            batches_per_step=self.batches_per_step,
-        )
+        a_step = self.batch_size * self.world_size * self.batches_per_step
+        return self.began.after(step - 1, num_rows=len(self.stream), global_batch=a_step)
 
     def spans(self, step: int) -> Iterator[tuple[int, int, Span]]:
         """What a step is made of, as (batch of the step, process, span), by the samplers that the processes have."""

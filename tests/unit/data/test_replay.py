@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from lakeclip.data.datamodule import PairDataModule
 from lakeclip.data.progress import Mark
 from lakeclip.data.replay import Replay
+from lakeclip.data.stream import TrainSpans
 from lakeclip.data.transforms import TrainTransform
 from lakeclip.evaluation.batch_page import BatchAccount, shown_samples, write_batch_page
 from tests.unit.data.sources import MemorySource
@@ -77,3 +78,30 @@ def test_the_crop_lies_within_the_image(step: int) -> None:
         side, where = sample.crop.split(" at ")
         left, top = map(int, where.split(", "))
         assert max(left, top) + int(side.split(" × ")[0]) <= 8
+
+
+@given(
+    num=st.integers(16, 90),
+    begun=st.integers(0, 40),
+    batch=st.integers(1, 6),
+    world=st.integers(1, 2),
+    per_step=st.integers(1, 3),
+)
+def test_an_epoch_gone_on_with_in_other_batches_ends_where_its_sampler_does(
+    num: int, begun: int, batch: int, world: int, per_step: int
+) -> None:
+    """Steps were counted by batches, and those of the last one did not always make a step."""
+    a_step = batch * world * per_step
+    source = MemorySource(num)
+    data = PairDataModule(source, image_size=8, batch_size=batch if a_step <= num else 1)
+    if a_step > num:
+        return
+    one = Replay(data.train_stream, data.sizes, Mark(4, 2, begun, 99), batch, world, per_step, -1, 2)
+    spans = TrainSpans(
+        data.train_stream, batch, rank=0, world_size=world, place=lambda: (2, begun), batches_per_step=per_step
+    )
+    steps = len(list(spans)) // per_step
+    places = [one.place(5 + step) for step in range(steps + 1)]
+    assert [place.epoch for place in places] == [2] * steps + [3]
+    assert [place.position for place in places[:-1]] == [begun + a_step * step for step in range(steps)]
+    assert places[-1] == Mark(4 + steps, 3, 0, 99 + steps * a_step)
