@@ -15,7 +15,7 @@ from lakeclip.data.datamodule import PairDataModule
 from lakeclip.data.progress import Mark
 from lakeclip.data.replay import Replay
 from lakeclip.data.transforms import TrainTransform
-from lakeclip.evaluation.batch_page import BatchAccount, shown_samples, write_batch_page
+from lakeclip.evaluation.pages.batch_page import BatchAccount, shown_samples, write_batch_page
 from tests.unit.data.sources import MemorySource
 
 
