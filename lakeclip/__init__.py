@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lakeclip.text.tokenizer import tokenize as tokenize
     from lakeclip.training.finetune import CustomCLIPWrapper as CustomCLIPWrapper
     from lakeclip.training.module import CLIPWrapper as CLIPWrapper
-    from lakeclip.training.scores import EvaluationCallback as EvaluationCallback
+    from lakeclip.training.watching.scores import EvaluationCallback as EvaluationCallback
 
 _HOME = {
     "available_models": "lakeclip.models.zoo",
@@ -36,7 +36,7 @@ _HOME = {
     "open_lake": "lakeclip.lake.dataset",
     "CLIPWrapper": "lakeclip.training.module",
     "CustomCLIPWrapper": "lakeclip.training.finetune",
-    "EvaluationCallback": "lakeclip.training.scores",
+    "EvaluationCallback": "lakeclip.training.watching.scores",
     "EvaluationConfig": "lakeclip.config.schema",
     "PairDataModule": "lakeclip.data.datamodule",
     "TextImageDataModule": "lakeclip.data.seed",

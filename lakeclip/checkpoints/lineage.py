@@ -12,7 +12,7 @@ config      the whole `TrainConfig` or `FinetuneConfig`, nested; it holds no sec
 progress    step, epoch, samples_seen, seconds; of newer ones world_size, data_epoch, position (pairs into it),
             total_steps
 code        of newer ones: version, sources (sha256), commit, changed
-environment of newer ones: libraries, machine and settings (`training/environment.py`)
+environment of newer ones: libraries, machine and settings (`training/recovery/environment.py`)
 parts       of newer ones: of the run (`parts.py`)
 start       of newer fine-tunings: sha256 of the weights that it began with
 """

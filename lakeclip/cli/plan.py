@@ -11,7 +11,7 @@ from lakeclip.config.schema import FinetuneConfig, TrainConfig
 from lakeclip.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lakeclip.training.plan import Plan
+    from lakeclip.training.planning.plan import Plan
 
 
 def show_plan(config: TrainConfig | FinetuneConfig) -> None:
@@ -28,14 +28,14 @@ def show_plan(config: TrainConfig | FinetuneConfig) -> None:
             found=f"WORLD_SIZE={os.environ['WORLD_SIZE']}",
             next_step=f"without torchrun: {' '.join(['lakeclip', verb, '--dry-run', *flags])}",
         )
-    from lakeclip.training.plan import make_plan
+    from lakeclip.training.planning.plan import make_plan
 
     sys.stdout.write(in_words(make_plan(config, token=os.environ.get("ACTIVELOOP_TOKEN"))))
 
 
 def in_words(plan: Plan) -> str:
     """The plan as a page of text, warnings last."""
-    from lakeclip.training.doubts import doubts
+    from lakeclip.training.planning.doubts import doubts
 
     lines = [plan.data.rstrip("\n"), ""]
     for name, facts in (

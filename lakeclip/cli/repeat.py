@@ -12,7 +12,7 @@ from lakeclip.config.load import Config
 from lakeclip.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from lakeclip.training.repeat import Past, Verdict
+    from lakeclip.training.recovery.repeat import Past, Verdict
 
 
 def start_of(path: str, kind: type[Config]) -> tuple[Config, Past]:
@@ -21,7 +21,7 @@ def start_of(path: str, kind: type[Config]) -> tuple[Config, Past]:
     Raises:
         CheckpointError: the run cannot be repeated, or is another verb's.
     """
-    from lakeclip.training.repeat import read_past
+    from lakeclip.training.recovery.repeat import read_past
 
     past = read_past(path)
     if not isinstance(past.config, kind):
@@ -43,7 +43,7 @@ def repeat(config: Config, past: Past) -> None:
     from lakeclip.checkpoints.folder import LAST, MIXED
     from lakeclip.checkpoints.native import read_checkpoint
     from lakeclip.config.schema import TrainConfig
-    from lakeclip.training.repeat import check_unchanged, compare
+    from lakeclip.training.recovery.repeat import check_unchanged, compare
     from lakeclip.training.run import finetune, train
 
     check_unchanged(past, config)

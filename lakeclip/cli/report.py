@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lakeclip.checkpoints.native import LoadedModel
     from lakeclip.evaluation.embedding_map import EmbeddingMap
     from lakeclip.evaluation.encode import EncodedImages
-    from lakeclip.evaluation.report import ZeroShotSection
+    from lakeclip.evaluation.pages.report import ZeroShotSection
     from lakeclip.evaluation.retrieval import RetrievalResult
     from lakeclip.lake.dataset import Lake
     from lakeclip.lake.rows import RowSource
@@ -73,13 +73,13 @@ def make_report(
     from lakeclip.checkpoints.exports import FORMATS
     from lakeclip.checkpoints.folder import LAST, MIXED
     from lakeclip.checkpoints.native import read_checkpoint
-    from lakeclip.evaluation.account import read_account
-    from lakeclip.evaluation.card import write_card
-    from lakeclip.evaluation.facts import run_facts
     from lakeclip.evaluation.forgetting import read_forgetting
-    from lakeclip.evaluation.gallery import retrieval_gallery
-    from lakeclip.evaluation.history import read_curves
-    from lakeclip.evaluation.report import RetrievalSection, write_report
+    from lakeclip.evaluation.pages.account import read_account
+    from lakeclip.evaluation.pages.card import write_card
+    from lakeclip.evaluation.pages.facts import run_facts
+    from lakeclip.evaluation.pages.gallery import retrieval_gallery
+    from lakeclip.evaluation.pages.history import read_curves
+    from lakeclip.evaluation.pages.report import RetrievalSection, write_report
     from lakeclip.models.clip import CLIP
 
     effort = effort or Effort()
@@ -235,9 +235,9 @@ def score(
 ) -> ZeroShotSection:
     """Run a zero-shot test."""
     from lakeclip.evaluation.labels import parse_classes, read_labels
+    from lakeclip.evaluation.pages.report import ZeroShotSection
     from lakeclip.evaluation.prompts import find_templates
     from lakeclip.evaluation.remembered import remembered_classifiers
-    from lakeclip.evaluation.report import ZeroShotSection
     from lakeclip.evaluation.zeroshot import zero_shot
     from lakeclip.lake.dataset import open_lake
 

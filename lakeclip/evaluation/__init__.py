@@ -12,17 +12,9 @@ retrieval   images to captions and back
 probe       a line through the features
 robustness  zero-shot on copies made worse, and on other lakes
 corruptions how they are made worse
-plots       results as pictures
-gallery     examples of retrieval, to look at
 embedding_map  where a model puts images
-history     what a run recorded while it trained
-account     what became of a run's rows
-facts       where a model comes from, as a table
-charts      curves as SVG
-report      report.html
-card        MODEL_CARD.md
+forgetting  what was known before, and after
 significance   whether a difference is more than chance
 comparison  several runs side by side
-comparison_page  … as a page
-lake_page   what is in a lake, for `lakeclip inspect --html`
+pages/      all of it for people: reports, cards, what is in a lake or in a batch
 """

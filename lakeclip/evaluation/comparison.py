@@ -12,9 +12,9 @@ from jaxtyping import Bool
 
 from lakeclip.data.transforms import EvalTransform
 from lakeclip.evaluation.classifier import classifier_weights, classify
-from lakeclip.evaluation.history import Curves
 from lakeclip.evaluation.labelled import encode_labelled
 from lakeclip.evaluation.labels import Labels
+from lakeclip.evaluation.pages.history import Curves
 from lakeclip.evaluation.prompts import TemplateSet
 from lakeclip.evaluation.retrieval import RetrievalResult
 from lakeclip.evaluation.significance import Difference, adjust, paired_difference

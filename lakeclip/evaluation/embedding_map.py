@@ -18,7 +18,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lakeclip.evaluation.charts import MAX_SERIES
+from lakeclip.evaluation.pages.charts import MAX_SERIES
 
 #: So many images are a map that can be read, made in seconds.
 MAX_IMAGES = 1000

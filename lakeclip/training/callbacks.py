@@ -26,7 +26,7 @@ from rich.progress import (
 
 from lakeclip.errors import ConfigError
 from lakeclip.training.module import ContrastiveModule
-from lakeclip.training.throughput import Throughput
+from lakeclip.training.watching.throughput import Throughput
 
 
 class RunProgress(ProgressBar):

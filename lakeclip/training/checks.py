@@ -13,7 +13,7 @@ from lakeclip.errors import ConfigError, DeviceError, ModelError
 from lakeclip.models.zoo import model_config
 from lakeclip.text.tokenizer import Tokenizer
 from lakeclip.training import sharding
-from lakeclip.training.eight_bit import require_torchao
+from lakeclip.training.adam.eight_bit import require_torchao
 
 
 def sized_model(config: TrainConfig) -> ModelConfig:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from lakeclip.checkpoints.folder import LAST
 from lakeclip.data.datamodule import PairDataModule
 from lakeclip.errors import ConfigError
-from lakeclip.evaluation.account import SKIPPED
+from lakeclip.evaluation.pages.account import SKIPPED
 from lakeclip.lake.several import Lakes
 from lakeclip.training.gradients import Agreed
 from lakeclip.training.microbatch import StepResult

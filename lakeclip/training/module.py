@@ -29,7 +29,7 @@ from lakeclip.models.clip import CLIP, unit
 from lakeclip.models.dual_encoder import DualEncoder
 from lakeclip.models.pretrained import TowersConfig
 from lakeclip.models.zoo import model_config, model_config_from_dict
-from lakeclip.training import lineage, sharding
+from lakeclip.training import sharding
 from lakeclip.training.gradients import Agreed, agree, clip, gradients
 from lakeclip.training.guard import Guard
 from lakeclip.training.microbatch import Loss, backward_through_batch
@@ -39,6 +39,7 @@ from lakeclip.training.optimizers import (
     store_text_in_bfloat16,
     with_paper_values,
 )
+from lakeclip.training.recovery import lineage
 from lakeclip.training.schedule import warmup_cosine, warmup_steps
 
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from lakeclip.config.schema import OptimizerConfig
 from lakeclip.models.clip import CLIP
-from lakeclip.training.eight_bit import BLOCK, eight_bit_adamw
-from lakeclip.training.rounded_adamw import RoundedAdamW
+from lakeclip.training.adam.eight_bit import BLOCK, eight_bit_adamw
+from lakeclip.training.adam.rounded_adamw import RoundedAdamW
 
 #: exp(logit_scale) may not pass 100; there is no lower bound (section 2.5).
 MAX_LOGIT_SCALE = math.log(100)

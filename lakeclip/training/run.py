@@ -26,18 +26,18 @@ from lakeclip.lake.pairs import describe
 from lakeclip.text.tokenizer import Tokenizer
 from lakeclip.training.callbacks import GracefulStop, StopAt, Stopped
 from lakeclip.training.checks import checked_sizes
-from lakeclip.training.faults import explained, full_disks_are_not_for_threads
 from lakeclip.training.guard import Guard
-from lakeclip.training.keeping import keeping_of
-from lakeclip.training.loggers import check_trackers, end_loggers, is_main, make_loggers
 from lakeclip.training.module import ContrastiveModule
 from lakeclip.training.optimizers import state_bytes
 from lakeclip.training.parts import finetune_parts, make_datamodule, make_module
-from lakeclip.training.ranks import Ranks
-from lakeclip.training.repeat import Past
-from lakeclip.training.scores import EvaluationCallback, EvaluationClock
-from lakeclip.training.throughput import Speed, Throughput
+from lakeclip.training.recovery.faults import explained, full_disks_are_not_for_threads
+from lakeclip.training.recovery.ranks import Ranks
+from lakeclip.training.recovery.repeat import Past
 from lakeclip.training.trainer import make_trainer, quiet_lightning, world_size
+from lakeclip.training.watching.keeping import keeping_of
+from lakeclip.training.watching.loggers import check_trackers, end_loggers, is_main, make_loggers
+from lakeclip.training.watching.scores import EvaluationCallback, EvaluationClock
+from lakeclip.training.watching.throughput import Speed, Throughput
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from lakeclip.config.schema import TrainerConfig
 from lakeclip.training import sharding
 from lakeclip.training.callbacks import CompileTime, GracefulStop, RunProgress, ValidateAtEnd
 from lakeclip.training.ema import AveragedWeights
-from lakeclip.training.saving import Saving, WholeFiles
-from lakeclip.training.scores import EvaluationClock
-from lakeclip.training.throughput import Throughput
+from lakeclip.training.recovery.saving import Saving, WholeFiles
+from lakeclip.training.watching.scores import EvaluationClock
+from lakeclip.training.watching.throughput import Throughput
 
 #: Lightning's names.
 _PRECISION = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}

@@ -10,8 +10,8 @@ import pytest
 
 from lakeclip.cli.app import main
 from lakeclip.config.schema import DataConfig, OptimizerConfig, TrainConfig, TrainerConfig
-from lakeclip.training.doubts import doubts
-from lakeclip.training.plan import make_plan
+from lakeclip.training.planning.doubts import doubts
+from lakeclip.training.planning.plan import make_plan
 from tests.integration.test_train import start, words
 
 

@@ -119,8 +119,8 @@ def test_a_rank_that_is_killed_under_torchrun(rank: int, pairs_lake: Path, tmp_p
 BUSY = """
 import os, sys, time, ctypes
 import torch.distributed as dist
-from lakeclip.training.ranks import Ranks
-from lakeclip.training.faults import explained
+from lakeclip.training.recovery.ranks import Ranks
+from lakeclip.training.recovery.faults import explained
 from pathlib import Path
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from lakeclip.checkpoints.folder import LAST
-from lakeclip.evaluation.account import SKIPPED
+from lakeclip.evaluation.pages.account import SKIPPED
 from lakeclip.losses import contrastive_loss
 from lakeclip.training import sharding
 from lakeclip.training.gradients import agree

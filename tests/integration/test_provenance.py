@@ -22,7 +22,7 @@ from lakeclip.lake.dataset import open_lake
 from lakeclip.lake.ingest import fill_lake
 from lakeclip.lake.sources.base import Samples
 from lakeclip.text.tokenizer import tokenize
-from lakeclip.training.repeat import replay_of
+from lakeclip.training.recovery.repeat import replay_of
 from tests.conftest import drawn
 from tests.integration.test_train import start, words
 

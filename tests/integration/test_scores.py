@@ -25,10 +25,10 @@ from lakeclip.data.transforms import EvalTransform
 from lakeclip.errors import ConfigError, DataError, LakeError, OutputError
 from lakeclip.models.clip import CLIP
 from lakeclip.text.tokenizer import Tokenizer
-from lakeclip.training import loggers
-from lakeclip.training.examination import Examination
 from lakeclip.training.run import FinishedRun, train
-from lakeclip.training.scores import SHARE, EvaluationCallback, next_step
+from lakeclip.training.watching import loggers
+from lakeclip.training.watching.examination import Examination
+from lakeclip.training.watching.scores import SHARE, EvaluationCallback, next_step
 from tests.conftest import TINY
 from tests.integration.processes import on_processes
 from tests.unit.training.test_guard import batches

@@ -50,8 +50,8 @@ class Compare:
 def evaluate_compare(flags: Compare) -> None:
     """`lakeclip evaluate compare`."""
     from lakeclip.evaluation.comparison import caveats, differing_settings, same_data
-    from lakeclip.evaluation.comparison_page import render_comparison
-    from lakeclip.evaluation.page import write_page
+    from lakeclip.evaluation.pages.comparison_page import render_comparison
+    from lakeclip.evaluation.pages.page import write_page
 
     if flags.lake is None and (flags.label_column or flags.query or flags.classes):
         raise ConfigError("a zero-shot test needs data", next_step="--lake LAKE, beside --label-column COLUMN")
@@ -93,7 +93,7 @@ def _records(names: tuple[str, ...]) -> list[RunRecord]:
         CheckpointError: a folder or a file is none.
     """
     from lakeclip.checkpoints.native import read_checkpoint
-    from lakeclip.evaluation.charts import MAX_SERIES
+    from lakeclip.evaluation.pages.charts import MAX_SERIES
 
     if not 2 <= len(names) <= MAX_SERIES:
         raise ConfigError(
@@ -120,7 +120,7 @@ def _record(name: str, given: Path, checkpoint: Checkpoint) -> RunRecord:
     from lakeclip.checkpoints.folder import LAST
     from lakeclip.checkpoints.native import read_checkpoint
     from lakeclip.evaluation.comparison import RunRecord
-    from lakeclip.evaluation.history import read_curves
+    from lakeclip.evaluation.pages.history import read_curves
 
     folder = checkpoint.path.parent.parent
     curves = read_curves(folder / "metrics.csv")
@@ -213,8 +213,8 @@ def _retrieval(runs: list[RunRecord], flags: Compare) -> RetrievalScores | None:
 
 def _show(runs: list[RunRecord], zeroshot: ZeroShotScores | None, retrieval: RetrievalScores | None) -> None:
     from lakeclip.evaluation.comparison import differing_settings
-    from lakeclip.evaluation.comparison_page import describe, p_text
-    from lakeclip.evaluation.facts import duration
+    from lakeclip.evaluation.pages.comparison_page import describe, p_text
+    from lakeclip.evaluation.pages.facts import duration
 
     columns: dict[str, list[str]] = {
         "model": [run.model for run in runs],

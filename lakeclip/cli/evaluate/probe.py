@@ -67,7 +67,7 @@ def evaluate_probe(flags: Probe) -> None:
         {"checkpoint": flags.checkpoint, "lake": flags.lake, "test_lake": flags.test_lake, **result.to_json()},
     )
     if plot is not None:
-        from lakeclip.evaluation.plots import plot_probe, save_plot
+        from lakeclip.evaluation.pages.plots import plot_probe, save_plot
 
         save_plot(plot_probe(result), plot)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))

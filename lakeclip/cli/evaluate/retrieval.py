@@ -60,7 +60,7 @@ def evaluate_retrieval(flags: Retrieval) -> None:
     content = {"checkpoint": flags.checkpoint, "data": where, **result.to_json(), "num_undecodable": num_undecodable}
     save(json_file, content)
     if plot is not None:
-        from lakeclip.evaluation.plots import plot_retrieval, save_plot
+        from lakeclip.evaluation.pages.plots import plot_retrieval, save_plot
 
         save_plot(plot_retrieval(result), plot)
     _show_retrieval(result, num_undecodable)

@@ -89,7 +89,7 @@ def evaluate_robustness(flags: Robustness) -> None:
     content = {"checkpoint": flags.checkpoint, "lake": flags.lake, "seed": flags.seed, **result.to_json()}
     save(json_file, content)
     if plot is not None:
-        from lakeclip.evaluation.plots import plot_robustness, save_plot
+        from lakeclip.evaluation.pages.plots import plot_robustness, save_plot
 
         save_plot(plot_robustness(result), plot)
     _show_robustness(result)

@@ -54,7 +54,7 @@ def evaluate_zeroshot(flags: ZeroShot) -> None:
     section = score(test, model, flags.effort, image_column=flags.image_column)
     save(json_file, {"checkpoint": flags.checkpoint, "lake": flags.lake, **section.result.to_json()})
     if plot is not None:
-        from lakeclip.evaluation.plots import plot_zero_shot, save_plot
+        from lakeclip.evaluation.pages.plots import plot_zero_shot, save_plot
 
         save_plot(plot_zero_shot(section.result), plot)
     _show_zeroshot(section.result)

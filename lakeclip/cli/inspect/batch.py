@@ -25,8 +25,8 @@ def inspect_batch(what: str, step: int, html: str | None, json_file: str | None,
         OutputError: a file cannot be written.
     """
     from lakeclip.checkpoints.native import read_checkpoint
-    from lakeclip.evaluation.batch_page import BatchAccount, shown_samples, write_batch_page
-    from lakeclip.training.repeat import replay_of, run_checkpoint
+    from lakeclip.evaluation.pages.batch_page import BatchAccount, shown_samples, write_batch_page
+    from lakeclip.training.recovery.repeat import replay_of, run_checkpoint
 
     if samples is not None and samples < 0:
         raise ConfigError(f"--samples {samples} cannot be shown", allowed="0 or more")

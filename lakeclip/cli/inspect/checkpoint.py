@@ -22,9 +22,9 @@ def inspect_checkpoint(what: str, json_file: str | None) -> None:
         OutputError: the file cannot be written.
     """
     from lakeclip.checkpoints.native import read_checkpoint, weights_digest
-    from lakeclip.evaluation.account import read_account
-    from lakeclip.evaluation.facts import run_facts
-    from lakeclip.evaluation.history import read_curves
+    from lakeclip.evaluation.pages.account import read_account
+    from lakeclip.evaluation.pages.facts import run_facts
+    from lakeclip.evaluation.pages.history import read_curves
 
     out = writable(json_file)
     # Read whole, and every checksum in it compared.

@@ -89,7 +89,7 @@ def _tokens() -> TokenCount:
 def _write_page(path: Path, lake: Lake, summary: Summary, tokens: TokenCount, num_samples: int) -> None:
     import numpy as np
 
-    from lakeclip.evaluation.lake_page import write_lake_page
+    from lakeclip.evaluation.pages.lake_page import write_lake_page
     from lakeclip.lake.survey.samples import read_samples
 
     shown = np.linspace(0, len(lake) - 1, min(num_samples, len(lake))).astype(int).tolist()

@@ -16,7 +16,7 @@ from lakeclip.data.progress import Mark
 from lakeclip.data.replay import Replay
 from lakeclip.data.stream import TrainSpans
 from lakeclip.data.transforms import TrainTransform
-from lakeclip.evaluation.batch_page import BatchAccount, shown_samples, write_batch_page
+from lakeclip.evaluation.pages.batch_page import BatchAccount, shown_samples, write_batch_page
 from tests.unit.data.sources import MemorySource
 
 

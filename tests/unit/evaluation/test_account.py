@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lakeclip.data.quarantine import Quarantine
-from lakeclip.evaluation.account import SKIPPED, LeftOut, Unusable, read_account
+from lakeclip.evaluation.pages.account import SKIPPED, LeftOut, Unusable, read_account
 from tests.unit.evaluation.scenery import scenery
 
 

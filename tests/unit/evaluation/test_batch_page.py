@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lakeclip.evaluation.batch_page import BatchAccount, ShownSample, write_batch_page
+from lakeclip.evaluation.pages.batch_page import BatchAccount, ShownSample, write_batch_page
 from tests.unit.evaluation.test_report import EVIL, Page
 
 

@@ -10,12 +10,12 @@ import pytest
 from markdown_it import MarkdownIt
 
 from lakeclip.errors import OutputError
-from lakeclip.evaluation.account import DataAccount, Unusable
-from lakeclip.evaluation.card import write_card
-from lakeclip.evaluation.facts import FactGroup, RunFacts
 from lakeclip.evaluation.forgetting import Forgetting, Mix
+from lakeclip.evaluation.pages.account import DataAccount, Unusable
+from lakeclip.evaluation.pages.card import write_card
+from lakeclip.evaluation.pages.facts import FactGroup, RunFacts
+from lakeclip.evaluation.pages.report import RetrievalSection, ZeroShotSection
 from lakeclip.evaluation.prompts import TemplateSet
-from lakeclip.evaluation.report import RetrievalSection, ZeroShotSection
 from lakeclip.evaluation.retrieval import Ranking, RetrievalResult
 from lakeclip.evaluation.zeroshot import ZeroShotResult
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from lakeclip.data.transforms import EvalTransform
-from lakeclip.evaluation.charts import MAX_SERIES
 from lakeclip.evaluation.comparison import (
     RetrievalScores,
     RunRecord,
@@ -22,9 +21,10 @@ from lakeclip.evaluation.comparison import (
     same_data,
     zero_shot_answers,
 )
-from lakeclip.evaluation.comparison_page import render_comparison, verdict_of
-from lakeclip.evaluation.history import CLOCK, Curves
 from lakeclip.evaluation.labels import read_labels
+from lakeclip.evaluation.pages.charts import MAX_SERIES
+from lakeclip.evaluation.pages.comparison_page import render_comparison, verdict_of
+from lakeclip.evaluation.pages.history import CLOCK, Curves
 from lakeclip.evaluation.prompts import TemplateSet
 from lakeclip.evaluation.retrieval import Ranking, RetrievalResult
 from lakeclip.evaluation.zeroshot import ZeroShotResult, zero_shot

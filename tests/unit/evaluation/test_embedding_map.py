@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lakeclip.data.order import draw_sample
-from lakeclip.evaluation.charts import MAX_SERIES
 from lakeclip.evaluation.embedding_map import embedding_map
+from lakeclip.evaluation.pages.charts import MAX_SERIES
 
 
 def clusters(num_classes: int, each: int, *, spread: float = 0.05) -> tuple[Tensor, list[str]]:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from lakeclip.data.transforms import EvalTransform
 from lakeclip.errors import DataError
-from lakeclip.evaluation.gallery import HITS, retrieval_gallery, thumbnail
+from lakeclip.evaluation.pages.gallery import HITS, retrieval_gallery, thumbnail
 from lakeclip.text.tokenizer import Tokenizer
 from tests.unit.evaluation.scenery import MemorySource, scenery, tiny_clip
 

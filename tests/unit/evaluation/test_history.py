@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lakeclip.evaluation.history import (
+from lakeclip.evaluation.pages.history import (
     CLOCK,
     Curves,
     axes_of,

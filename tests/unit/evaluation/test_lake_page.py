@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from lakeclip.errors import OutputError
-from lakeclip.evaluation.lake_page import write_lake_page
+from lakeclip.evaluation.pages.lake_page import write_lake_page
 from lakeclip.lake.survey.census import Duplicates, TokenCount
 from lakeclip.lake.survey.contents import ColumnContent
 from lakeclip.lake.survey.samples import LakeSample

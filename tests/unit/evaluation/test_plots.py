@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lakeclip.errors import OutputError
 from lakeclip.evaluation.calibration import calibration
-from lakeclip.evaluation.plots import plot_probe, plot_retrieval, plot_robustness, plot_zero_shot, save_plot
+from lakeclip.evaluation.pages.plots import plot_probe, plot_retrieval, plot_robustness, plot_zero_shot, save_plot
 from lakeclip.evaluation.probe import ProbeResult
 from lakeclip.evaluation.prompts import TemplateSet
 from lakeclip.evaluation.retrieval import LONGEST_CURVE, retrieval_metrics

@@ -12,15 +12,15 @@ import torch
 from PIL import Image
 
 from lakeclip.errors import OutputError
-from lakeclip.evaluation.account import DataAccount, LeftOut, Unusable, read_account
-from lakeclip.evaluation.charts import draw_charts
 from lakeclip.evaluation.embedding_map import EmbeddingMap, embedding_map
-from lakeclip.evaluation.facts import FactGroup, RunFacts, run_facts
 from lakeclip.evaluation.forgetting import Forgetting, Mix
-from lakeclip.evaluation.gallery import CaptionQuery, Gallery, ImageHit, ImageQuery, Picture, TextHit
-from lakeclip.evaluation.history import Curves
+from lakeclip.evaluation.pages.account import DataAccount, LeftOut, Unusable, read_account
+from lakeclip.evaluation.pages.charts import draw_charts
+from lakeclip.evaluation.pages.facts import FactGroup, RunFacts, run_facts
+from lakeclip.evaluation.pages.gallery import CaptionQuery, Gallery, ImageHit, ImageQuery, Picture, TextHit
+from lakeclip.evaluation.pages.history import Curves
+from lakeclip.evaluation.pages.report import RetrievalSection, ZeroShotSection, write_report
 from lakeclip.evaluation.prompts import TemplateSet
-from lakeclip.evaluation.report import RetrievalSection, ZeroShotSection, write_report
 from lakeclip.evaluation.retrieval import Ranking, RetrievalResult
 from lakeclip.evaluation.zeroshot import ZeroShotResult
 

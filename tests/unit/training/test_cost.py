@@ -10,7 +10,7 @@ import torch
 from lakeclip.config.schema import ModelConfig
 from lakeclip.models.zoo import model_config, summarize
 from lakeclip.text.tokenizer import tokenize
-from lakeclip.training.cost import PairFlops, Peak, Tokens, count_tokens, peak, sheet_flops
+from lakeclip.training.planning.cost import PairFlops, Peak, Tokens, count_tokens, peak, sheet_flops
 from tests.conftest import TINY
 
 SMALL = replace(TINY, transformer_width=32, transformer_layers=2, context_length=77)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import lakeclip
-from lakeclip.training.environment import code, environment
+from lakeclip.training.recovery.environment import code, environment
 
 
 def test_the_environment_is_plain_and_names_nobody() -> None:
@@ -24,7 +24,7 @@ def test_the_environment_is_plain_and_names_nobody() -> None:
 
 def test_the_code_is_known_by_its_files() -> None:
     """Another process, in another folder, finds the same; another file, something else."""
-    asked = "import json; from lakeclip.training.environment import code; print(json.dumps(code()))"
+    asked = "import json; from lakeclip.training.recovery.environment import code; print(json.dumps(code()))"
     root = Path(lakeclip.__file__).parents[1]
     done = subprocess.run(
         [sys.executable, "-c", asked],

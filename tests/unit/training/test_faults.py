@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from lakeclip.errors import ConfigError, LakeError, OutputError, ProcessError
-from lakeclip.training.faults import explained, full_disks_are_not_for_threads
-from lakeclip.training.ranks import _has_ended
+from lakeclip.training.recovery.faults import explained, full_disks_are_not_for_threads
+from lakeclip.training.recovery.ranks import _has_ended
 
 
 def test_a_full_disk_is_known_wherever_it_stands(tmp_path: Path) -> None:

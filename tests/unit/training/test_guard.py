@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from lakeclip.checkpoints.folder import LAST
 from lakeclip.errors import ConfigError
-from lakeclip.evaluation.account import SKIPPED
+from lakeclip.evaluation.pages.account import SKIPPED
 from lakeclip.text.tokenizer import tokenize
 from lakeclip.training.guard import Guard, Spikes
 from lakeclip.types import Batch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lakeclip.training.loggers import Curves
+from lakeclip.training.watching.loggers import Curves
 
 
 def rows(path: Path) -> list[str]:

@@ -14,7 +14,7 @@ from torch import nn
 from lakeclip.config.schema import ModelConfig, OptimizerConfig
 from lakeclip.errors import ConfigError
 from lakeclip.models.clip import CLIP
-from lakeclip.training import eight_bit
+from lakeclip.training.adam import eight_bit
 from lakeclip.training.optimizers import (
     MAX_LOGIT_SCALE,
     adamw,

@@ -9,9 +9,9 @@ import pytest
 
 from lakeclip.cli.plan import in_words
 from lakeclip.config.schema import TrainerConfig
-from lakeclip.training.doubts import doubts, good_batch
-from lakeclip.training.plan import Plan, together, world_size
-from lakeclip.training.rehearsal import Footprint
+from lakeclip.training.planning.doubts import doubts, good_batch
+from lakeclip.training.planning.plan import Plan, together, world_size
+from lakeclip.training.planning.rehearsal import Footprint
 
 GB = 10**9
 SANE = Plan(

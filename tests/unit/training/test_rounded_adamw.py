@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lakeclip.training import rounded_adamw
-from lakeclip.training.rounded_adamw import RoundedAdamW
+from lakeclip.training.adam import rounded_adamw
+from lakeclip.training.adam.rounded_adamw import RoundedAdamW
 
 PLAIN: dict[str, Any] = {"lr": 1e-2, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.1}
 

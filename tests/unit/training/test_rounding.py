@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lakeclip.training.rounding import Dice, round_by_chance_
+from lakeclip.training.adam.rounding import Dice, round_by_chance_
 
 CPU = torch.device("cpu")
 

@@ -13,8 +13,8 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
-from lakeclip.training.memory import forget_peak, peak_memory
-from lakeclip.training.throughput import Speed, Throughput
+from lakeclip.training.watching.memory import forget_peak, peak_memory
+from lakeclip.training.watching.throughput import Speed, Throughput
 from tests.unit.training.test_module import pairs, wrapper
 
 pytestmark = pytest.mark.filterwarnings(

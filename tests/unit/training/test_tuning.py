@@ -16,8 +16,8 @@ from lakeclip.config.schema import FinetuneOptimizerConfig, KeepConfig, TeacherC
 from lakeclip.models.clip import CLIP
 from lakeclip.models.layers import image_layers, parameters, text_layers
 from lakeclip.training.finetune import FinetuneModule
-from lakeclip.training.keeping import plain
 from lakeclip.training.tuning import LowRank, fine_optimizer, prepare, with_usual_values
+from lakeclip.training.watching.keeping import plain
 from tests.unit.training.test_finetune import custom
 from tests.unit.training.test_microbatch import VIT, batch_of
 from tests.unit.training.test_module import pairs, trainer

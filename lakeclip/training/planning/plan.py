@@ -20,12 +20,12 @@ from lakeclip.lake.dataset import Lake
 from lakeclip.lake.pairs import describe
 from lakeclip.text.tokenizer import Tokenizer
 from lakeclip.training.checks import checked_sizes
-from lakeclip.training.memory import resident_memory
 from lakeclip.training.module import ContrastiveModule
 from lakeclip.training.parts import finetune_parts, make_datamodule, make_module
-from lakeclip.training.rehearsal import Footprint, Rehearsal, load_a_few, rehearse
+from lakeclip.training.planning.rehearsal import Footprint, Rehearsal, load_a_few, rehearse
 from lakeclip.training.schedule import warmup_steps
 from lakeclip.training.trainer import world_size
+from lakeclip.training.watching.memory import resident_memory
 from lakeclip.types import Batch
 
 #: Batches that are timed.

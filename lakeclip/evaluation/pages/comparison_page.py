@@ -7,7 +7,6 @@ from datetime import datetime
 from importlib.metadata import version
 from typing import Any
 
-from lakeclip.evaluation.charts import Chart, Line, Panel, draw_panels
 from lakeclip.evaluation.comparison import (
     RetrievalScores,
     RunRecord,
@@ -15,9 +14,10 @@ from lakeclip.evaluation.comparison import (
     caveats,
     differing_settings,
 )
-from lakeclip.evaluation.facts import duration
-from lakeclip.evaluation.history import CLOCK, PAIRS, STEPS, Axis, Curves, over_pairs, over_time, time_axis
-from lakeclip.evaluation.page import page_template
+from lakeclip.evaluation.pages.charts import Chart, Line, Panel, draw_panels
+from lakeclip.evaluation.pages.facts import duration
+from lakeclip.evaluation.pages.history import CLOCK, PAIRS, STEPS, Axis, Curves, over_pairs, over_time, time_axis
+from lakeclip.evaluation.pages.page import page_template
 from lakeclip.evaluation.retrieval import CUTOFFS
 from lakeclip.evaluation.significance import Difference, share_interval
 

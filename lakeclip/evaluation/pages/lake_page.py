@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lakeclip.errors import ImageError
-from lakeclip.evaluation.gallery import Picture, thumbnail
-from lakeclip.evaluation.page import page_template, write_page
+from lakeclip.evaluation.pages.gallery import Picture, thumbnail
+from lakeclip.evaluation.pages.page import page_template, write_page
 from lakeclip.lake.sources.images import ImageInfo, check_image
 from lakeclip.lake.survey.census import TokenCount
 from lakeclip.lake.survey.samples import LakeSample

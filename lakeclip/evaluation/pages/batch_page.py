@@ -18,8 +18,8 @@ from lakeclip.data.decode import EncodedImage
 from lakeclip.data.replay import Replay
 from lakeclip.data.stream import Sample
 from lakeclip.data.transforms import TrainTransform
-from lakeclip.evaluation.gallery import Picture
-from lakeclip.evaluation.page import page_template, write_page
+from lakeclip.evaluation.pages.gallery import Picture
+from lakeclip.evaluation.pages.page import page_template, write_page
 from lakeclip.lake.rows import RowSource
 from lakeclip.lake.several import Lakes
 

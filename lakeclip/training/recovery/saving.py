@@ -25,7 +25,7 @@ from lakeclip.files import PART
 from lakeclip.training.callbacks import Stopped
 from lakeclip.training.ema import averaged
 from lakeclip.training.module import ContrastiveModule
-from lakeclip.training.throughput import Throughput
+from lakeclip.training.watching.throughput import Throughput
 
 
 class WholeFiles(TorchCheckpointIO):

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lakeclip.evaluation.forgetting import Forgetting
-from lakeclip.evaluation.history import Axis, Curves, axes_of, smooth, thin
+from lakeclip.evaluation.pages.history import Axis, Curves, axes_of, smooth, thin
 
 #: Colours that matplotlib draws with, and the CSS variables of the page that they are replaced by.
 _INK, _FAINT = "#010203", "#040506"

@@ -15,7 +15,7 @@ from pathlib import Path
 from lakeclip.checkpoints.folder import LAST
 from lakeclip.data.workers import dead_worker
 from lakeclip.errors import ConfigError, LakeclipError, OutputError
-from lakeclip.training.ranks import Ranks
+from lakeclip.training.recovery.ranks import Ranks
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lakeclip.evaluation.account import DataAccount
-from lakeclip.evaluation.charts import draw_charts, draw_forgetting
 from lakeclip.evaluation.embedding_map import EmbeddingMap
-from lakeclip.evaluation.facts import RunFacts
 from lakeclip.evaluation.forgetting import Forgetting
-from lakeclip.evaluation.gallery import Gallery
-from lakeclip.evaluation.history import Curves, axes_of
-from lakeclip.evaluation.page import page_template, write_page
+from lakeclip.evaluation.pages.account import DataAccount
+from lakeclip.evaluation.pages.charts import draw_charts, draw_forgetting
+from lakeclip.evaluation.pages.facts import RunFacts
+from lakeclip.evaluation.pages.gallery import Gallery
+from lakeclip.evaluation.pages.history import Curves, axes_of
+from lakeclip.evaluation.pages.page import page_template, write_page
 from lakeclip.evaluation.retrieval import RetrievalResult
 from lakeclip.evaluation.zeroshot import ZeroShotResult
 

@@ -13,9 +13,9 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lakeclip.models.clip import CLIP
-from lakeclip.training.cost import PairFlops, Peak, Tokens, count_tokens, peak
-from lakeclip.training.memory import peak_memory
 from lakeclip.training.module import ContrastiveModule
+from lakeclip.training.planning.cost import PairFlops, Peak, Tokens, count_tokens, peak
+from lakeclip.training.watching.memory import peak_memory
 
 #: Steady enough to read, and so rare that reading numbers off a GPU costs nothing.
 _WINDOW_SECONDS = 1.0

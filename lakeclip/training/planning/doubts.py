@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lakeclip.training.plan import Plan
+from lakeclip.training.planning.plan import Plan
 
 #: Rows up to which a global batch is known to do well, from others' runs: CC3M 1,024, YFCC15M 2,048, DataComp-small
 #: (12.8M seen) 4,096, the paper's 400M 32,768. 12M pairs at 32,768 did badly: 18% zero-shot on ImageNet instead of 30.

@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from lakeclip.evaluation.account import DataAccount
-from lakeclip.evaluation.facts import RunFacts
 from lakeclip.evaluation.forgetting import Forgetting
-from lakeclip.evaluation.page import write_page
-from lakeclip.evaluation.report import RetrievalSection, ZeroShotSection
+from lakeclip.evaluation.pages.account import DataAccount
+from lakeclip.evaluation.pages.facts import RunFacts
+from lakeclip.evaluation.pages.page import write_page
+from lakeclip.evaluation.pages.report import RetrievalSection, ZeroShotSection
 
 FILE_NAME = "MODEL_CARD.md"
 

@@ -16,7 +16,7 @@ from lakeclip.lake.several import Lakes
 from lakeclip.models.clip import CLIP
 from lakeclip.text.huggingface import HuggingFaceTokenizer
 from lakeclip.text.tokenizer import Tokenizer
-from lakeclip.training.environment import code, environment
+from lakeclip.training.recovery.environment import code, environment
 
 if TYPE_CHECKING:
     from lakeclip.training.module import ContrastiveModule

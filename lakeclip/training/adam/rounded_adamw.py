@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from lakeclip.training.rounding import Dice, round_by_chance_
+from lakeclip.training.adam.rounding import Dice, round_by_chance_
 
 #: Numbers in a piece. On a CPU its float32 copies stay in the cache of a core; elsewhere a launch must be worth it.
 _PIECE = {"cpu": 1 << 17}

@@ -20,9 +20,9 @@ from lakeclip.evaluation.encode import without_bars
 from lakeclip.models.clip import CLIP
 from lakeclip.text.tokenizer import Tokenizer
 from lakeclip.training.ema import averaged
-from lakeclip.training.examination import Examination
 from lakeclip.training.module import ContrastiveModule
-from lakeclip.training.throughput import Throughput
+from lakeclip.training.watching.examination import Examination
+from lakeclip.training.watching.throughput import Throughput
 from lakeclip.types import Tokenize
 
 #: Share of the run's time that scoring takes where no number of steps is given.

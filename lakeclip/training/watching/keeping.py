@@ -34,9 +34,9 @@ from lakeclip.evaluation.zeroshot import zero_shot
 from lakeclip.lake.dataset import Lake, open_lake
 from lakeclip.models.clip import CLIP, unit
 from lakeclip.models.dual_encoder import DualEncoder
-from lakeclip.training import lineage
 from lakeclip.training.ema import averaged
 from lakeclip.training.module import ContrastiveModule
+from lakeclip.training.recovery import lineage
 from lakeclip.types import Tokenize
 
 #: Shares of the new weights that are tried.

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lakeclip.evaluation.account import DataAccount
-from lakeclip.evaluation.history import Curves
+from lakeclip.evaluation.pages.account import DataAccount
+from lakeclip.evaluation.pages.history import Curves
 
 
 class FactGroup(NamedTuple):

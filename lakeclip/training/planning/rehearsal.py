@@ -18,11 +18,11 @@ from torch import Tensor
 from lakeclip.config.schema import TrainerConfig
 from lakeclip.data.datamodule import PairDataModule
 from lakeclip.training.callbacks import GracefulStop, RunProgress, ValidateAtEnd
-from lakeclip.training.memory import forget_peak, peak_memory
 from lakeclip.training.module import ContrastiveModule
-from lakeclip.training.saving import Saving
-from lakeclip.training.throughput import Throughput
+from lakeclip.training.recovery.saving import Saving
 from lakeclip.training.trainer import make_trainer, quiet_lightning
+from lakeclip.training.watching.memory import forget_peak, peak_memory
+from lakeclip.training.watching.throughput import Throughput
 from lakeclip.types import Batch
 
 #: What a rehearsal leaves out: whatever keeps, shows or validates.

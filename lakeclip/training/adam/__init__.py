@@ -1,0 +1,1 @@
+"""AdamW with running averages and weights in fewer bits."""
