@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -228,3 +229,24 @@ def test_mistakes_are_said(
     with pytest.raises(LakeclipError, match=what):
         run([*towers, *words])
     assert not (tmp_path / "x").exists(), "nothing is made before the mistake is found"
+
+
+def test_a_fine_tuning_is_repeated_to_the_same_weights(
+    pairs_lake: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a teacher and LoRA; and not from other weights than it began with."""
+    start = tmp_path / "clip"
+    shutil.copytree(pretrained, start)
+    tuned = ["finetune", "--from", f"lakeclip:{start}", "--lora-rank", "4", *data(pairs_lake, tmp_path, "tuned")]
+    main([*tuned, "--max-steps", "6"])
+    capsys.readouterr()
+    main(["finetune", "--repeat", str(tmp_path / "tuned"), "--name", "again"])
+    assert "identical, bit for bit" in capsys.readouterr().out
+    shutil.copy(start / "checkpoints/last.ckpt", start / "checkpoints/best.ckpt")
+    content = torch.load(start / "checkpoints/best.ckpt", weights_only=True)
+    content["state_dict"]["model.logit_scale"] += 1
+    torch.save(content, start / "checkpoints/best.ckpt")
+    with pytest.raises(SystemExit) as stopped:
+        main(["finetune", "--repeat", str(tmp_path / "tuned"), "--name", "other"])
+    assert stopped.value.code == 2
+    assert "the weights that it started from are others now" in capsys.readouterr().err

@@ -120,7 +120,7 @@ class Shards(Files):
                         self.ignored[f".{extension}"] += 1
                     elif extension in files:
                         yield f"{self.part}: {member.name}", "name is not unique: it is in the archive twice"
-                    elif member.size > MAX_FILE_BYTES:
+                    elif member.size + sum(map(len, files.values())) > MAX_FILE_BYTES:
                         yield f"{self.part}: {member.name}", f"too large: {member.size / 2**20:,.0f} MB"
                     else:
                         content = tar.extractfile(member)

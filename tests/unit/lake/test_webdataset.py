@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lakeclip.errors import SourceError
+from lakeclip.lake.sources import webdataset
 from lakeclip.lake.sources.base import Rejected, Sample
 from lakeclip.lake.sources.images import MAX_FILE_BYTES
 from lakeclip.lake.sources.webdataset import Shards, expand
@@ -242,6 +243,13 @@ def test_a_file_of_any_size_is_not_unpacked(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert isinstance(found[0], Rejected)
     assert "too large" in found[0].reason
+
+
+def test_a_sample_of_any_number_of_files_is_not_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webdataset, "MAX_FILE_BYTES", 3 * len(JPG))
+    path = write_tar(tmp_path / "s.tar", [(f"0.{number}.jpg", JPG) for number in range(5)] + [("0.txt", "a cat")])
+    reasons = [one.reason.partition(":")[0] for one in read(path) if isinstance(one, Rejected)]
+    assert reasons == ["too large", "too large", "too large", "no caption"]
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000], ids=["lists", "objects"])
