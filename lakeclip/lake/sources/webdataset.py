@@ -105,7 +105,7 @@ class Shards(Files):
         files: dict[str, bytes] = {}
         _Member.ended_by = None
         try:
-            with tarfile.open(fileobj=file, mode="r:*", tarinfo=_Member) as tar:
+            with _open(file) as tar:
                 while (member := tar.next()) is not None:
                     tar.members = []  # type: ignore[attr-defined]  # else tarfile keeps every one, for ever
                     match = _MEMBER.fullmatch(member.name)
@@ -172,6 +172,54 @@ class Shards(Files):
             if not (name in CAPTION_NAMES and captions and _captions_in(value) in (captions, captions[:1]))
         }
         return Sample(key, files[images[0]], captions, metadata)
+
+
+def _open(file: BinaryIO) -> tarfile.TarFile:
+    """A tar, by its first bytes. tarfile's own guess would take whatever is none for LZMA, of any memory."""
+    head = file.read(6)
+    file.seek(0)
+    if head.startswith(b"\x1f\x8b"):
+        return tarfile.open(fileobj=file, mode="r:gz", tarinfo=_Member)
+    if head.startswith(b"BZh"):
+        return tarfile.open(fileobj=file, mode="r:bz2", tarinfo=_Member)
+    if head == b"\xfd7zXZ\0":
+        return tarfile.open(fileobj=_Xz(file), mode="r|", tarinfo=_Member)  # type: ignore[call-overload,no-any-return]
+    return tarfile.open(fileobj=file, mode="r:", tarinfo=_Member)
+
+
+#: Bytes that unpacking xz may take; its highest preset takes 65 MiB, and its header could ask for 4 GiB.
+_XZ_MEMORY = 256 * 2**20
+
+
+class _Xz:
+    """An xz file, unpacked as it is read, in memory that its header cannot choose freely."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._stream = self._next()
+
+    def read(self, size: int) -> bytes:
+        """At most so many bytes; none at the end."""
+        while True:
+            if self._stream.eof:
+                # Streams may follow one another; what follows the last is padding.
+                rest = self._stream.unused_data.lstrip(b"\0") or self._file.read(size).lstrip(b"\0")
+                if not rest:
+                    return b""
+                self._stream = self._next()
+                data = self._stream.decompress(rest, size)
+            elif self._stream.needs_input:
+                if not (packed := self._file.read(size)):
+                    raise EOFError("the compressed file is cut short")
+                data = self._stream.decompress(packed, size)
+            else:
+                data = self._stream.decompress(b"", size)
+            if data:
+                return data
+
+    @staticmethod
+    def _next() -> lzma.LZMADecompressor:
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
 
 
 #: What a damaged archive, compressed or not, makes its readers raise.

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 import os
 import tarfile
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from lakeclip.lake.sources.webdataset import Shards, expand
 from tests.unit.lake.pairs import picture, write_tar
 
 JPG = picture()
+COMPRESS = {"tar": bytes, "tar.gz": gzip.compress, "tar.bz2": bz2.compress, "tar.xz": lzma.compress}
 
 
 def read(path: Path) -> list[Sample | Rejected]:
@@ -39,11 +43,14 @@ def test_neighbouring_members_with_one_key_are_a_sample(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.bz2", "tar.xz"])
 def test_reading_is_the_same_compressed(tmp_path: Path, suffix: str) -> None:
-    path = write_tar(
-        tmp_path / f"s.{suffix}", [(f"{i}.{e}", JPG if e == "jpg" else "x") for i in range(50) for e in ("jpg", "txt")]
-    )
+    members = [(f"{i}.{e}", JPG if e == "jpg" else "x") for i in range(50) for e in ("jpg", "txt")]
+    plain = write_tar(tmp_path / "s.tar", members).read_bytes()
+    path = tmp_path / f"s.{suffix}"
+    half = len(plain) // 2
+    # Files that were compressed in parts and joined are still one.
+    path.write_bytes(COMPRESS[suffix](plain[:half]) + COMPRESS[suffix](plain[half:]))
     source = Shards(str(path), [str(path)])
     assert [item.key for item in source] == [str(i) for i in range(50)]
     assert source.position == source.size == os.path.getsize(path)
@@ -228,6 +235,26 @@ def test_headers_that_would_fill_memory_end_the_archive(tmp_path: Path, header: 
     tracemalloc.stop()
     assert isinstance(reason, Rejected)
     assert reason.reason.startswith("broken archive")
+
+
+@pytest.mark.parametrize("kind", [lzma.FORMAT_XZ, lzma.FORMAT_ALONE])
+def test_a_dictionary_of_any_size_is_refused(tmp_path: Path, kind: int) -> None:
+    """Of xz a header says how much memory unpacking takes. A few bytes may ask for 4 GB."""
+    filters = [{"id": lzma.FILTER_LZMA2 if kind == lzma.FORMAT_XZ else lzma.FILTER_LZMA1, "dict_size": 2**20}]
+    data = bytearray(lzma.compress(write_tar(tmp_path / "a.tar", PAIR).read_bytes(), kind, filters=filters))
+    if kind == lzma.FORMAT_XZ:
+        assert data[14:17] == b"\x21\x01\x10"  # LZMA2, one byte of properties: a dictionary of 2^20
+        data[16] = 39  # 3 GiB
+        data[20:24] = zlib.crc32(data[12:20]).to_bytes(4, "little")
+    else:
+        data[1:5] = b"\xff\xff\xff\xff"
+    path = tmp_path / "s.tar.xz"
+    path.write_bytes(data)
+    (reason,) = read(path)
+    assert isinstance(reason, Rejected)
+    assert reason.reason.startswith("broken archive")
+    if kind == lzma.FORMAT_XZ:
+        assert "Memory usage limit" in reason.reason
 
 
 def test_a_file_of_any_size_is_not_unpacked(tmp_path: Path) -> None:
