@@ -64,10 +64,11 @@ $(VENV)/.dev: pyproject.toml requirements/dev.lock | $(VENV)/bin/python
 	$(call install,dev)
 	touch $(VENV)/.demo $(VENV)/.docs
 
-$(PEER)/.ready: pyproject.toml
+# The ordinary build of PyTorch: torchvision has no other.
+$(PEER)/.ready: pyproject.toml requirements/dev.lock requirements/peer.lock
 	$(PYTHON) -m venv $(PEER)
-	$(PEER)/bin/pip install --quiet -e '.[dev,backbones,peer]'
-	$(PEER)/bin/pip install --quiet --no-deps clip-benchmark  # what it names besides is 100 MB for captioning
+	$(PEER)/bin/pip install --quiet --no-deps --require-hashes $(addprefix -r requirements/,dev.lock cuda.lock peer.lock)
+	$(PEER)/bin/pip install --quiet --no-deps -e .
 	touch $@
 
 lock: env                       ## newer versions of everything, in requirements/*.lock

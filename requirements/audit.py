@@ -21,7 +21,9 @@ IGNORED: dict[str, str] = {}
 def main() -> None:
     """Ask for all locks at once."""
     service = os.environ.get("OSV_URL", "https://api.osv.dev/v1/query")
-    locks = sys.argv[1:] or [str(HERE / name) for name in ("dev.lock", "demo.lock", "docs.lock", "cuda.lock")]
+    locks = sys.argv[1:] or [
+        str(HERE / name) for name in ("dev.lock", "demo.lock", "docs.lock", "cuda.lock", "peer.lock")
+    ]
     if reason := unreachable(service):
         print(f"pip-audit: COULD NOT ASK for known vulnerabilities, {service} does not answer ({reason}); not checked")
         return

@@ -20,7 +20,7 @@ import tomli
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "reference" / "licences.md"
 #: What each lock is for, the smallest first.
-_FOR = {"demo": "lakeclip", "cuda": "CUDA", "docs": "the site", "dev": "the tests"}
+_FOR = {"demo": "lakeclip", "cuda": "CUDA", "docs": "the site", "dev": "the tests", "peer": "the tests"}
 #: Free to use, change and pass on beside code of any licence.
 _ALLOWED = re.compile(
     r"MIT|BSD|Apache|ISC|PSF|Python Software Foundation|MPL|Mozilla|HPND|Unlicense|CC0|zlib|CNRI", re.IGNORECASE

@@ -4,7 +4,8 @@
     .venv/bin/python requirements/lock.py --keep    # those that there are, and what pyproject.toml asks for besides
 
 `demo.lock` is what lakeclip needs, `docs.lock` and `dev.lock` have the site's and the developers' tools besides.
-`cpu.lock` is PyTorch's CPU build; `cuda.lock` is what its ordinary Linux build needs besides.
+`cpu.lock` is PyTorch's CPU build; `cuda.lock` is what its ordinary Linux build needs besides; `peer.lock` is what the
+second environment has besides both.
 docs/adr/0018-locks.md says why.
 """
 
@@ -40,17 +41,34 @@ def main() -> None:
         known = known or lock
     (HERE / "cpu.lock").write_text(CPU_BUILD, encoding="utf-8")
     (HERE / "cuda.lock").write_text("".join(sorted(apart)), encoding="utf-8")
+    (HERE / "peer.lock").write_text("".join(peers()), encoding="utf-8")
 
 
-def resolve(extras: list[str], known: Path | None, before: str) -> str:
+def peers() -> list[str]:
+    """What the second environment has beside the first and CUDA's libraries."""
+    shared = "".join((HERE / f"{name}.lock").read_text(encoding="utf-8") for name in ("dev", "cuda"))
+    lock = HERE / "peer.lock"
+    before = lock.read_text(encoding="utf-8") if "--keep" in sys.argv else ""
+    found, _ = split(resolve([*EXTRAS["dev"], "--extra", "backbones", "--extra", "peer"], None, shared + before))
+    known = {text.partition(" ")[0] for text in split(shared)[0]}
+    more = [text for text in found if text.partition(" ")[0] not in known]
+    if unlike := {text.partition("==")[0] for text in more} & {text.partition("==")[0] for text in split(shared)[0]}:
+        sys.exit(f"the second environment cannot have the first one's {', '.join(sorted(unlike))}")
+    # What it names besides is 100 MB for captioning.
+    (alone,) = split(resolve(["--no-deps"], None, before, asked="clip-benchmark\n"))[0]
+    return [*more, alone]
+
+
+def resolve(extras: list[str], known: Path | None, before: str, *, asked: str = "") -> str:
     """What an environment gets, one requirement with its hashes after another.
 
     Args:
         known: a lock whose versions are to be taken.
         before: an earlier result; its versions stay where they can.
+        asked: requirements, instead of lakeclip's.
     """
     root = HERE.parent
-    command = [sys.executable, "-m", "uv", "pip", "compile", str(root / "pyproject.toml"), *extras]
+    command = [sys.executable, "-m", "uv", "pip", "compile", "-" if asked else str(root / "pyproject.toml"), *extras]
     command += ["--universal", "--python-version", "3.10", "--no-python-downloads", "--only-binary", ":all:"]
     command += ["--generate-hashes", "--no-header", "--no-annotate", "--no-emit-index-url"]
     command += ["--constraint", str(root / "constraints.txt")]
@@ -59,7 +77,7 @@ def resolve(extras: list[str], known: Path | None, before: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "lock"
         out.write_text(before, encoding="utf-8")
-        subprocess.run([*command, "--quiet", "--output-file", str(out)], check=True)
+        subprocess.run([*command, "--quiet", "--output-file", str(out)], check=True, input=asked, text=True, cwd=root)
         return out.read_text(encoding="utf-8")
 
 

@@ -52,7 +52,7 @@ def main() -> None:
     flags = parser.parse_args()
     tried = [attempt(python) for python in flags.pythons]
     if flags.out:
-        about = {"date": datetime.date.today().isoformat(), "machine": platform.platform(terse=True)}
+        about = {"date": datetime.date.today().isoformat(), "machine": f"{platform.system()} {platform.machine()}"}
         about["command"] = "python requirements/wheels.py " + " ".join(f"python{one['python'][:4]}" for one in tried)
         flags.out.write_text(json.dumps({**about, "pythons": tried}, indent=1) + "\n", encoding="utf-8")
     sys.exit(0 if all(one["works"] for one in tried) else 1)
