@@ -30,7 +30,7 @@ _DTYPES = {
     "LongStorage": torch.int64,
     "ShortStorage": torch.int16,
 }
-#: Of modules and their attributes. OpenAI's largest model has about 30,000.
+#: Of modules and their attributes; far more than any CLIP has.
 _MOST_NAMES = 1_000_000
 
 
