@@ -24,8 +24,8 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import soak
 
-    found = soak.soak(tmp_path, kills=3, epochs=1, seed=2)
-    assert found["kills"] >= 3
+    found = soak.soak(tmp_path, kills=2, epochs=1, seed=2)
+    assert found["kills"] >= 2
     assert found["equal"], found["runs"]
     # Of two runs that are not the same, it says so.
     last = tmp_path / "runs/cut-0/checkpoints/last.ckpt"
@@ -83,7 +83,7 @@ def test_one_command_begins_and_goes_on(
     pairs_lake: Path, tiny_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A job that a cluster may stop and start again: --resume auto."""
-    more = ("--max-epochs", "12", "--val-every-steps", "50", "--resume", "auto")
+    more = ("--max-epochs", "5", "--val-every-steps", "20", "--resume", "auto")
     command = words(pairs_lake, tiny_models, tmp_path, "job", *more)
     with start(command) as process:
         while process.poll() is None and not (tmp_path / "job/metrics.csv").exists():

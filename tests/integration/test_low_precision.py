@@ -25,7 +25,7 @@ HALF = ("--states", "bf16", "--text-weights", "bf16")
 
 def test_a_run_that_was_stopped_ends_with_the_same_bits(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
     """Also the rounding goes on where it was: another throw of the dice would move weights by a hundredth."""
-    more = (*HALF, "--max-epochs", "5", "--val-every-steps", "50")
+    more = (*HALF, "--max-epochs", "4", "--val-every-steps", "20")
     main(words(pairs_lake, tiny_models, tmp_path, "whole", *more))
     with start(words(pairs_lake, tiny_models, tmp_path, "cut", *more)) as process:
         metrics = tmp_path / "cut/metrics.csv"

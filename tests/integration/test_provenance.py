@@ -156,7 +156,7 @@ def test_a_run_that_was_cut_is_repeated_as_one(
     pairs_lake: Path, tiny_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with start(
-        words(pairs_lake, tiny_models, tmp_path, "cut", "--max-epochs", "8", "--val-every-steps", "50")
+        words(pairs_lake, tiny_models, tmp_path, "cut", "--max-epochs", "4", "--val-every-steps", "20")
     ) as process:
         while process.poll() is None and not (tmp_path / "cut/metrics.csv").exists():
             time.sleep(0.02)

@@ -104,7 +104,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes_to_the_same_end(
     pairs_lake: Path, tiny_models: Path, tmp_path: Path
 ) -> None:
     """The run that was stopped in the middle of an epoch ends with the weights of one that was not."""
-    more = ("--max-epochs", "12", "--val-every-steps", "50")
+    more = ("--max-epochs", "5", "--val-every-steps", "20")
     main(words(pairs_lake, tiny_models, tmp_path, "whole", *more))
     with start(words(pairs_lake, tiny_models, tmp_path, "cut", *more)) as process:
         metrics = tmp_path / "cut/metrics.csv"

@@ -172,7 +172,7 @@ def peak(device: torch.device, dtype: torch.dtype) -> Peak:
     """
     if device.type == "cuda" and (known := sheet_flops(torch.cuda.get_device_name(device), dtype)):
         return Peak(known, "data sheet")
-    return Peak(_measured(device, dtype), "measured")
+    return Peak(_measured(device, dtype, torch.get_num_threads()), "measured")
 
 
 def sheet_flops(name: str, dtype: torch.dtype) -> float | None:
@@ -186,11 +186,12 @@ def sheet_flops(name: str, dtype: torch.dtype) -> float | None:
     return None
 
 
+@cache
 @torch.no_grad()
-def _measured(device: torch.device, dtype: torch.dtype) -> float:
+def _measured(device: torch.device, dtype: torch.dtype, num_threads: int) -> float:
     """The fastest of some products of square matrices that are large enough to take ten milliseconds.
 
-    What else the machine does meanwhile makes it less.
+    What else the machine does meanwhile makes it less. Measured once: a process may make many runs.
     """
     size, best, started = 1024, 0.0, time.perf_counter()
     while True:
