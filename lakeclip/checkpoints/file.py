@@ -46,7 +46,7 @@ def read_torch_file(path: Path, *, allowed: str) -> Any:
     with _explained(path), _archive(path, allowed) as archive:
         if is_torchscript(archive):  # which PyTorch would hand to the reader that runs its code
             raise CheckpointError(f"{path} is a TorchScript archive", allowed=allowed)
-        return _of_its_size(torch.load(path, map_location="cpu", weights_only=True, mmap=True), path)
+        return _unpickled(path)
 
 
 def read_weights_file(path: Path, *, allowed: str) -> Any:
@@ -61,7 +61,11 @@ def read_weights_file(path: Path, *, allowed: str) -> Any:
         with _archive(path, allowed) as archive:
             if is_torchscript(archive):
                 return _of_its_size(read_torchscript(archive), path)
-        return _of_its_size(torch.load(path, map_location="cpu", weights_only=True, mmap=True), path)
+        return _unpickled(path)
+
+
+def _unpickled(path: Path) -> Any:
+    return _of_its_size(torch.load(path, map_location="cpu", weights_only=True, mmap=True), path)
 
 
 #: What a damaged archive, or a pickle that makes no sense, makes its readers raise.

@@ -174,6 +174,7 @@ def build(checkpoint: Checkpoint) -> CLIP | DualEncoder:
     model: CLIP | DualEncoder
     if isinstance(sizes, TowersConfig):
         model = remake(sizes)
+        _check_fit(checkpoint, model)
     else:
         _check_layers(checkpoint, sizes)
         try:
@@ -183,7 +184,6 @@ def build(checkpoint: Checkpoint) -> CLIP | DualEncoder:
         except ModelError as error:
             raise CheckpointError(f"{checkpoint.path} names sizes that no model has", found=error.found) from None
         model = CLIP(sizes, sigmoid=checkpoint.is_sigmoid)
-    _check_fit(checkpoint, model)
     model.load_state_dict(checkpoint.state_dict)
     return model.eval()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections import defaultdict
@@ -14,8 +13,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from lakeclip.cli.output import plain
-from lakeclip.errors import ConfigError, OutputError
+from lakeclip.cli.output import plain, save, writable
+from lakeclip.errors import ConfigError
 from lakeclip.lake.download.options import DownloadOptions
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def run(argv: list[str]) -> None:
         raise ConfigError("there are options for downloading, and nothing is downloaded", next_step="add --download")
     if arguments.report is not None:
         # Found out now, not after the work.
-        _write(Path(arguments.report), "")
+        writable(arguments.report)
     *sources, lake = arguments.paths
     if in_place:
         from lakeclip.lake.materialise import fill_images
@@ -97,7 +96,7 @@ def run(argv: list[str]) -> None:
             download=arguments.downloading if arguments.download else None,
         )
     if arguments.report is not None:
-        _write(Path(arguments.report), json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        save(Path(arguments.report), report.to_dict())
     _show(report, arguments.report)
 
 
@@ -154,10 +153,3 @@ def _show(report: IngestReport, file: str | None) -> None:
 
 def _some(names: tuple[str, ...]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4:,} more" if len(names) > 4 else "")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write {path}", found=error.strerror or str(error)) from None

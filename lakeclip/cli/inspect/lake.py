@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lakeclip.cli.output import plain
+from lakeclip.cli.output import plain, save
 from lakeclip.errors import ConfigError, OutputError
 from lakeclip.lake.survey.tally import percent
 
@@ -65,12 +64,7 @@ def inspect_lake(arguments: InspectArguments) -> None:
     tokens = _tokens()
     with _Bar() as bar:
         summary = summarize(lake, tokens=tokens, every_row=arguments.full, on_progress=bar.show)
-    if arguments.json_file is not None:
-        path = Path(arguments.json_file)
-        try:
-            path.write_text(json.dumps(summary.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"cannot write {path}", found=error.strerror or str(error)) from None
+    save(Path(arguments.json_file) if arguments.json_file is not None else None, summary.to_dict())
     if arguments.html is not None:
         _write_page(Path(arguments.html), lake, summary, tokens, samples)
     _show(summary)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lakeclip.data.datamodule import PairDataModule
@@ -92,10 +92,8 @@ def test_an_epoch_gone_on_with_in_other_batches_ends_where_its_sampler_does(
 ) -> None:
     """Steps were counted by batches, and those of the last one did not always make a step."""
     a_step = batch * world * per_step
-    source = MemorySource(num)
-    data = PairDataModule(source, image_size=8, batch_size=batch if a_step <= num else 1)
-    if a_step > num:
-        return
+    assume(a_step <= num)
+    data = PairDataModule(MemorySource(num), image_size=8, batch_size=batch)
     one = Replay(data.train_stream, data.sizes, Mark(4, 2, begun, 99), batch, world, per_step, -1, 2)
     spans = TrainSpans(
         data.train_stream, batch, rank=0, world_size=world, place=lambda: (2, begun), batches_per_step=per_step
