@@ -1,25 +1,27 @@
-# `make demo` trains a small CLIP and reports how good it is; `make test` runs everything. Both make their environment.
+# `make demo` trains a small CLIP and reports how good it is; `make test` runs the tests. Both make their environment.
 
 PYTHON ?= python3
 VENV   := .venv
 PEER   := .venv-peer
 BIN    := $(VENV)/bin
 
-# One thread a process: two test processes on two cores would only get in each other's way.
-PYTEST      := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
-PYTEST_PEER := OMP_NUM_THREADS=1 $(PEER)/bin/python -m pytest -n 2 --dist worksteal
+# One thread a process, and one process more than two cores have: many tests wait for other processes. A process that
+# crashes ends the run: one that took its place could wait for ever for tests of the crashed one's groups.
+XDIST       := -n 3 --dist loadgroup --max-worker-restart 0
+PYTEST      := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(XDIST)
+PYTEST_PEER := OMP_NUM_THREADS=1 $(PEER)/bin/python -m pytest $(XDIST)
 
 # PyTorch's CPU build where the index has it; what is locked and nothing else; what the other build needs; ourselves.
 define install
 	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements/cpu.lock 2>/dev/null || true
-	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements/$(1).lock
+	$(BIN)/pip install --quiet --no-deps --require-hashes $(patsubst %,-r requirements/%.lock,$(1))
 	$(BIN)/pip check >/dev/null || $(BIN)/pip install --quiet --no-deps --require-hashes -r requirements/cuda.lock
 	$(BIN)/pip check
 	$(BIN)/pip install --quiet --no-deps -e .
 	touch $@
 endef
 
-.PHONY: demo docs test check unit faults env peer lock clean
+.PHONY: demo docs test test-all check unit faults env peer lock clean
 
 demo: $(VENV)/.demo             ## train on drawn scenes, evaluate, write a report
 	$(BIN)/lakeclip demo
@@ -28,15 +30,19 @@ docs: $(VENV)/.docs             ## the documentation as pages, in site/; a broke
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "open site/index.html; its search needs a server: $(BIN)/python -m http.server -d site"
 
-test: env peer                  ## the whole suite, in both environments
+test: env                       ## what every change has to pass: some minutes on two cores
 	$(PYTEST)
-	$(PYTEST_PEER) tests/parity tests/contract/test_seed_finetune.py
 
-check: env                      ## what CI runs before the tests: style, types, import rules, vulnerabilities, licences
+test-all: test peer             ## that, what is slow (CONTRIBUTING.md lists it), and what needs the second environment
+	$(PYTEST) -m slow
+	$(PYTEST_PEER) -m "" tests/parity tests/contract/test_train_clip_finetune.py
+
+check: env                      ## what CI runs before the tests: style, types, import rules, docstrings, vulnerabilities, licences
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/contract/test_docstrings.py
 	$(BIN)/python requirements/audit.py
 	$(BIN)/python requirements/licences.py
 
@@ -44,7 +50,7 @@ unit: env                       ## the quick tests alone
 	$(PYTEST) tests/unit
 
 faults: env                     ## write docs/reference/faults.md anew, from what its tests see
-	FAULTS=write OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration/test_faults_*.py
+	FAULTS=write OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" tests/integration/test_faults_*.py
 
 env: $(VENV)/.dev
 
@@ -56,18 +62,18 @@ $(VENV)/bin/python:
 $(VENV)/.demo: pyproject.toml requirements/demo.lock | $(VENV)/bin/python
 	$(call install,demo)
 
-$(VENV)/.docs: pyproject.toml requirements/docs.lock | $(VENV)/bin/python
-	$(call install,docs)
+$(VENV)/.docs: pyproject.toml requirements/demo.lock requirements/docs.lock | $(VENV)/bin/python
+	$(call install,demo docs)
 	touch $(VENV)/.demo
 
-$(VENV)/.dev: pyproject.toml requirements/dev.lock | $(VENV)/bin/python
-	$(call install,dev)
+$(VENV)/.dev: pyproject.toml requirements/demo.lock requirements/docs.lock requirements/dev.lock | $(VENV)/bin/python
+	$(call install,demo docs dev)
 	touch $(VENV)/.demo $(VENV)/.docs
 
 # The ordinary build of PyTorch: torchvision has no other.
 $(PEER)/.ready: pyproject.toml requirements/dev.lock requirements/peer.lock
 	$(PYTHON) -m venv $(PEER)
-	$(PEER)/bin/pip install --quiet --no-deps --require-hashes $(addprefix -r requirements/,dev.lock cuda.lock peer.lock)
+	$(PEER)/bin/pip install --quiet --no-deps --require-hashes $(patsubst %,-r requirements/%.lock,demo docs dev cuda peer)
 	$(PEER)/bin/pip install --quiet --no-deps -e .
 	touch $@
 

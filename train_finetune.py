@@ -1,6 +1,6 @@
 """The seed's door to fine-tuning: `python train_finetune.py --folder data_dir --batchsize 512`."""
 
-from lakeclip.cli.seed import finetune_main
+from lakeclip.compat.train_clip_cli import finetune_main
 
 if __name__ == "__main__":
     finetune_main()

@@ -1,19 +1,17 @@
-"""The claim: behind a query, a million rows give their first shuffled batch hardly later than a thousand, and in hardly
-more memory.
+"""Claim: with a query, a million rows give their first shuffled batch hardly later than a thousand, with hardly more
+memory.
 
     .venv/bin/python benchmarks/first_batch.py --out benchmarks/results/NAME.json
 
-Makes two lakes of rows as LAION's metadata has them, each with a small picture, and opens each in processes of its own,
-in turns.
+It writes two lakes of rows like LAION's metadata, each row with a small picture, and opens each several times, in turns
+and in separate processes.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import io
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -23,22 +21,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from machine import machine, peak_mib
+from common.machine import machine, peak_mib
+from common.results import command_line, log, today, write_result
+from common.subprocess_side import run_side
 
 _ROWS = (1_000, 1_000_000)
 _BATCH = 50
 
 
 def main() -> None:
-    """Parse the flags; make the lakes and measure, or be the process that opens one."""
+    """Parse the flags; write the lakes and measure, or open one lake for the main process."""
     flags = _flags()
     if flags.lake:
         print(json.dumps(first_batch(Path(flags.lake))))
         return
     with tempfile.TemporaryDirectory(dir=flags.work) as work:
         result = measure(Path(work), flags.rounds)
-    if flags.out:
-        Path(flags.out).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_result(result, flags.out)
     few, many = result["median"].values()
     for rows, run in result["median"].items():
         print(f"{int(rows):>11,} rows: first batch after {run['seconds']:.2f} s, {run['mib']:.0f} MiB")
@@ -46,7 +45,7 @@ def main() -> None:
 
 
 def first_batch(folder: Path) -> dict[str, Any]:
-    """Seconds from opening a lake with a query to its first shuffled batch, and the most memory that took."""
+    """Measure the seconds from opening a lake with a query to its first shuffled batch, and the peak memory."""
     import torch
 
     from lakeclip.data.datamodule import PairDataModule
@@ -55,21 +54,21 @@ def first_batch(folder: Path) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     engine.deeplake()
-    began = time.perf_counter()
+    start = time.perf_counter()
     lake = open_lake(folder, "NSFW == 'UNLIKELY' and width > 200")
     module = PairDataModule(lake, batch_size=_BATCH, image_size=32)
     next(iter(module.train_dataloader()))
-    return {"seconds": time.perf_counter() - began, "mib": peak_mib(), "rows": len(lake)}
+    return {"seconds": time.perf_counter() - start, "mib": peak_mib(), "rows": len(lake)}
 
 
 def make_rows(folder: Path, count: int) -> None:
-    """A lake of rows as LAION's metadata has them, each with a small picture."""
+    """Write a lake of rows like LAION's metadata, each with a small picture."""
     import numpy as np
     from PIL import Image
 
-    from lakeclip.lake.sources.base import Sample
-    from lakeclip.lake.sources.images import ImageInfo
-    from lakeclip.lake.write import LakeWriter
+    from lakeclip.ingestion.sources.base import Sample
+    from lakeclip.ingestion.writer import LakeWriter
+    from lakeclip.lake.images import ImageInfo
 
     random = np.random.default_rng(0)
     pictures = []
@@ -89,30 +88,28 @@ def make_rows(folder: Path, count: int) -> None:
 
 
 def measure(work: Path, rounds: int) -> dict[str, Any]:
-    """Make the lakes and open each so many times."""
+    """Write the lakes, and open each this many times."""
     runs: dict[str, list[dict[str, Any]]] = {}
     for count in _ROWS:
-        print(f"making a lake of {count:,} rows", file=sys.stderr, flush=True)
-        # In a process of its own: what it leaves in memory would be counted.
+        log(f"writing a lake of {count:,} rows")
+        # In a separate process, since its memory would count otherwise.
         code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import first_batch as b"
         code += f"; from pathlib import Path; b.make_rows(Path({str(work / str(count))!r}), {count})"
         subprocess.run([sys.executable, "-c", code], check=True)
     for _ in range(rounds):
         for count in _ROWS:
-            command = [sys.executable, __file__, "--lake", str(work / str(count))]
-            done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-            if done.returncode:
-                sys.exit(done.stderr)
-            runs.setdefault(str(count), []).append(json.loads(done.stdout.splitlines()[-1]))
+            lake = str(work / str(count))
+            run = run_side(__file__, ["--lake", lake], side=f"the lake of {count:,} rows", threads=1)
+            runs.setdefault(str(count), []).append(run)
     return {
-        "date": datetime.date.today().isoformat(),
-        "command": f"python benchmarks/first_batch.py --rounds {rounds} --out FILE",
+        "date": today(),
+        "command": command_line("first_batch.py"),
         "machine": machine(1),
         "versions": {name: version(name) for name in ("torch", "deeplake")},
         "runs": runs,
         "median": {
-            rows: {name: statistics.median(run[name] for run in found) for name in found[0]}
-            for rows, found in runs.items()
+            rows: {name: statistics.median(run[name] for run in lake_runs) for name in lake_runs[0]}
+            for rows, lake_runs in runs.items()
         },
     }
 
@@ -120,8 +117,8 @@ def measure(work: Path, rounds: int) -> dict[str, Any]:
 def _flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--rounds", type=int, default=5, help="times that each lake is opened (5)")
-    add("--work", metavar="DIR", help="where the lakes are made, 1 GB; a temporary folder by default")
+    add("--rounds", type=int, default=5, help="number of times to open each lake (5)")
+    add("--work", metavar="DIR", help="folder for the lakes, 1 GB; temporary by default")
     add("--lake", help=argparse.SUPPRESS)
     add("--out", metavar="FILE", help="write the result to this JSON file")
     return parser.parse_args()

@@ -1,98 +1,91 @@
-"""The claim: `lakeclip ingest` takes in every kind of source with less than 300 MB of memory beyond its start, however
-large the source is.
+"""Claim: `lakeclip ingest` reads every kind of source with less than 300 MB of memory beyond its start, whatever the
+source's size.
 
     .venv/bin/python benchmarks/ingest.py --data DIR --out benchmarks/results/NAME.json
 
 DIR holds WebDataset shards with KEY.jpg and KEY.txt. The same photos become a folder of pairs, a Parquet file with
-their bytes, a CSV with their files' names, and a lake; a million rows of metadata become a Parquet file and a TSV. Each
-source is read in a process of its own, which says how many rows a second went in and how far its memory grew. A large
-source is made by naming the same small one `--times` over, each time under another name.
+their bytes, a CSV with their file names, and a lake; a million rows of metadata become a Parquet file and a TSV. Each
+source is read in a separate process, which reports rows a second and how much its memory grew. A large source consists
+of `--times` repetitions of the same small one under different names.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import datetime
 import json
 import os
-import shlex
 import shutil
-import subprocess
-import sys
 import tarfile
 import tempfile
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from machine import machine, peak_mib
+from common.machine import machine, peak_mib
+from common.results import command_line, log, today, write_result
+from common.subprocess_side import run_side
 
 _ROWS = 1_000_000
 
 
 def main() -> None:
-    """Parse the flags; make the sources and measure each, or be the process that reads one."""
+    """Parse the flags; create the sources and measure each, or read one for the main process."""
     flags = _flags()
     if flags.read:
         print(json.dumps(read(flags.read, flags.lake)))
         return
     with tempfile.TemporaryDirectory(dir=flags.work) as work:
         result = measure(Path(flags.data), Path(work), flags.times)
-    if flags.out:
-        Path(flags.out).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_result(result, flags.out)
     show(result)
 
 
 def read(sources: list[str], lake: str) -> dict[str, Any]:
-    """Ingest, and say how it went."""
+    """Ingest, and return rows, rates and the growth of memory."""
+    from lakeclip.ingestion.run import ingest
     from lakeclip.lake.engine import deeplake
-    from lakeclip.lake.ingest import ingest
 
     deeplake()
     before = peak_mib()
     report = ingest(sources, lake)
-    grown = peak_mib() - before
+    growth = peak_mib() - before
     size = sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(lake) for name in names)
     return {
         "rows": report.rows,
         "left_out": report.reasons.total(),
         "rows_per_second": round(report.rows_per_second),
         "mb_per_second": round(size / 1e6 / report.seconds, 1),
-        "rss_mib_grown": round(grown),
+        "rss_mib_grown": round(growth),
     }
 
 
 def measure(data: Path, work: Path, times: int) -> dict[str, Any]:
-    """Make the sources and have each read."""
-    found: dict[str, Any] = {}
+    """Create each source and read it in a separate process."""
+    results: dict[str, Any] = {}
     for name, make in SOURCES.items():
         folder = work / "source"
         folder.mkdir()
         sources = make(data, folder, times)
-        _say(f"{name}: made")
+        log(f"{name}: source created")
         lake = work / "lake"
-        command = [sys.executable, __file__, "--data", str(data), "--lake", str(lake), "--read", *sources]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"{name} failed:\n{done.stderr}")
-        found[name] = json.loads(done.stdout.splitlines()[-1])
-        _say(f"{name}: {found[name]}")
+        arguments = ["--data", str(data), "--lake", str(lake), "--read", *sources]
+        results[name] = run_side(__file__, arguments, side=name)
+        log(f"{name}: {results[name]}")
         shutil.rmtree(folder)
         shutil.rmtree(lake)
     return {
-        "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", "benchmarks/ingest.py", "--data", "DIR", "--times", str(times)]),
+        "date": today(),
+        "command": command_line("ingest.py"),
         "machine": machine(os.cpu_count() or 1),
         "versions": {name: version(name) for name in ("deeplake", "pyarrow", "pillow", "simplejpeg")},
-        "sources": found,
+        "sources": results,
     }
 
 
 def shards(data: Path, folder: Path, times: int) -> list[str]:
-    """The tars themselves, many times over."""
+    """Link the tars, repeated under different names."""
     names = []
     for number in range(times):
         for tar in sorted(data.glob("*.tar")):
@@ -102,7 +95,7 @@ def shards(data: Path, folder: Path, times: int) -> list[str]:
 
 
 def pairs_folder(data: Path, folder: Path, times: int) -> list[str]:
-    """Unpacked, many times over: names differ, what is in the files does not."""
+    """Unpack the tars repeatedly into folders: names differ, contents do not."""
     for number in range(times):
         (folder / str(number)).mkdir()
         for tar in sorted(data.glob("*.tar")):
@@ -112,19 +105,19 @@ def pairs_folder(data: Path, folder: Path, times: int) -> list[str]:
 
 
 def parquet_of_images(data: Path, folder: Path, times: int) -> list[str]:
-    """Hugging Face's layout: a struct of bytes and path, and the captions."""
+    """Write Hugging Face's layout: a struct of bytes and path, and the captions."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    schema = pa.schema([("image", kind), ("caption", pa.list_(pa.string()))])
+    image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema([("image", image_type), ("caption", pa.list_(pa.string()))])
     with pq.ParquetWriter(folder / "photos.parquet", schema) as writer:
         for _ in range(times):
             for tar in sorted(data.glob("*.tar")):
                 images, captions = _pairs(tar)
                 table = pa.table(
                     {
-                        "image": pa.array([{"bytes": image, "path": None} for image in images], kind),
+                        "image": pa.array([{"bytes": image, "path": None} for image in images], image_type),
                         "caption": pa.array([caption.splitlines() for caption in captions]),
                     }
                 )
@@ -133,7 +126,7 @@ def parquet_of_images(data: Path, folder: Path, times: int) -> list[str]:
 
 
 def csv_of_files(data: Path, folder: Path, times: int) -> list[str]:
-    """open_clip's CSV: files' names and titles."""
+    """Write open_clip's CSV: file names and titles."""
     pairs_folder(data, folder, times)
     with (folder / "pairs.csv").open("w", newline="") as file:
         writer = csv.writer(file, delimiter="\t")
@@ -144,8 +137,8 @@ def csv_of_files(data: Path, folder: Path, times: int) -> list[str]:
 
 
 def another_lake(data: Path, folder: Path, times: int) -> list[str]:
-    """A lake of the same photos."""
-    from lakeclip.lake.ingest import ingest
+    """Write a lake of the same photos."""
+    from lakeclip.ingestion.run import ingest
 
     (folder / "tars").mkdir()
     ingest(shards(data, folder / "tars", times), str(folder / "other.lake"))
@@ -153,7 +146,7 @@ def another_lake(data: Path, folder: Path, times: int) -> list[str]:
 
 
 def parquet_of_metadata(data: Path, folder: Path, times: int) -> list[str]:
-    """A million rows as LAION's metadata has them."""
+    """Write a million rows like LAION's metadata."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -175,7 +168,7 @@ def parquet_of_metadata(data: Path, folder: Path, times: int) -> list[str]:
 
 
 def tsv_of_addresses(data: Path, folder: Path, times: int) -> list[str]:
-    """A million rows as CC3M has them: caption, address, no header."""
+    """Write a million rows like CC3M's: caption, address, no header."""
     with (folder / "train.tsv").open("w") as file:
         file.writelines(
             f"a picture of thing {row}\thttps://host{row % 997}.example/{row}.jpg\n" for row in range(_ROWS)
@@ -209,22 +202,18 @@ def _pairs(tar: Path) -> tuple[list[bytes], list[str]]:
 def show(result: dict[str, Any]) -> None:
     """Print a result."""
     print(f"{result['date']}  {result['machine']['cpu']}, {result['machine']['cores']} cores\n")
-    print(f"{'source':24}{'rows':>12}{'rows/s':>10}{'MB/s':>8}{'memory grown':>15}")
+    print(f"{'source':24}{'rows':>12}{'rows/s':>10}{'MB/s':>8}{'memory growth':>15}")
     for name, run in result["sources"].items():
         speed = f"{run['rows_per_second']:10,}{run['mb_per_second']:8}"
         print(f"{name:24}{run['rows']:12,}{speed}{run['rss_mib_grown']:11} MiB")
-
-
-def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def _flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data", required=True, metavar="DIR", help="folder with *.tar")
-    add("--times", type=int, default=20, help="how often the photos are repeated (20)")
-    add("--work", metavar="DIR", help="where sources and lakes are made; a temporary folder by default")
+    add("--times", type=int, default=20, help="number of repetitions of the photos (20)")
+    add("--work", metavar="DIR", help="folder for sources and lakes; temporary by default")
     add("--lake", help=argparse.SUPPRESS)
     add("--read", nargs="+", help=argparse.SUPPRESS)
     add("--out", metavar="FILE", help="write the result to this JSON file")

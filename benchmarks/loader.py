@@ -1,24 +1,20 @@
-"""The claims: from the same JPEGs, lakeclip's loader gives a core more 224-pixel samples a second than open_clip's
-WebDataset loader with its transform, and than Deep Lake's own `ds.pytorch()`; it comes close to what decoding and
-resizing alone allow; and shuffled it is hardly slower than in order.
+"""Claims: from the same JPEGs, lakeclip's loader delivers more 224-pixel samples a second on a core than open_clip's
+WebDataset loader with its transform and than Deep Lake's own `ds.pytorch()`; it comes close to the limit of decoding
+and resizing; and shuffled reading is hardly slower than reading in order.
 
     .venv-peer/bin/python benchmarks/loader.py --data DIR --out benchmarks/results/NAME.json
 
-DIR holds WebDataset shards with KEY.jpg (photos of any size, 100 or more) and KEY.txt. Each measurement is a process of
-its own on one core with one thread; the sides take turns. README.md beside this file says what is measured and how.
+DIR holds WebDataset shards with KEY.jpg (100 or more photos of any size) and KEY.txt. Each measurement is a separate
+process on one core with one thread; the sides take turns. README.md in this folder says what is measured and how.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import io
 import json
 import os
-import shlex
 import statistics
-import subprocess
-import sys
 import tarfile
 import tempfile
 import time
@@ -27,9 +23,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from machine import machine
+from common.machine import machine
+from common.results import command_line, log, ratio_stats, today, write_result
+from common.subprocess_side import run_side
 
-#: Name → width, height (None: the photos as they are), and number of the photos that each side reads.
+#: Name → width (None: the photos as they are), height, and number of photos that each side reads.
 SIZES: dict[str, tuple[int | None, int, int]] = {
     "as given": (None, 0, 2000),
     "640×480": (640, 480, 1000),
@@ -38,13 +36,13 @@ SIZES: dict[str, tuple[int | None, int, int]] = {
 }
 _BATCH = 50
 _IMAGE = 224
-#: Seconds of a measurement, after one pass over the photos that does not count.
+#: Length of a measurement in seconds, after one untimed pass over the photos.
 _SECONDS = 5.0
 _TILE = 448
 
 
 def main() -> None:
-    """Parse the flags; make the data, measure every side in turns, print and write the result; or be one side."""
+    """Parse the flags; create the data, measure, print and write the result; or run one side for the main process."""
     flags = _flags()
     if flags.side:
         os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[0]})
@@ -52,21 +50,20 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=flags.work) as work:
         result = measure(Path(flags.data), Path(work), flags)
-    if flags.out:
-        Path(flags.out).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_result(result, flags.out)
     show(result)
 
 
-# ── one side, in a process of its own ───────────────────────────────────────────────────────────────────────────────
+# ── one side, in a separate process ────────────────────────────────────────────────────────────────────────────────
 
 
 def lakeclip_shuffled(folder: Path, seconds: float) -> dict[str, Any]:
-    """lakeclip: lake → batches of uint8 and token ids, shuffled."""
+    """Measure lakeclip: lake → batches of uint8 and token ids, shuffled."""
     return _rate(_lakeclip(folder, shuffle=True), _count(folder), seconds)
 
 
 def lakeclip_in_order(folder: Path, seconds: float) -> dict[str, Any]:
-    """The same, not shuffled."""
+    """Measure lakeclip without shuffling."""
     return _rate(_lakeclip(folder, shuffle=False), _count(folder), seconds)
 
 
@@ -77,7 +74,7 @@ def _lakeclip(folder: Path, *, shuffle: bool) -> Iterator[Any]:
     from lakeclip.lake.dataset import open_lake
 
     torch.set_num_threads(1)
-    # The range of areas that open_clip's transform draws from, too.
+    # open_clip's transform draws from the same range of areas.
     module = PairDataModule(
         open_lake(folder / "lake"), batch_size=_BATCH, image_size=_IMAGE, resize_ratio=0.9, shuffle=shuffle
     )
@@ -87,7 +84,7 @@ def _lakeclip(folder: Path, *, shuffle: bool) -> Iterator[Any]:
 
 
 def open_clip_loader(folder: Path, seconds: float) -> dict[str, Any]:
-    """open_clip: its WebDataset loader, its transform, its tokenizer."""
+    """Measure open_clip with its WebDataset loader, transform and tokenizer."""
     import open_clip
     import torch
     from open_clip_train.data import get_wds_dataset
@@ -107,7 +104,7 @@ def open_clip_loader(folder: Path, seconds: float) -> dict[str, Any]:
 
 
 def deep_lake_loader(folder: Path, seconds: float) -> dict[str, Any]:
-    """Deep Lake's own loader, shuffled by PyTorch, with open_clip's transform."""
+    """Measure Deep Lake's own loader, shuffled by PyTorch, with open_clip's transform."""
     import open_clip
     import torch
     from PIL import Image
@@ -132,7 +129,7 @@ def deep_lake_loader(folder: Path, seconds: float) -> dict[str, Any]:
 
 
 def decode_only(folder: Path, seconds: float) -> dict[str, Any]:
-    """What decoding and resizing alone allow: lakeclip's transform on bytes that are in memory."""
+    """Measure decoding and resizing alone: lakeclip's transform on bytes in memory."""
     import numpy as np
     import torch
 
@@ -167,23 +164,23 @@ def _rate(batches: Iterable[Any], count_once: int, seconds: float) -> dict[str, 
     batches = iter(batches)
     for _ in range(max(2, count_once // _BATCH)):
         next(batches)
-    began = time.perf_counter()
+    start = time.perf_counter()
     count = 0
-    while (took := time.perf_counter() - began) < seconds:
+    while (took := time.perf_counter() - start) < seconds:
         next(batches)
         count += _BATCH
     return {"images_per_second": count / took}
 
 
-# ── the data ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── data ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def make_photos(data: Path, folder: Path, width: int | None, height: int, count: int) -> dict[str, Any]:
-    """Shards of JPEGs of one size, cut from mosaics of the given photos at twice their size; and lakes of them."""
+    """Write shards of JPEGs of one size, cut from mosaics of the photos at twice their size, and lakes of them."""
     from PIL import Image
 
+    from lakeclip.ingestion.run import ingest
     from lakeclip.lake.engine import deeplake
-    from lakeclip.lake.ingest import ingest
 
     folder.mkdir()
     pairs = list(_pairs(data))
@@ -196,9 +193,9 @@ def make_photos(data: Path, folder: Path, width: int | None, height: int, count:
             images.append(pairs[number][0])
             continue
         mosaic = Image.new("RGB", (across * _TILE, down * _TILE))
-        for place in range(across * down):
-            photo = Image.open(io.BytesIO(pairs[(number * 7 + place * 13) % len(pairs)][0])).convert("RGB")
-            mosaic.paste(photo.resize((_TILE, _TILE), Image.Resampling.BICUBIC), _corner(place, across))
+        for cell in range(across * down):
+            photo = Image.open(io.BytesIO(pairs[(number * 7 + cell * 13) % len(pairs)][0])).convert("RGB")
+            mosaic.paste(photo.resize((_TILE, _TILE), Image.Resampling.BICUBIC), _corner(cell, across))
         buffer = io.BytesIO()
         mosaic.crop((0, 0, width, height)).save(buffer, "JPEG", quality=85)
         images.append(buffer.getvalue())
@@ -213,16 +210,16 @@ def make_photos(data: Path, folder: Path, width: int | None, height: int, count:
     (folder / "count").write_text(f"{count}")
     ingest([str(folder)], str(folder / "lake"))
     types = deeplake().types
-    theirs = deeplake().create(
+    dataset = deeplake().create(
         str(folder / "images"), schema={"image": types.Image(sample_compression="jpeg"), "text": types.Text()}
     )
-    theirs.append({"image": images, "text": captions})
-    theirs.commit()
+    dataset.append({"image": images, "text": captions})
+    dataset.commit()
     return {"photos": count, "bytes_each": round(sum(map(len, images)) / count)}
 
 
-def _corner(place: int, across: int) -> tuple[int, int]:
-    return place % across * _TILE, place // across * _TILE
+def _corner(cell: int, across: int) -> tuple[int, int]:
+    return cell % across * _TILE, cell // across * _TILE
 
 
 def _pairs(data: Path) -> Iterator[tuple[bytes, str]]:
@@ -240,54 +237,39 @@ def _pairs(data: Path) -> Iterator[tuple[bytes, str]]:
 
 
 def measure(data: Path, work: Path, flags: argparse.Namespace) -> dict[str, Any]:
-    """Make the data and measure."""
+    """Create the data and measure all sides in turns."""
     sides = ("lakeclip_shuffled", "open_clip_loader", "decode_only", "lakeclip_in_order", "deep_lake_loader")
     sizes: dict[str, Any] = {}
     for name, (width, height, count) in SIZES.items():
         folder = work / f"photos{width}"
-        _say(f"{name}: making {count} photos")
+        log(f"{name}: creating {count} photos")
         sizes[name] = make_photos(data, folder, width, height, count)
         rates: dict[str, list[float]] = {side: [] for side in sides}
         for turn in range(flags.rounds):
             for side in sides if turn % 2 == 0 else sides[::-1]:
-                rates[side].append(_run(side, folder, flags.seconds)["images_per_second"])
-            _say(f"{name}, round {turn + 1}: " + ", ".join(f"{side} {rate[-1]:.0f}" for side, rate in rates.items()))
+                rates[side].append(_measure_side(side, folder, flags.seconds))
+            log(f"{name}, round {turn + 1}: " + ", ".join(f"{side} {rate[-1]:.0f}" for side, rate in rates.items()))
+        ours = rates["lakeclip_shuffled"]
         sizes[name] |= {
             "images_per_second": rates,
-            "against_open_clip": _ratio(rates, "lakeclip_shuffled", "open_clip_loader"),
-            "against_deep_lake": _ratio(rates, "lakeclip_shuffled", "deep_lake_loader"),
-            "of_decode_only": _ratio(rates, "lakeclip_shuffled", "decode_only"),
-            "shuffled_of_in_order": _ratio(rates, "lakeclip_shuffled", "lakeclip_in_order"),
+            "against_open_clip": ratio_stats(ours, rates["open_clip_loader"]),
+            "against_deep_lake": ratio_stats(ours, rates["deep_lake_loader"]),
+            "of_decode_only": ratio_stats(ours, rates["decode_only"]),
+            "shuffled_of_in_order": ratio_stats(ours, rates["lakeclip_in_order"]),
         }
     packages = ("torch", "deeplake", "open_clip_torch", "webdataset", "simplejpeg", "pillow")
     return {
-        "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", "benchmarks/loader.py", *_shown(sys.argv[1:])]),
+        "date": today(),
+        "command": command_line("loader.py"),
         "machine": machine(1),
         "versions": {name: version(name) for name in packages},
         "sizes": sizes,
     }
 
 
-def _run(side: str, folder: Path, seconds: float) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--data", str(folder), "--side", side, "--seconds", str(seconds)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    if done.returncode:
-        sys.exit(f"{side} failed:\n{done.stderr}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def _ratio(rates: dict[str, list[float]], ours: str, theirs: str) -> dict[str, float]:
-    """Round by round: what else the machine does hits both sides of a round alike, if not exactly."""
-    ratios = [our / their for our, their in zip(rates[ours], rates[theirs], strict=True)]
-    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
-
-
-def _shown(words: list[str]) -> list[str]:
-    """The command without this machine's folders."""
-    hidden = {"--data": "DIR", "--work": "DIR", "--out": "FILE"}
-    return [hidden.get(before, word) for before, word in zip(["", *words], words, strict=False)]
+def _measure_side(side: str, folder: Path, seconds: float) -> float:
+    arguments = ["--data", str(folder), "--side", side, "--seconds", str(seconds)]
+    return float(run_side(__file__, arguments, side=side, threads=1)["images_per_second"])
 
 
 def show(result: dict[str, Any]) -> None:
@@ -304,17 +286,13 @@ def show(result: dict[str, Any]) -> None:
         print(f"{claim:24}" + "".join(f"{cell['median']:7.2f} ({cell['min']:.2f})" for cell in cells))
 
 
-def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
-
-
 def _flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data", required=True, metavar="DIR", help="folder with *.tar")
-    add("--rounds", type=int, default=5, help="times that every side is measured (5)")
-    add("--seconds", type=float, default=_SECONDS, help="of each measurement (5)")
-    add("--work", metavar="DIR", help="where the data is made, 2 GB; a temporary folder by default")
+    add("--rounds", type=int, default=5, help="measurements of each side (5)")
+    add("--seconds", type=float, default=_SECONDS, help="length of each measurement (5)")
+    add("--work", metavar="DIR", help="folder for the data, 2 GB; temporary by default")
     add("--side", choices=SIDES, help=argparse.SUPPRESS)
     add("--out", metavar="FILE", help="write the result to this JSON file")
     return parser.parse_args()

@@ -1,35 +1,33 @@
-"""The claim: a step over 512 pairs, of which 64 at a time are embedded, is faster in lakeclip than in open_clip with
-`--accum-freq 8` and than in the seed; it takes at most 1.35 times as long as lakeclip's step with all 512 at once, and
-no more memory than open_clip's.
+"""Claim: a step of 512 pairs in micro-batches of 64 is faster in lakeclip than in open_clip with `--accum-freq 8` and
+than in train-CLIP; it takes at most 1.35 times as long as lakeclip's step with all 512 at once, and no more memory than
+open_clip's.
 
     .venv-peer/bin/python benchmarks/microbatch.py --captions FILE --out benchmarks/results/NAME.json
 
-FILE holds a caption a line; without it, lengths are drawn. Each measurement is a process of its own; the sides take
-turns. README.md beside this file says what each side does.
+FILE holds a caption per line; without it, captions are random. Each measurement is a separate process; the sides take
+turns. README.md in this folder says what each side does.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import datetime
 import json
 import math
 import os
-import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from machine import machine, peak_mib
-from sides import median_seconds, run_side, shown
+from common.machine import machine, peak_mib
+from common.results import command_line, log, ratio_stats, today, write_result
+from common.subprocess_side import median_seconds, run_side
 
 if TYPE_CHECKING:
-    from optimisation_step import Side
+    from common.training_step import Side
     from torch import Tensor
 
 MODELS = {"ViT-B/32": "ViT-B-32-quickgelu", "RN50": "RN50-quickgelu"}
@@ -37,78 +35,77 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def main() -> None:
-    """Parse the flags; measure every side in turns, print and write the result; or be one side."""
+    """Parse the flags; measure all sides, print and write the result; or run one side for the main process."""
     flags = _flags()
     if flags.side:
         print(json.dumps(_side(flags)))
         return
     result = measure(flags)
-    if flags.out:
-        Path(flags.out).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_result(result, flags.out)
     show(result)
 
 
-# ── one side, in a process of its own ───────────────────────────────────────────────────────────────────────────────
+# ── one side, in a separate process ────────────────────────────────────────────────────────────────────────────────
 
 
 def lakeclip_in_parts(flags: argparse.Namespace, *, bf16: bool) -> Side:
-    """lakeclip with `minibatch_size`."""
-    from optimisation_step import lakeclip
+    """Build lakeclip's side with `minibatch_size`."""
+    from common.training_step import lakeclip_side
 
     from lakeclip.models.zoo import model_config
 
-    return lakeclip(model_config(flags.model), bf16=bf16, minibatch_size=flags.micro)
+    return lakeclip_side(model_config(flags.model), bf16=bf16, minibatch_size=flags.micro)
 
 
 def lakeclip_at_once(flags: argparse.Namespace, *, bf16: bool) -> Side:
-    """lakeclip's plain step over the whole batch."""
-    from optimisation_step import lakeclip
+    """Build lakeclip's side with the plain step over the whole batch."""
+    from common.training_step import lakeclip_side
 
     from lakeclip.models.zoo import model_config
 
-    return lakeclip(model_config(flags.model), bf16=bf16)
+    return lakeclip_side(model_config(flags.model), bf16=bf16)
 
 
 def open_clip_accumulating(flags: argparse.Namespace, *, bf16: bool) -> Side:
-    """open_clip with `--accum-freq`: it embeds every part twice, and back-propagates a whole loss for each."""
-    from optimisation_step import open_clip
+    """Build open_clip's side with `--accum-freq`, which embeds each part twice and back-propagates a full loss."""
+    from common.training_step import open_clip_side
 
-    return open_clip(MODELS[flags.model], bf16=bf16, options=["fused"], accumulate=flags.batch // flags.micro)
+    return open_clip_side(MODELS[flags.model], bf16=bf16, options=["fused"], accumulate=flags.batch // flags.micro)
 
 
-def seed(flags: argparse.Namespace, *, bf16: bool) -> Side:
-    """The seed's way, written anew from what is known of it.
+def train_clip(flags: argparse.Namespace, *, bf16: bool) -> Side:
+    """Build train-CLIP's algorithm, rewritten from its description.
 
     It embeds all parts without a graph. Then it embeds the images of each part again, and afterwards the texts of each
-    part; each time it puts them into a deep copy of all features, computes the whole batch's loss, and back-propagates
-    that: twice as many losses as there are parts, and as often the full gradient of the temperature. It always computes
-    77 tokens. The towers are open_clip's and the optimiser is fused, which are faster than what the seed had: what is
-    compared is the algorithm.
+    part. Each time it puts them into a deep copy of all features, computes the whole batch's loss, and back-propagates
+    it: that makes two losses per part, each with the full gradient of the temperature. It always computes 77 tokens.
+    The towers are open_clip's and the optimiser is fused, both faster than train-CLIP's own, so that only the
+    algorithms differ.
     """
     import torch
-    from optimisation_step import autocast, open_clip, peer_optimizer
+    from common.training_step import autocast, open_clip_side, peer_optimizer
     from torch.nn import functional as F
 
-    side = open_clip(MODELS[flags.model], bf16=bf16)
+    side = open_clip_side(MODELS[flags.model], bf16=bf16)
     model: Any = side.model
     optimizer = peer_optimizer(model, ["fused"])
 
     def step(images: Tensor, ids: Tensor) -> Tensor:
-        own = torch.arange(len(images))
-        parts = own.split(flags.micro)
+        labels = torch.arange(len(images))
+        parts = labels.split(flags.micro)
         with torch.no_grad(), autocast(bf16, "cpu"):
-            known = {
+            cached = {
                 "image": [model.encode_image(images[part], normalize=True) for part in parts],
                 "text": [model.encode_text(ids[part], normalize=True) for part in parts],
             }
         optimizer.zero_grad()
-        for tower, encode, given in (("image", model.encode_image, images), ("text", model.encode_text, ids)):
+        for tower, encode, inputs in (("image", model.encode_image, images), ("text", model.encode_text, ids)):
             for number, part in enumerate(parts):
                 with autocast(bf16, "cpu"):
-                    features = copy.deepcopy(known)
-                    features[tower][number] = encode(given[part], normalize=True)
+                    features = copy.deepcopy(cached)
+                    features[tower][number] = encode(inputs[part], normalize=True)
                     logits = model.logit_scale.exp() * torch.cat(features["image"]) @ torch.cat(features["text"]).T
-                    loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+                    loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
                 loss.backward()
         optimizer.step()
         with torch.no_grad():
@@ -120,13 +117,16 @@ def seed(flags: argparse.Namespace, *, bf16: bool) -> Side:
 
 
 SIDES: dict[str, Callable[..., Side]] = {
-    side.__name__: side for side in (lakeclip_in_parts, open_clip_accumulating, seed, lakeclip_at_once)
+    "lakeclip_in_parts": lakeclip_in_parts,
+    "open_clip_accumulating": open_clip_accumulating,
+    "seed": train_clip,
+    "lakeclip_at_once": lakeclip_at_once,
 }
 
 
 def _side(flags: argparse.Namespace) -> dict[str, Any]:
     import torch
-    from optimisation_step import caption_ids
+    from common.training_step import caption_ids
 
     torch.set_num_threads(flags.threads)
     torch.manual_seed(0)
@@ -138,15 +138,15 @@ def _side(flags: argparse.Namespace) -> dict[str, Any]:
     clock = CLOCKS[flags.clock]
     seconds = []
     for ids in timed:
-        began = clock()
+        start = clock()
         losses.append(float(side.step(images, ids)))
-        seconds.append(clock() - began)
+        seconds.append(clock() - start)
     if not all(math.isfinite(loss) for loss in losses):
-        sys.exit(f"{flags.side}: a loss is not finite: {losses}")
+        sys.exit(f"{flags.side}: the losses are not all finite: {losses}")
     return {
         "seconds": seconds,
         "first_loss": losses[0],
-        "parameters": side.parameters,
+        "parameters": side.num_parameters,
         "peak_mib": peak_mib(),
         "before_the_first_step_mib": before,
     }
@@ -156,31 +156,32 @@ def _side(flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
-    """Every side, round by round."""
+    """Measure every side, round by round."""
     load = os.getloadavg()[0]
     rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for turn in range(flags.rounds):
         for side in list(SIDES)[:: 1 if turn % 2 == 0 else -1]:
-            rounds[side].append(_run(flags, side))
-            found = rounds[side][-1]
-            _say(f"round {turn + 1}: {side} {median_seconds(found):.1f} s, {found['peak_mib']:.0f} MiB")
-    if len({found["parameters"] for run in rounds.values() for found in run}) > 1:
-        sys.exit("the models differ in size")
-    parts, whole = (rounds[side][0]["first_loss"] for side in ("lakeclip_in_parts", "lakeclip_at_once"))
-    if abs(parts - whole) > 0.01:
-        sys.exit(f"the same weights and pairs give a loss of {parts} in parts and of {whole} at once")
+            run = _run(flags, side)
+            rounds[side].append(run)
+            log(f"round {turn + 1}: {side} {median_seconds(run):.1f} s, {run['peak_mib']:.0f} MiB")
+    if len({run["parameters"] for runs in rounds.values() for run in runs}) > 1:
+        sys.exit("the sides' models have different numbers of parameters")
+    in_parts, at_once = (rounds[side][0]["first_loss"] for side in ("lakeclip_in_parts", "lakeclip_at_once"))
+    if abs(in_parts - at_once) > 0.01:
+        sys.exit(f"for equal weights and pairs, the loss is {in_parts} in parts but {at_once} at once")
     sides = {
         side: {
-            "seconds_a_step": [median_seconds(found) for found in run],
-            "peak_mib": max(found["peak_mib"] for found in run),
-            "before_the_first_step_mib": max(found["before_the_first_step_mib"] for found in run),
-            "first_loss": run[0]["first_loss"],
+            "seconds_a_step": [median_seconds(run) for run in runs],
+            "peak_mib": max(run["peak_mib"] for run in runs),
+            "before_the_first_step_mib": max(run["before_the_first_step_mib"] for run in runs),
+            "first_loss": runs[0]["first_loss"],
         }
-        for side, run in rounds.items()
+        for side, runs in rounds.items()
     }
+    seconds = {side: figures["seconds_a_step"] for side, figures in sides.items()}
     return {
-        "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", "benchmarks/microbatch.py", *shown(sys.argv[1:])]),
+        "date": today(),
+        "command": command_line("microbatch.py"),
         "machine": machine(flags.threads),
         "load_before": round(load, 2),
         "versions": {name: version(name) for name in ("torch", "lightning", "open_clip_torch")},
@@ -188,14 +189,14 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
         "precision": flags.precision,
         "batch": flags.batch,
         "micro_batch": flags.micro,
-        "captions": "drawn: log-normal lengths" if flags.captions is None else "from a file",
+        "captions": "random: log-normal lengths" if flags.captions is None else "from a file",
         "clock": flags.clock,
         "sides": sides,
         "time_against": {
-            "open_clip": _ratio(sides, "open_clip_accumulating", "lakeclip_in_parts"),
-            "seed": _ratio(sides, "seed", "lakeclip_in_parts"),
+            "open_clip": ratio_stats(seconds["open_clip_accumulating"], seconds["lakeclip_in_parts"]),
+            "seed": ratio_stats(seconds["seed"], seconds["lakeclip_in_parts"]),
         },
-        "time_of_at_once": _ratio(sides, "lakeclip_in_parts", "lakeclip_at_once"),
+        "time_of_at_once": ratio_stats(seconds["lakeclip_in_parts"], seconds["lakeclip_at_once"]),
         "memory_of": {
             side: sides["lakeclip_in_parts"]["peak_mib"] / sides[side]["peak_mib"]
             for side in SIDES
@@ -204,18 +205,11 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _ratio(sides: dict[str, Any], above: str, below: str) -> dict[str, float]:
-    """Round by round, as the machine may do other things in the one and not in the other."""
-    pairs = zip(sides[above]["seconds_a_step"], sides[below]["seconds_a_step"], strict=True)
-    ratios = [over / under for over, under in pairs]
-    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
-
-
 def _run(flags: argparse.Namespace, side: str) -> dict[str, Any]:
-    words = ["--side", side, "--model", flags.model, "--precision", flags.precision, "--clock", flags.clock]
-    words += ["--batch", str(flags.batch), "--micro", str(flags.micro), "--steps", str(flags.steps)]
-    words += ["--threads", str(flags.threads), *(["--captions", flags.captions] if flags.captions else [])]
-    return run_side(__file__, words, side=side, threads=flags.threads)
+    arguments = ["--side", side, "--model", flags.model, "--precision", flags.precision, "--clock", flags.clock]
+    arguments += ["--batch", str(flags.batch), "--micro", str(flags.micro), "--steps", str(flags.steps)]
+    arguments += ["--threads", str(flags.threads), *(["--captions", flags.captions] if flags.captions else [])]
+    return run_side(__file__, arguments, side=side, threads=flags.threads)
 
 
 def show(result: dict[str, Any]) -> None:
@@ -234,32 +228,28 @@ def show(result: dict[str, Any]) -> None:
         print(f"{'memory of ' + side:33}{share:.2f}")
 
 
-def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
-
-
 def _flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--model", choices=MODELS, default="ViT-B/32", help="(ViT-B/32)")
+    add("--model", choices=MODELS, default="ViT-B/32", help="model to measure (ViT-B/32)")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is autocast (fp32)")
-    add("--captions", metavar="FILE", help="one a line; drawn lengths by default")
-    add("--batch", type=int, default=512, help="pairs a step (512)")
-    add("--micro", type=int, default=64, help="pairs embedded at a time; it must divide the batch (64)")
-    add("--steps", type=int, default=2, help="timed in each measurement, after one (2); their median counts")
-    add("--rounds", type=int, default=3, help="times that each side is measured (3)")
-    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each side (all cores)")
+    add("--captions", metavar="FILE", help="file with a caption per line; random by default")
+    add("--batch", type=int, default=512, help="pairs per step (512)")
+    add("--micro", type=int, default=64, help="pairs per micro-batch; must divide --batch (64)")
+    add("--steps", type=int, default=2, help="timed steps per measurement, after an untimed one (2)")
+    add("--rounds", type=int, default=3, help="measurements of each side (3)")
+    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads of each side (all cores)")
     add(
         "--clock",
         choices=CLOCKS,
         default="wall",
-        help="cpu: the process's own time, for a first look on a busy machine",
+        help="cpu: CPU time of the process, for a rough look on a busy machine",
     )
     add("--side", choices=SIDES, help=argparse.SUPPRESS)
     add("--out", metavar="FILE", help="write the result to this JSON file")
     flags = parser.parse_args()
     if flags.batch % flags.micro:
-        parser.error("--micro must divide --batch: open_clip's batches are all of one size")
+        parser.error("--micro must divide --batch: open_clip's batches all have the same size")
     return flags
 
 

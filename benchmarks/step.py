@@ -1,31 +1,29 @@
-"""The claim: one optimisation step of a batch of 64 with captions of real lengths takes lakeclip less time and memory
-than open_clip, with the same model, the same PyTorch and the same threads: at least 1.4 times as fast with ViT-B/32
-and 1.3 times with RN50, in float32 and in bfloat16.
+"""Claim: one optimisation step of a batch of 64 with captions of real lengths takes lakeclip less time and memory than
+open_clip, with the same model, PyTorch and threads: at least 1.4 times as fast with ViT-B/32 and 1.3 times with RN50,
+in float32 and in bfloat16.
 
     .venv-peer/bin/python benchmarks/step.py --captions FILE --out benchmarks/results/NAME.json
 
-FILE holds a caption a line. Without it, lengths are drawn (log-normal, mean 14 tokens, as Flickr's and COCO's are).
-Each measurement is a process of its own; the sides take turns. README.md beside this file says what is the same on
+FILE holds a caption per line. Without it, captions are random (log-normal lengths, mean 14 tokens, as for Flickr and
+COCO). Each measurement is a separate process; the sides take turns. README.md in this folder says what is the same on
 both sides and what is not.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import math
 import os
-import shlex
 import statistics
 import sys
 import time
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-from machine import machine, peak_mib
-from sides import median_seconds, run_side, shown
+from common.machine import machine, peak_mib
+from common.results import command_line, log, ratio_stats, today, write_result
+from common.subprocess_side import median_seconds, run_side
 
 #: lakeclip's name of a model → open_clip's.
 MODELS = {
@@ -35,31 +33,37 @@ MODELS = {
     "RN50": "RN50-quickgelu",
     "RN101": "RN101-quickgelu",
 }
-#: Options of open_clip that may help it on a CPU, tried one set after the other; the fastest that is the same model
-#: competes. `context=32` is not: that model cannot read longer texts.
-TRIED = ("", "fused", "foreach", "channels_last", "fused,channels_last", "foreach,channels_last")
+#: Sets of open_clip's options that may help it on a CPU. The fastest is compared with lakeclip. `context=32` is not
+#: among them, since that model cannot read longer texts.
+PEER_OPTION_SETS = ("", "fused", "foreach", "channels_last", "fused,channels_last", "foreach,channels_last")
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def main() -> None:
-    """Parse the flags; measure every cell, print and write the result; or be one side."""
+    """Parse the flags; measure all models, print and write the result; or run one side for the main process."""
     flags = _flags()
     if flags.side:
         print(json.dumps(_side(flags)))
         return
     result = measure(flags)
-    if flags.out:
-        Path(flags.out).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_result(result, flags.out)
     show(result)
 
 
-# ── one side, in a process of its own ───────────────────────────────────────────────────────────────────────────────
+# ── one side, in a separate process ────────────────────────────────────────────────────────────────────────────────
 
 
 def _side(flags: argparse.Namespace) -> dict[str, Any]:
     import torch
-    from optimisation_step import caption_ids, counted_flops, lakeclip, matmul_peak, needed_flops, open_clip
+    from common.training_step import (
+        caption_ids,
+        counted_flops,
+        lakeclip_side,
+        matmul_peak,
+        needed_flops,
+        open_clip_side,
+    )
 
     from lakeclip.models.zoo import model_config
 
@@ -71,34 +75,34 @@ def _side(flags: argparse.Namespace) -> dict[str, Any]:
     name = flags.model[0]
     config = model_config(name)
     if flags.side == "lakeclip":
-        side = lakeclip(config, bf16=bf16, compiled=flags.compile)
+        side = lakeclip_side(config, bf16=bf16, compiled=flags.compile)
     else:
-        options, context = _options(flags.peer)
-        side = open_clip(MODELS[name], bf16=bf16, options=options, context=context, compiled=flags.compile)
+        options, context = _parse_peer_options(flags.peer)
+        side = open_clip_side(MODELS[name], bf16=bf16, options=options, context=context, compiled=flags.compile)
     images = side.images(flags.batch, config.image_resolution)
     batches = caption_ids(flags.captions, flags.batch, flags.steps)
     if flags.count:
         counted = counted_flops(side, images, side.texts(batches[0]))
-        return {"computed": counted, "needed": needed_flops(config, batches[0]), "parameters": side.parameters}
+        return {"computed": counted, "needed": needed_flops(config, batches[0]), "parameters": side.num_parameters}
     texts = [side.texts(ids) for ids in batches]
-    began = time.perf_counter()
+    start = time.perf_counter()
     for ids in texts[: flags.warmup]:
         side.step(images, ids)
-    warm = time.perf_counter() - began
+    warm_up = time.perf_counter() - start
     clock = CLOCKS[flags.clock]
     seconds, losses = [], []
     for ids in texts:
-        began = clock()
+        start = clock()
         loss = side.step(images, ids)
-        seconds.append(clock() - began)
+        seconds.append(clock() - start)
         losses.append(float(loss))
     if not all(math.isfinite(loss) for loss in losses):
-        sys.exit(f"{flags.side}: a loss is not finite: {losses}")
-    return {"seconds": seconds, "warm_up_seconds": warm, "loss": losses[-1], "peak_mib": peak_mib()}
+        sys.exit(f"{flags.side}: the losses are not all finite: {losses}")
+    return {"seconds": seconds, "warm_up_seconds": warm_up, "loss": losses[-1], "peak_mib": peak_mib()}
 
 
-def _options(words: str) -> tuple[list[str], int | None]:
-    parts = [part for part in words.split(",") if part]
+def _parse_peer_options(text: str) -> tuple[list[str], int | None]:
+    parts = [part for part in text.split(",") if part]
     context = next((int(part.removeprefix("context=")) for part in parts if part.startswith("context=")), None)
     return [part for part in parts if "=" not in part], context
 
@@ -107,8 +111,8 @@ def _options(words: str) -> tuple[list[str], int | None]:
 
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
-    """Every model in every precision."""
-    from optimisation_step import caption_ids
+    """Measure every model in every precision."""
+    from common.training_step import caption_ids
 
     peaks = {precision: _run(flags, "peak", "RN50", precision)["flops_per_second"] for precision in flags.precision}
     load = os.getloadavg()[0]
@@ -120,13 +124,13 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
         int(ids.argmax()) + 1 for batch in caption_ids(flags.captions, flags.batch, flags.steps) for ids in batch
     ]
     return {
-        "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", "benchmarks/step.py", *shown(sys.argv[1:])]),
+        "date": today(),
+        "command": command_line("step.py"),
         "machine": machine(flags.threads),
         "load_before": round(load, 2),
         "versions": {name: version(name) for name in ("torch", "lightning", "open_clip_torch")},
         "batch": flags.batch,
-        "captions": "drawn: log-normal lengths" if flags.captions is None else "from a file",
+        "captions": "random: log-normal lengths" if flags.captions is None else "from a file",
         "tokens_a_caption": round(statistics.mean(lengths), 2),
         "compiled": flags.compile,
         "clock": flags.clock,
@@ -138,12 +142,12 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
 def _cell(flags: argparse.Namespace, model: str, precision: str, peak: float) -> dict[str, Any]:
     peer, tried = flags.peer, {}
     if peer == "fastest":
-        for words in TRIED:
-            if "channels_last" not in words or model.startswith("RN"):
-                tried[words or "as it is"] = median_seconds(_run(flags, "open_clip", model, precision, peer=words))
-                _say(f"{model} {precision}: open_clip {words or 'as it is'}: {tried[words or 'as it is']:.2f} s")
-        same = {words: seconds for words, seconds in tried.items() if "context" not in words}
-        peer = min(same, key=lambda words: same[words]).replace("as it is", "")
+        for options in PEER_OPTION_SETS:
+            if "channels_last" not in options or model.startswith("RN"):
+                name = options or "as it is"
+                tried[name] = median_seconds(_run(flags, "open_clip", model, precision, peer=options))
+                log(f"{model} {precision}: open_clip {name}: {tried[name]:.2f} s")
+        peer = min(tried, key=lambda name: tried[name]).replace("as it is", "")
     if flags.peer_context:
         peer = f"{peer},context={flags.peer_context}"
     sides = ("lakeclip", "open_clip") if flags.sides == "both" else (flags.sides,)
@@ -154,9 +158,9 @@ def _cell(flags: argparse.Namespace, model: str, precision: str, peak: float) ->
     for turn in range(flags.rounds):
         for side in sides if turn % 2 == 0 else sides[::-1]:
             rounds[side].append(_run(flags, side, model, precision, peer=peer))
-        _say(
+        log(
             f"{model} {precision}, round {turn + 1}: "
-            + ", ".join(f"{s} {median_seconds(r[-1]):.2f} s" for s, r in rounds.items())
+            + ", ".join(f"{side} {median_seconds(runs[-1]):.2f} s" for side, runs in rounds.items())
         )
     cell: dict[str, Any] = {"model": model, "precision": precision, "open_clip_options": peer or "none"}
     cell |= {"tried_seconds_a_step": tried, "parameters": counts[sides[0]]["parameters"]}
@@ -164,16 +168,16 @@ def _cell(flags: argparse.Namespace, model: str, precision: str, peak: float) ->
         seconds = statistics.median(map(median_seconds, rounds[side]))
         cell[side] = {
             "samples_per_second": flags.batch / seconds,
-            "seconds_a_step": [median_seconds(found) for found in rounds[side]],
-            "warm_up_seconds": [found["warm_up_seconds"] for found in rounds[side]],
-            "peak_mib": max(found["peak_mib"] for found in rounds[side]),
+            "seconds_a_step": [median_seconds(run) for run in rounds[side]],
+            "warm_up_seconds": [run["warm_up_seconds"] for run in rounds[side]],
+            "peak_mib": max(run["peak_mib"] for run in rounds[side]),
             "gflop_computed": counts[side]["computed"] / 1e9,
             "utilisation": counts[side]["computed"] / seconds / peak,
             "mfu": counts[side]["needed"] / seconds / peak,
         }
     if len(sides) == 2:
-        ratios = [their / our for our, their in zip(*(cell[side]["seconds_a_step"] for side in sides), strict=True)]
-        cell["against_open_clip"] = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+        ours, theirs = (cell[side]["seconds_a_step"] for side in sides)
+        cell["against_open_clip"] = ratio_stats(theirs, ours)
         cell["memory_of_open_clip"] = cell["lakeclip"]["peak_mib"] / cell["open_clip"]["peak_mib"]
     return cell
 
@@ -181,23 +185,13 @@ def _cell(flags: argparse.Namespace, model: str, precision: str, peak: float) ->
 def _run(
     flags: argparse.Namespace, side: str, model: str, precision: str, *more: str, peer: str = ""
 ) -> dict[str, Any]:
-    words = [
-        "--side",
-        side,
-        "--model",
-        model,
-        "--precision",
-        precision,
-        "--peer",
-        peer,
-        "--threads",
-        str(flags.threads),
-    ]
-    words += ["--batch", str(flags.batch), "--steps", str(flags.steps), "--warmup", str(flags.warmup), *more]
-    words += ["--clock", flags.clock]
-    words += ["--captions", flags.captions] if flags.captions else []
-    words += ["--compile"] if flags.compile and not more else []
-    return run_side(__file__, words, side=side, threads=flags.threads)
+    arguments = ["--side", side, "--model", model, "--precision", precision, "--peer", peer]
+    arguments += ["--threads", str(flags.threads)]
+    arguments += ["--batch", str(flags.batch), "--steps", str(flags.steps), "--warmup", str(flags.warmup), *more]
+    arguments += ["--clock", flags.clock]
+    arguments += ["--captions", flags.captions] if flags.captions else []
+    arguments += ["--compile"] if flags.compile and not more else []
+    return run_side(__file__, arguments, side=side, threads=flags.threads)
 
 
 def show(result: dict[str, Any]) -> None:
@@ -218,41 +212,37 @@ def show(result: dict[str, Any]) -> None:
             shown = side == "lakeclip" and ratio
             print(f"{ratio['median']:8.2f} ({ratio['min']:.2f}–{ratio['max']:.2f})" if shown else "")
         if "open_clip" in cell:
-            tried = ", ".join(f"{words} {seconds:.2f} s" for words, seconds in cell["tried_seconds_a_step"].items())
+            tried = ", ".join(f"{options} {seconds:.2f} s" for options, seconds in cell["tried_seconds_a_step"].items())
             print(f"{'':16}open_clip with: {cell['open_clip_options']}" + (f" (tried: {tried})" if tried else ""))
-
-
-def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def _flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--model", nargs="+", choices=MODELS, default=["ViT-B/32", "RN50"], help="(ViT-B/32 RN50)")
+    add("--model", nargs="+", choices=MODELS, default=["ViT-B/32", "RN50"], help="models to measure (ViT-B/32 RN50)")
     add("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"], help="bf16 is autocast (both)")
-    add("--captions", metavar="FILE", help="one a line; drawn lengths by default")
-    add("--batch", type=int, default=64, help="pairs a step (64)")
-    add("--steps", type=int, default=4, help="timed in each measurement (4); their median counts")
-    add("--warmup", type=int, default=2, help="steps before them, of as many at most (2)")
-    add("--rounds", type=int, default=5, help="times that each side is measured (5)")
-    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each side (all cores)")
+    add("--captions", metavar="FILE", help="file with a caption per line; random by default")
+    add("--batch", type=int, default=64, help="pairs per step (64)")
+    add("--steps", type=int, default=4, help="timed steps per measurement, of which the median counts (4)")
+    add("--warmup", type=int, default=2, help="untimed steps before them, at most --steps (2)")
+    add("--rounds", type=int, default=5, help="measurements of each side (5)")
+    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads of each side (all cores)")
     add(
         "--clock",
         choices=CLOCKS,
         default="wall",
-        help="cpu: the process's own time, for a first look on a busy machine",
+        help="cpu: CPU time of the process, for a rough look on a busy machine",
     )
-    add("--compile", action="store_true", help="open_clip's model and lakeclip's image tower by torch.compile")
+    add("--compile", action="store_true", help="torch.compile for open_clip's model and lakeclip's image tower")
     add("--sides", choices=("both", "lakeclip", "open_clip"), default="both", help="measure one side alone")
     add(
         "--peer",
         default="fastest",
         metavar="OPTIONS",
-        help="open_clip's options, of fused,foreach,channels_last; '' for none; by default several are tried first "
-        "and the fastest competes",
+        help="open_clip's options, from fused,foreach,channels_last; '' for none; by default several are tried and the "
+        "fastest is used",
     )
-    add("--peer-context", type=int, metavar="N", help="its --force-context-length: another model, of shorter texts")
+    add("--peer-context", type=int, metavar="N", help="open_clip's --force-context-length, which changes the model")
     add("--side", choices=("lakeclip", "open_clip", "peak"), help=argparse.SUPPRESS)
     add("--count", action="store_true", help=argparse.SUPPRESS)
     add("--out", metavar="FILE", help="write the result to this JSON file")

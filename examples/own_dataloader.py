@@ -1,9 +1,9 @@
-"""Train on a dataloader of your own. Here it makes its pictures itself: squares of one colour, and the colour's name.
+"""Train on your own dataloader. This one generates squares of one colour, each with the colour's name as its caption.
 
     python examples/own_dataloader.py
 
-The one rule: item 0 of a batch is the images, item 1 the token ids. Images are uint8 as decoded, and the model
-normalises them on its device; floating-point images are taken as normalised already.
+The only rule is that item 0 of a batch is the images and item 1 the token ids. The model normalises uint8 images on its
+device; it takes floating-point images as already normalised.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SIZE = 32
 
 
 class Squares(Dataset[tuple[Tensor, Tensor]]):
-    """1,024 noisy squares. Anything else will do as well: a database, a feed, a folder in a layout of its own."""
+    """Dataset of 1,024 noisy squares; replace it by a database, a stream or any folder layout."""
 
     def __len__(self) -> int:
         return 1_024
@@ -32,7 +32,7 @@ class Squares(Dataset[tuple[Tensor, Tensor]]):
         return image, lakeclip.tokenize(f"a {name} square")[0]
 
 
-# drop_last: a batch's loss compares its pairs with one another, so all batches should be equally large.
+# The loss compares the pairs of a batch with each other, so drop_last keeps all batches equally large.
 loader = DataLoader(Squares(), batch_size=64, shuffle=True, drop_last=True)
 module = lakeclip.CLIPWrapper("ViT-Ti/4-32px")
 lightning.Trainer(max_epochs=1, logger=False, enable_checkpointing=False).fit(module, loader)

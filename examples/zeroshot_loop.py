@@ -1,9 +1,9 @@
-"""Score a model zero-shot on a labelled lake in a loop of your own: what `lakeclip evaluate zeroshot` does, opened up.
+"""Evaluate a model zero-shot on a labelled lake in your own loop, as `lakeclip evaluate zeroshot` does internally.
 
     python examples/zeroshot_loop.py runs/first shards.lake label
 
-Take it where the score is not the end: to keep the images that are taken for another class, to weigh classes, or to
-use another rule than the nearest text. Here it prints the mistakes that the model is surest of.
+Start from this example if you need more than the score, for instance to collect misclassified images, to weight
+classes, or to use another rule than the nearest text. It prints the most confident mistakes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ model, tokenize, transform = lakeclip.load(checkpoint)
 lake = lakeclip.open_lake(path, query=f"{column} != ''")
 labels = read_labels(lake, column)
 
-# One unit vector a class: the mean of its sentences. One unit vector an image; what cannot be decoded is left out.
+# One unit vector per class, the mean of its prompts, and one per image. Images that cannot be decoded are skipped.
 weights = classifier_weights(model, tokenize, labels.classes, find_templates("openai-7").templates)
 images = encode_images(model, lake, transform, positions=labels.positions, with_captions=False)
 target_of = dict(zip(labels.positions, labels.targets, strict=True))
@@ -31,11 +31,11 @@ targets = torch.tensor([target_of[position] for position in images.positions])
 
 logits = model.logit_scale.detach().exp() * images.features @ weights.T
 confidence, predicted = logits.softmax(dim=-1).max(dim=-1)
-right = predicted == targets
-print(f"{right.float().mean():.1%} of {len(targets)} images right; chance is {1 / len(labels.classes):.1%}")
+correct = predicted == targets
+print(f"{correct.float().mean():.1%} of {len(targets)} images correct; chance is {1 / len(labels.classes):.1%}")
 
-for place in confidence.masked_fill(right, 0).argsort(descending=True)[:5].tolist():
-    if not right[place]:
-        true, taken = labels.classes[targets[place]], labels.classes[predicted[place]]
-        row = lake.base_rows([images.positions[place]])[0]
-        print(f"row {row}: {true} taken for {taken}, {confidence[place]:.0%} sure")
+for index in confidence.masked_fill(correct, 0).argsort(descending=True)[:5].tolist():
+    if not correct[index]:
+        label, prediction = labels.classes[targets[index]], labels.classes[predicted[index]]
+        row = lake.base_rows([images.positions[index]])[0]
+        print(f"row {row}: {label} predicted as {prediction}, confidence {confidence[index]:.0%}")

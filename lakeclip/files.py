@@ -1,4 +1,4 @@
-"""Files that are either whole under their name or not there at all, whenever the process or the power ends."""
+"""Atomic file writes: after a crash or a power failure, a file is either complete or absent."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-#: The ending of a file that is being written.
-PART = ".part"
+#: Suffix of a file that is being written.
+PARTIAL_SUFFIX = ".part"
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, aside; it takes its place when the block ends and all of it is on the disk.
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file for writing, and move it to `path` when the block ends and the data is on the disk.
 
     Raises:
-        OSError: it cannot be written. What stood there before still does, as after any error in the block.
+        OSError: it cannot be written. After this or any other error in the block, an existing file is unchanged.
     """
-    part = path.with_name(path.name + PART)
+    part = path.with_name(path.name + PARTIAL_SUFFIX)
     try:
         with part.open("wb") as file:
             yield file
             file.flush()
-            # Else a power failure may leave the new name with nothing behind it.
+            # Without it, a power failure may leave an empty file under the new name.
             os.fsync(file.fileno())
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    _settle(path.parent)
+    _sync_folder(path.parent)
 
 
-def _settle(folder: Path) -> None:
-    """Have the names in a folder on the disk, where the system lets folders be opened (Windows does not)."""
+def _sync_folder(folder: Path) -> None:
+    """Flush the entries of a folder to the disk, if the system can open folders (Windows cannot)."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,7 +1,8 @@
-"""Small real things that many tests need: drawn photos in folders and lakes, and models that train in seconds."""
+"""Fixtures for many tests: drawn photos in folders and lakes, models that train in seconds; and options of pytest."""
 
 from __future__ import annotations
 
+import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,19 +11,41 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from lakeclip.config.schema import ModelConfig
-from lakeclip.lake.ingest import fill_lake
-from lakeclip.lake.sources.base import Sample, Samples
-from lakeclip.lake.sources.scenes import scenes
+from lakeclip.ingestion.run import fill_lake
+from lakeclip.ingestion.sources.base import Sample, Samples
+from lakeclip.ingestion.sources.synthetic import scenes
 
-# A shell starts what is in the background deaf to Ctrl-C, and so is every process that a test starts to interrupt it.
+# A shell makes processes in the background ignore Ctrl-C, and the processes that tests interrupt would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# How long an example takes says more of the machine's other work than of ours.
-settings.register_profile("lakeclip", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# No deadline: how long an example takes depends on the other work of the machine.
+# The same examples each time: a test that fails does so for everybody, and new examples are what tests/fuzz looks for.
+settings.register_profile(
+    "lakeclip",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("lakeclip")
 
-#: The smallest model that reads CLIP's token ids: made in milliseconds, and good for nothing else.
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="run files and their tests in random order")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the tests into the order of `--shuffle`; those of a file stay together, as they share what it sets up."""
+    seed = config.getoption("shuffle")
+    if seed is not None:
+        generator = random.Random(seed)
+        files = sorted({item.path for item in items})
+        generator.shuffle(files)
+        order = {path: number for number, path in enumerate(files)}
+        items.sort(key=lambda item: (order[item.path], generator.random()))
+
+
+#: The smallest model that reads CLIP's token ids: made in milliseconds.
 TINY = ModelConfig(
     embed_dim=16,
     image_resolution=32,
@@ -63,8 +86,8 @@ tiny-resnet:
 """
 
 
-def drawn(num: int, *, seed: int = 0) -> Iterator[Sample]:
-    """Scenes as a crawl of the web would have them: with an NSFW column, in which one row in four is doubtful."""
+def scene_samples(num: int, *, seed: int = 0) -> Iterator[Sample]:
+    """Yield drawn scenes with an NSFW column, as a crawl of the web has it; one row in four is "UNSURE"."""
     for index, sample in enumerate(scenes("train", num, seed)):
         yield sample._replace(metadata={**sample.metadata, "NSFW": "UNSURE" if index % 4 == 3 else "UNLIKELY"})
 
@@ -83,7 +106,7 @@ def pairs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pairs")
     (folder / "photos").mkdir()
     (folder / "words").mkdir()
-    for sample in drawn(48):
+    for sample in scene_samples(48):
         (folder / "photos" / f"{sample.key}.jpg").write_bytes(sample.image)
         (folder / "words" / f"{sample.key}.txt").write_text("\n".join(sample.captions))
     return folder
@@ -93,5 +116,5 @@ def pairs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pairs_lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A lake of 96 pairs with the columns `label` and `NSFW`; 180 of 240 are NSFW == 'UNLIKELY'."""
     path = tmp_path_factory.mktemp("lakes") / "pairs"
-    fill_lake([Samples("scenes", drawn(240), 240)], str(path))
+    fill_lake([Samples("scenes", scene_samples(240), 240)], str(path))
     return path

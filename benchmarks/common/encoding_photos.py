@@ -1,4 +1,4 @@
-"""The photos of encoding.py: those of shards or made up, as they are or larger, in a folder and in a lake."""
+"""Photos for encoding.py: read from shards or synthetic, as they are or enlarged, in a folder and in a lake."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lakeclip.lake.ingest import ingest
+from lakeclip.ingestion.run import ingest
 
-#: Name → width and height (None: the photos as they are), and how many at most.
+#: Name → width (None: the photos as they are), height, and maximum number of photos.
 SIZES: dict[str, tuple[int | None, int, int]] = {
     "as given": (None, 0, 2048),
     "640×480": (640, 480, 512),
     "1024×768": (1024, 768, 256),
     "2000×1500": (2000, 1500, 128),
 }
-#: Photos and captions that are made up where none are given.
-_MADE_UP = 1024
-_WORDS = ("a red dog", "the old house", "small boats", "on a blue lake", "under the hill", "near a road", "in the rain")
+#: Number of synthetic photos when none are given.
+_NUM_SYNTHETIC = 1024
+_WORDS = ("a red dog", "the old barn", "small boats", "on a blue lake", "under the hill", "near a road", "in the rain")
 
 #: A photo and its captions.
 Pair = tuple[bytes, list[str]]
 
 
 def read_pairs(data: Path | None) -> list[Pair]:
-    """Pairs of the shards in a folder, or made up: soft noise, and sentences of a dozen words or so."""
+    """Read the pairs of the shards in a folder; None for soft noise with sentences of about a dozen words."""
     if data is None:
         draws = np.random.default_rng(0)
-        return [(_noise(draws), [" ".join(draws.choice(_WORDS, 5))]) for _ in range(_MADE_UP)]
+        return [(_noise(draws), [" ".join(draws.choice(_WORDS, 5))]) for _ in range(_NUM_SYNTHETIC)]
     pairs = []
     for path in sorted(data.glob("*.tar")):
         with tarfile.open(path) as tar:
@@ -44,9 +44,9 @@ def read_pairs(data: Path | None) -> list[Pair]:
 
 
 def write_photos(pairs: list[Pair], folder: Path, width: int | None, height: int, count: int) -> dict[str, Any]:
-    """The same files as `folder / photos`, as open_clip's loader wants them, and as the lake `folder / lake`.
+    """Write the same photos to `folder / photos`, for open_clip's loader, and to the lake `folder / lake`.
 
-    Those of an earlier run stay.
+    Files of an earlier run are kept.
     """
     if not (folder / "lake").exists():
         _write(pairs, folder, width, height, count)
@@ -69,14 +69,14 @@ def _write(pairs: list[Pair], folder: Path, width: int | None, height: int, coun
 
 
 def _mosaic(pairs: list[Pair], number: int, width: int, height: int) -> bytes:
-    """Photos beside each other, each enlarged to twice its size: then a pixel has about the bytes of the web's."""
+    """Tile photos, each enlarged to twice its size, so that a pixel takes about as many bytes as on the web."""
     tile = 448
-    page = Image.new("RGB", (width, height))
-    for place, (top, left) in enumerate((y, x) for y in range(0, height, tile) for x in range(0, width, tile)):
-        photo = Image.open(io.BytesIO(pairs[(number * 7 + place * 13) % len(pairs)][0])).convert("RGB")
-        page.paste(photo.resize((tile, tile), Image.Resampling.BICUBIC), (left, top))
+    mosaic = Image.new("RGB", (width, height))
+    for cell, (top, left) in enumerate((y, x) for y in range(0, height, tile) for x in range(0, width, tile)):
+        photo = Image.open(io.BytesIO(pairs[(number * 7 + cell * 13) % len(pairs)][0])).convert("RGB")
+        mosaic.paste(photo.resize((tile, tile), Image.Resampling.BICUBIC), (left, top))
     buffer = io.BytesIO()
-    page.save(buffer, "JPEG", quality=85)
+    mosaic.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
 

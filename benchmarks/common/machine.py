@@ -1,4 +1,4 @@
-"""What a result says of the machine it was measured on: enough to judge it, nothing that names it."""
+"""Description of the machine for a result, memory of the process, and load by other processes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """CPU, cores, memory and system.
+    """Describe CPU, cores, memory and system, without anything that identifies the machine.
 
     Args:
-        threads: how many each side may use.
+        threads: number that each side may use.
     """
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
@@ -36,41 +36,49 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def peak_mib() -> float:
-    """The most memory that this process has had resident, in MiB.
+    """Return the peak resident memory of this process in MiB.
 
-    Not `getrusage`: its figure outlives an exec, so a child begins with what its parent had.
+    `getrusage` would not do: its maximum survives an exec, so a child starts with its parent's peak.
     """
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1024
 
 
-class Watch:
-    """How long a block took, and how much of the machine others had meanwhile.
+def resident_mib() -> float:
+    """Return the resident memory of this process in MiB."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+class LoadTimer:
+    """Context manager that times a block and measures how much of the machine other processes used meanwhile.
 
     Attributes:
-        seconds: wall-clock.
-        others: cores, on the mean, that were busy with anything but this process and the children that ended within.
+        seconds: wall-clock time.
+        others: mean number of cores busy with anything but this process and the children that ended within the block.
     """
 
     seconds: float
     others: float
 
-    def __enter__(self) -> Watch:
-        self._began, self._busy, self._own = time.perf_counter(), _busy(), _own()
+    def __enter__(self) -> LoadTimer:
+        self._start, self._machine_start, self._process_start = time.perf_counter(), _machine_time(), _process_time()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.seconds = time.perf_counter() - self._began
-        self.others = (_busy() - self._busy - (_own() - self._own)) / self.seconds
+        self.seconds = time.perf_counter() - self._start
+        others = _machine_time() - self._machine_start - (_process_time() - self._process_start)
+        self.others = others / self.seconds
 
 
-def _busy() -> float:
-    """Seconds that all cores together have been busy: for users, for the system, or for other machines on this one."""
+def _machine_time() -> float:
+    """Return the seconds that all cores were busy since boot, including time stolen by other virtual machines."""
     fields = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()[1:]
     user, nice, system, _, _, irq, softirq, stolen = map(int, fields[:8])
     return (user + nice + system + irq + softirq + stolen) / os.sysconf("SC_CLK_TCK")
 
 
-def _own() -> float:
+def _process_time() -> float:
+    """Return the CPU seconds of this process and its finished children."""
     usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)

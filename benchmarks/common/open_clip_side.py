@@ -1,8 +1,8 @@
-"""open_clip's half of a contest; runs in the environment that has open_clip. Not meant to be called by hand.
+"""open_clip's side of trainer_comparison.py, run by it in the environment that has open_clip.
 
-    describe MODELS MODEL                           sizes and versions, as JSON on standard output
-    train    MODELS FLAG …                          open_clip's own training, with its own flags
-    encode   MODELS MODEL ASKED OUT CHECKPOINT …    features of images and texts, in OUT/0.pt, OUT/1.pt, …
+    describe MODELS MODEL                             sizes and versions, as JSON on standard output
+    train    MODELS FLAG …                            open_clip's own training, with its own flags
+    encode   MODELS MODEL INPUTS OUT CHECKPOINT …     features of images and texts, in OUT/0.pt, OUT/1.pt, …
 
 MODELS is a folder of model configurations in open_clip's format, added to those it ships.
 """
@@ -26,7 +26,7 @@ _BATCH = 250
 
 
 def describe(model: str) -> None:
-    """Print the number of parameters, and the versions of what they are trained with."""
+    """Print the number of parameters, the package versions and the number of threads."""
     parameters = sum(parameter.numel() for parameter in open_clip.create_model(model).parameters())
     packages = ("open_clip_torch", "torch", "torchvision", "timm", "webdataset")
     versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
@@ -34,10 +34,10 @@ def describe(model: str) -> None:
 
 
 def train(flags: list[str]) -> None:
-    """Hand over to open_clip's `python -m open_clip_train.main`, which now knows the model.
+    """Run open_clip's `python -m open_clip_train.main`, which now knows the model.
 
-    Its loader takes a text file for one caption, so five lines would be one text of 60 tokens. It gets one of the
-    lines at random instead, as lakeclip does.
+    Its loader reads a text file as one caption, so five lines would be one text of 60 tokens. Here its tokenizer
+    draws one of the lines at random instead, as lakeclip does.
     """
     from open_clip_train import main
 
@@ -52,21 +52,21 @@ def train(flags: list[str]) -> None:
 
 
 @torch.inference_mode()
-def encode(model_name: str, asked: Path, out: Path, checkpoints: list[str]) -> None:
-    """Write each checkpoint's features: {"images": …, "texts": …}, float32 of unit length.
+def encode(model_name: str, inputs: Path, out: Path, checkpoints: list[str]) -> None:
+    """Write the features of each checkpoint: {"images": …, "texts": …}, float32 of unit length.
 
     Args:
-        asked: folder with texts.json, a list, and the photos 0, 1, …, encoded.
-        checkpoints: as open_clip's training writes them.
+        inputs: folder with texts.json, a list, and the encoded photos 0, 1, ….
+        checkpoints: files that open_clip's training wrote.
     """
-    texts = open_clip.get_tokenizer(model_name)(json.loads((asked / "texts.json").read_text(encoding="utf-8")))
+    texts = open_clip.get_tokenizer(model_name)(json.loads((inputs / "texts.json").read_text(encoding="utf-8")))
     images = None
     for number, checkpoint in enumerate(checkpoints):
         model, _, preprocess = open_clip.create_model_and_transforms(model_name, pretrained=checkpoint)
         model.eval()
         if images is None:
-            count = len(list(asked.iterdir())) - 1
-            images = torch.stack([preprocess(Image.open(asked / str(i)).convert("RGB")) for i in range(count)])
+            num_photos = len(list(inputs.iterdir())) - 1
+            images = torch.stack([preprocess(Image.open(inputs / str(i)).convert("RGB")) for i in range(num_photos)])
         features = {
             "images": torch.cat([F.normalize(model.encode_image(part), dim=-1) for part in images.split(_BATCH)]),
             "texts": torch.cat([F.normalize(model.encode_text(part), dim=-1) for part in texts.split(_BATCH)]),
@@ -84,4 +84,4 @@ if __name__ == "__main__":
     elif verb == "encode":
         encode(rest[0], Path(rest[1]), Path(rest[2]), rest[3:])
     else:
-        sys.exit(f"there is no verb {verb!r}")
+        sys.exit(f"unknown verb {verb!r}: allowed are describe, train and encode")

@@ -1,8 +1,8 @@
-"""Peers' own evaluations of a model exported to open_clip: open_clip's training code and LAION's CLIP_benchmark.
+"""Evaluations of a model exported to open_clip by other projects: open_clip's training code and LAION's CLIP_benchmark.
 
-Each loads the export, its photos and its texts with its own code, and counts with its own code. CLIP_benchmark reads
-shards in the layout that its `wds/` data sets have, which are written here; what is called is what its command line
-calls. (That cannot be started: it imports a captioning evaluation of 100 MB, which nothing here needs.)
+Each uses its own code to load the export, the photos and the texts, and to count. CLIP_benchmark reads shards in the
+layout of its `wds/` data sets, which this module writes. The functions call what its command line calls; the command
+line itself does not start without a captioning evaluation of 100 MB, which nothing here needs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BATCH = 100
 def write_labelled(
     folder: Path, photos: Iterable[tuple[bytes, int]], classes: Sequence[str], templates: Sequence[str]
 ) -> None:
-    """Photos and the numbers of their classes, as CLIP_benchmark reads them."""
+    """Write photos and their class numbers for CLIP_benchmark."""
     _write(folder, ((photo, "cls", str(number).encode()) for photo, number in photos))
     (folder / "classnames.txt").write_text("\n".join(classes) + "\n", encoding="utf-8")
     sentences = [template.replace("{}", "{c}") for template in templates]
@@ -37,33 +37,33 @@ def write_labelled(
 
 
 def write_captioned(folder: Path, photos: Iterable[tuple[bytes, Sequence[str]]]) -> None:
-    """Photos and their captions, as CLIP_benchmark reads them."""
+    """Write photos and their captions for CLIP_benchmark."""
     _write(folder, ((photo, "txt", "\n".join(captions).encode()) for photo, captions in photos))
     (folder / "dataset_type.txt").write_text("retrieval\n", encoding="utf-8")
 
 
-def clip_benchmark_classifies(exported: Path, folder: Path) -> dict[str, float]:
-    """CLIP_benchmark's zero-shot classification of `write_labelled`'s folder."""
+def clip_benchmark_classification(exported: Path, folder: Path) -> dict[str, float]:
+    """Run CLIP_benchmark's zero-shot classification on a folder from `write_labelled`."""
     model, tokenizer, loader = _clip_benchmark(exported, folder, "zeroshot_classification")
     classes, templates = loader.dataset.classes, loader.dataset.templates
     zeroshot_classification.accuracy = _shares
-    found = zeroshot_classification.evaluate(model, loader, tokenizer, classes, templates, device="cpu", amp=False)
-    return {"top1": found["acc1"], "top5": found["acc5"], "mean_per_class": float(found["mean_per_class_recall"])}
+    scores = zeroshot_classification.evaluate(model, loader, tokenizer, classes, templates, device="cpu", amp=False)
+    return {"top1": scores["acc1"], "top5": scores["acc5"], "mean_per_class": float(scores["mean_per_class_recall"])}
 
 
-def clip_benchmark_retrieves(exported: Path, folder: Path, cutoffs: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """CLIP_benchmark's zero-shot retrieval in `write_captioned`'s folder: "image_to_text R@1" and so on."""
+def clip_benchmark_retrieval(exported: Path, folder: Path, cutoffs: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """Run CLIP_benchmark's zero-shot retrieval on a folder from `write_captioned`: "image_to_text R@1" and so on."""
     model, tokenizer, loader = _clip_benchmark(exported, folder, "zeroshot_retrieval")
-    found = zeroshot_retrieval.evaluate(model, loader, tokenizer, device="cpu", amp=False, recall_k_list=list(cutoffs))
-    # It says what is retrieved.
+    scores = zeroshot_retrieval.evaluate(model, loader, tokenizer, device="cpu", amp=False, recall_k_list=list(cutoffs))
+    # CLIP_benchmark names a direction by what is retrieved.
     ways = {"image_to_text": "text_retrieval", "text_to_image": "image_retrieval"}
-    return {f"{way} R@{k}": found[f"{theirs}_recall@{k}"] for way, theirs in ways.items() for k in cutoffs}
+    return {f"{way} R@{k}": scores[f"{theirs}_recall@{k}"] for way, theirs in ways.items() for k in cutoffs}
 
 
-def open_clip_classifies(
+def open_clip_classification(
     exported: Path, photos: Sequence[tuple[bytes, int]], classes: Sequence[str], templates: Sequence[str]
 ) -> dict[str, float]:
-    """The zero-shot evaluation of open_clip's training code."""
+    """Run the zero-shot evaluation of open_clip's training code."""
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{exported}")
     model.eval()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{exported}")
@@ -88,18 +88,18 @@ class _Photos(Dataset[Any]):
 
 
 def _hits(output: torch.Tensor, target: torch.Tensor, topk: tuple[int, ...] = (1,)) -> list[float]:
-    """What open_clip's `accuracy` counts; as published it stops at NumPy 2.4, which makes no number of an array."""
+    """Count as open_clip's `accuracy` does; the published one fails on NumPy 2.4, which converts no array to float."""
     nearest = output.topk(max(topk), dim=1).indices
     return [float((nearest[:, :k] == target[:, None]).any(dim=1).sum()) for k in topk]
 
 
 def _shares(output: torch.Tensor, target: torch.Tensor, topk: tuple[int, ...] = (1,)) -> list[float]:
-    """What CLIP_benchmark's function of that name counts, which is the same code, as shares."""
+    """Return what CLIP_benchmark's `accuracy` returns: the same counts as shares."""
     return [hits / len(target) for hits in _hits(output, target, topk)]
 
 
 def _clip_benchmark(exported: Path, folder: Path, task: str) -> tuple[Any, Any, DataLoader[Any]]:
-    """Model, tokenizer and loader, made as its command line makes them."""
+    """Return model, tokenizer and loader, built as CLIP_benchmark's command line builds them."""
     model, transform, tokenizer = load_clip(
         "open_clip", f"local-dir:{exported}", pretrained="", cache_dir=None, device="cpu"
     )

@@ -1,4 +1,4 @@
-"""What a process and its children hold, as Linux tells it: memory in several senses, and open file handles."""
+"""Memory and open file handles of a process and its children, read from Linux's /proc."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import NamedTuple
 _KIB = re.compile(r"^(Rss|Pss|Private_Clean|Private_Dirty|Anonymous): +(\d+) kB", re.MULTILINE)
 
 
-class Held(NamedTuple):
-    """What one or several processes hold.
+class ProcessUsage(NamedTuple):
+    """Memory and handles of one or several processes.
 
     Attributes:
-        rss: MiB of resident pages. What several processes share counts for each of them, and pages of mapped files
+        rss: MiB of resident pages. Pages shared by several processes count for each of them, and pages of mapped files
             count too, though the system may drop them at any time.
-        pss: the same with shared pages divided among those that share them: what all processes together really take.
-        uss: MiB that nobody else has, and that would be free if the process ended.
-        anonymous: MiB that are in no file: what a program has asked for and not given back.
-        handles: open files, sockets and pipes, shared memory too.
+        pss: the same with shared pages divided among the processes that share them, so that sums are exact.
+        uss: MiB that belong to this process alone and would be free if it ended.
+        anonymous: MiB that are backed by no file: memory that the program has allocated and not released.
+        handles: open files, sockets, pipes and shared memory.
     """
 
     rss: float = 0.0
@@ -27,25 +27,25 @@ class Held(NamedTuple):
     anonymous: float = 0.0
     handles: int = 0
 
-    def plus(self, other: Held) -> Held:
-        """Both together."""
-        return Held(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+    def plus(self, other: ProcessUsage) -> ProcessUsage:
+        """Return the sum of both."""
+        return ProcessUsage(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
 
-def family(pid: int) -> list[int]:
-    """A process and all that came from it, by age; those that have ended are left out."""
-    found = [pid]
-    for member in found:
+def process_tree(pid: int) -> list[int]:
+    """Return the ids of a process and all its running descendants, in ascending order."""
+    pids = [pid]
+    for member in pids:
         for children in Path(f"/proc/{member}/task").glob("*/children"):
             try:
-                found += map(int, children.read_text(encoding="ascii").split())
-            except OSError:  # it has just ended
+                pids += map(int, children.read_text(encoding="ascii").split())
+            except OSError:  # the process has just ended
                 continue
-    return sorted(found)
+    return sorted(pids)
 
 
-def held(pid: int) -> Held | None:
-    """What a process holds now; None if it has ended."""
+def process_usage(pid: int) -> ProcessUsage | None:
+    """Return the current memory and handles of a process; None if it has ended."""
     folder = Path(f"/proc/{pid}")
     try:
         kib = {name: int(size) for name, size in _KIB.findall((folder / "smaps_rollup").read_text(encoding="ascii"))}
@@ -55,4 +55,4 @@ def held(pid: int) -> Held | None:
     if not kib:  # a zombie has no memory
         return None
     uss = kib["Private_Clean"] + kib["Private_Dirty"]
-    return Held(kib["Rss"] / 1024, kib["Pss"] / 1024, uss / 1024, kib["Anonymous"] / 1024, handles)
+    return ProcessUsage(kib["Rss"] / 1024, kib["Pss"] / 1024, uss / 1024, kib["Anonymous"] / 1024, handles)

@@ -1,4 +1,4 @@
-"""The ResNet-20 for 32×32 pixels (He et al. 2015, section 4.2), whose pretrained weights an image tower starts from."""
+"""ResNet-20 for 32×32 pixels (He et al. 2015, section 4.2), used as a pretrained image tower."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Block(nn.Module):
-    """Two 3×3 convolutions around a shortcut, which is padded with channels of zeros where they become more."""
+    """Two 3×3 convolutions with a shortcut, which is padded with zero channels where the number of channels grows."""
 
     def __init__(self, channels_in: int, channels: int) -> None:
         super().__init__()
-        self.stride, self.more = (2, channels - channels_in) if channels != channels_in else (1, 0)
+        self.stride, self.added_channels = (2, channels - channels_in) if channels != channels_in else (1, 0)
         self.conv1 = nn.Conv2d(channels_in, channels, 3, stride=self.stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
@@ -23,12 +23,13 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.more // 2, self.more // 2))
+        padding = self.added_channels // 2
+        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, padding, padding))
         return F.relu(out + shortcut)
 
 
 class ResNet20(nn.Module):
-    """Images (batch, 3, 32, 32) → features (batch, 64)."""
+    """ResNet-20 without its classifier: images (batch, 3, 32, 32) → features (batch, 64)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,8 +44,8 @@ class ResNet20(nn.Module):
         return self.layer3(self.layer2(self.layer1(x))).mean(dim=(2, 3))
 
 
-def pretrained(path: str) -> ResNet20:
-    """With weights as saved by DataParallel, {"state_dict": {"module.…": …}}; the classifier is left out."""
+def load_resnet20(path: str) -> ResNet20:
+    """Load weights saved by DataParallel, {"state_dict": {"module.…": …}}, without the classifier."""
     saved = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     weights = {name.removeprefix("module."): value for name, value in saved.items()}
     model = ResNet20()

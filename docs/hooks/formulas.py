@@ -1,6 +1,6 @@
-r"""Formulas in pages, `$x$` in a line and `$$ … $$` as a paragraph, as MathML.
+r"""MkDocs hook that converts formulas, `$x$` inline and `$$ … $$` as a paragraph, to MathML.
 
-Browsers draw MathML themselves, so a page needs no script and no network; docs/adr/0016 says more.
+Browsers render MathML themselves, so a page needs no script and no network; see docs/adr/0016.
 """
 
 from __future__ import annotations
@@ -16,39 +16,39 @@ from markdown.inlinepatterns import InlineProcessor
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 
-# No space within the dollars, and no digit behind them: prices stay prices.
-_IN_LINE = r"(?<![\\$\w])\$(?! )([^$\n]+?)(?<! )\$(?![$\w])"
+# No space next to the dollars on the inside, no word character next to them outside, so that prices stay as they are.
+_INLINE = r"(?<![\\$\w])\$(?! )([^$\n]+?)(?<! )\$(?![$\w])"
 _PARAGRAPH = re.compile(r"\$\$\s(.+)\s\$\$", re.DOTALL)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Let Markdown know formulas."""
+    """Register the Markdown extension."""
     config.markdown_extensions.append(Formulas())  # type: ignore[arg-type]
     return config
 
 
 def mathml(formula: str, *, display: str) -> str:
-    """One formula as MathML.
+    """Convert a formula to MathML.
 
     Raises:
-        PluginError: a command is in it that the converter does not know, and would print as it stands.
+        PluginError: the formula has a command that latex2mathml does not support and would print verbatim.
     """
     html = convert(" ".join(formula.split()), display=display)
     if "\\" in html:
-        raise PluginError(f"latex2mathml does not know a command of ${formula}$")
+        raise PluginError(f"latex2mathml does not support a command in ${formula}$")
     return html
 
 
 class Formulas(Extension):
-    """Of Python-Markdown."""
+    """Python-Markdown extension for formulas."""
 
     def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802 – Markdown's name
-        """Before backslashes are taken for escapes, and after code."""
-        md.inlinePatterns.register(_InLine(_IN_LINE, md), "formula", 185)
+        """Register the processors, before backslash escapes and after code."""
+        md.inlinePatterns.register(_Inline(_INLINE, md), "formula", 185)
         md.parser.blockprocessors.register(_Paragraph(md.parser), "formula", 75)
 
 
-class _InLine(InlineProcessor):
+class _Inline(InlineProcessor):
     def handleMatch(self, m: re.Match[str], data: str) -> tuple[Any, int, int]:  # type: ignore[override]  # noqa: N802
         return self.md.htmlStash.store(mathml(m[1], display="inline")), m.start(0), m.end(0)
 

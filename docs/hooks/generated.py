@@ -1,4 +1,4 @@
-"""What pages take from the package, so that they cannot fall behind it: flags, recipes, examples, decisions."""
+"""MkDocs hook that generates parts of pages from the repository: flags, recipes, examples and the list of decisions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WIDTH = 78
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Every decision in the navigation, in their order."""
+    """Add the decision records to the navigation, in order."""
     decisions = sorted(path.name for path in (Path(config.docs_dir) / "adr").glob("*.md"))
     for section in config.nav or []:
         if "Why" in section:
@@ -30,33 +30,33 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Put what is made where a page asks for it."""
+    """Replace the markers in a page by generated text."""
     root = Path(config.docs_dir).parent
-    makers: dict[str, Callable[[], str]] = {
+    generators: dict[str, Callable[[], str]] = {
         "commands": commands,
         "recipes": lambda: recipes(root / "recipes"),
         "examples": lambda: examples(root / "examples"),
     }
 
-    def made(match: re.Match[str]) -> str:
-        if match[1] not in makers:
-            raise PluginError(f"{page.file.src_uri} asks for {match[1]}; there are {', '.join(makers)}")
-        return makers[match[1]]()
+    def generate(match: re.Match[str]) -> str:
+        if match[1] not in generators:
+            raise PluginError(f"{page.file.src_uri} has a marker for {match[1]!r}; available: {', '.join(generators)}")
+        return generators[match[1]]()
 
-    return re.sub(r"<!-- made here: (\w+) -->", made, markdown)
+    return re.sub(r"<!-- made here: (\w+) -->", generate, markdown)
 
 
 def commands() -> str:
-    """`--help` of every verb, and of what is below it."""
+    """Return the `--help` of every verb and subcommand."""
     parts = []
     for verb in VERBS:
-        for words in _with_verbs_below(verb):
-            parts += [f"## lakeclip {' '.join(words)}", _fenced("text", helptext(words))]
+        for command in _with_subcommands(verb):
+            parts += [f"## lakeclip {' '.join(command)}", _fenced("text", helptext(command))]
     return "\n\n".join(parts)
 
 
 def recipes(folder: Path) -> str:
-    """The recipes, with their comments."""
+    """Return the recipes with their comments."""
     parts = []
     for path in sorted(folder.glob("*.yaml")):
         parts += [f"## {path.stem}", _fenced("yaml", path.read_text(encoding="utf-8"))]
@@ -64,7 +64,7 @@ def recipes(folder: Path) -> str:
 
 
 def examples(folder: Path) -> str:
-    """The examples, whole."""
+    """Return the source of the examples."""
     parts = []
     for path in sorted(folder.glob("*.py")):
         source = path.read_text(encoding="utf-8")
@@ -73,19 +73,19 @@ def examples(folder: Path) -> str:
     return "\n\n".join(parts)
 
 
-def helptext(words: list[str]) -> str:
-    """What `lakeclip WORDS --help` prints."""
+def helptext(command: list[str]) -> str:
+    """Return what `lakeclip COMMAND --help` prints, wrapped to a fixed width."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit), _columns(str(_WIDTH)):
-        main([*words, "--help"])
+        main([*command, "--help"])
     text = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
-    # A command's description is one long line.
+    # The description of a command is one long line.
     return "\n".join(line if line.startswith(" ") else textwrap.fill(line, _WIDTH) for line in text.splitlines())
 
 
-def _with_verbs_below(verb: str) -> list[list[str]]:
-    below = re.match(rf"usage: lakeclip {verb} \[-h\]\s+\{{([\w,-]+)\}}", helptext([verb]))
-    return [[verb], *([verb, word] for word in below[1].split(","))] if below else [[verb]]
+def _with_subcommands(verb: str) -> list[list[str]]:
+    usage = re.match(rf"usage: lakeclip {verb} \[-h\]\s+\{{([\w,-]+)\}}", helptext([verb]))
+    return [[verb], *([verb, name] for name in usage[1].split(","))] if usage else [[verb]]
 
 
 def _fenced(language: str, text: str) -> str:

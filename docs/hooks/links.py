@@ -1,4 +1,4 @@
-"""Links that lead out of docs/ into the repository: the file they name becomes part of the site."""
+"""MkDocs hook that copies repository files outside docs/ into the site when a page links to them."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _FOLDER = "repository"
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Rewrite the page's links to the repository's files. What is not there stays, for the strict build to find."""
+    """Rewrite the page's links to repository files; links to missing files stay for the strict build to report."""
     root = Path(config.docs_dir).resolve().parent
-    here = PurePosixPath(page.file.src_uri).parent
+    page_folder = PurePosixPath(page.file.src_uri).parent
 
-    def inside(match: re.Match[str]) -> str:
-        target = (root / "docs" / here / match[1]).resolve()
+    def to_site(match: re.Match[str]) -> str:
+        target = (root / "docs" / page_folder / match[1]).resolve()
         if not target.is_relative_to(root) or target.is_relative_to(root / "docs") or not target.is_file():
             return match[0]
-        # A browser shows text, and would save YAML and Python.
+        # A browser displays text files, but would download YAML and Python.
         name = f"{_FOLDER}/{target.relative_to(root).as_posix()}"
         if target.suffix in (".py", ".yaml"):
             name += ".txt"
         if files.get_file_from_path(name) is None:
             files.append(File.generated(config, name, abs_src_path=str(target)))
-        return f"]({'../' * len(here.parts)}{name})"
+        return f"]({'../' * len(page_folder.parts)}{name})"
 
-    return _LINK.sub(inside, markdown)
+    return _LINK.sub(to_site, markdown)

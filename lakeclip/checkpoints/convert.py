@@ -1,7 +1,7 @@
-"""Weights that others have trained: what the readers of their layouts share, and how such weights become a model.
+"""Convert weights of other projects to lakeclip models; shared by the readers of all layouts.
 
-lakeclip's parameters have OpenAI's names. So a layout is read by renaming, by finding the sizes in the shapes, and by
-making sure that nothing is missing and nothing is left over.
+lakeclip's parameters have OpenAI's names. Reading a layout means renaming its keys, inferring the model's sizes from
+the shapes, and checking that no weight is missing or left over.
 """
 
 from __future__ import annotations
@@ -9,39 +9,48 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lakeclip.checkpoints.file import read_weights_file
-from lakeclip.checkpoints.fit import misfits
+from lakeclip.checkpoints.match import state_dict_mismatch
 from lakeclip.config.schema import ModelConfig
 from lakeclip.errors import CheckpointError
+from lakeclip.hub import INDEX_SUFFIX, read_shards
 from lakeclip.models.clip import CLIP, size_problems
-from lakeclip.models.vision_transformer import HEAD_WIDTH, positions_on_grid
+from lakeclip.models.vision_transformer import HEAD_WIDTH, resample_position_embedding
+from lakeclip.types import Tokenize
 
-#: What files hold beside the weights: OpenAI's sizes, and the causal mask, which follows from the context's length.
-_BESIDE = ("input_resolution", "context_length", "vocab_size", "attn_mask")
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+#: Entries that are not weights: OpenAI's sizes, and the causal mask, which follows from the context length.
+_NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+_FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _VIT_POSITIONS, _RESNET_POSITIONS = "visual.positional_embedding", "visual.attnpool.positional_embedding"
-#: A ResNet's feature map has one cell for so many pixels along a side.
-_RESNET_CELL = 32
+#: Pixels along a side for each cell of a ResNet's feature map.
+_RESNET_STRIDE = 32
+#: Learned scalars of the loss in models of other projects.
+_SCALARS = ("logit_scale", "logit_bias")
+
+
+class NotNativeError(CheckpointError):
+    """A valid model of another library that lakeclip's own networks cannot compute, so its library has to."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Foreign:
-    """Weights of another maker that have been read and found whole.
+class PretrainedWeights:
+    """Weights of another project that have been read and validated.
 
     Attributes:
         path: the file.
-        layout: whose names they had there: "openai" or "open_clip".
+        layout: layout of the file, such as "openai", "open_clip" or "huggingface".
         model_config: the model's sizes.
-        state_dict: its weights under OpenAI's keys, float32 on the CPU. They may be mapped from the file: copy before
-            changing.
-        assumed: what the model computes with that neither weights nor a configuration tell, each in a few words for the
-            user. Where it does not hold, the features are wrong.
+        state_dict: the weights under OpenAI's keys, float32 on the CPU. Possibly memory-mapped: copy before changing.
+        assumed: assumptions that neither the weights nor a configuration confirm, in a few words each for the user. If
+            one is wrong, the features are wrong.
+        tokenizer: the model's tokenizer; None for CLIP's own with the model's context length.
     """
 
     path: Path
@@ -49,122 +58,168 @@ class Foreign:
     model_config: ModelConfig
     state_dict: dict[str, Tensor]
     assumed: tuple[str, ...] = ()
+    tokenizer: Tokenize | None = None
 
     @property
-    def is_sigmoid(self) -> bool:
-        """Whether it was trained with the sigmoid objective."""
-        return "logit_bias" in self.state_dict
+    def scalars(self) -> dict[str, float]:
+        """Learned scalars of the loss by name."""
+        return {name: float(self.state_dict[name]) for name in _SCALARS if name in self.state_dict}
 
 
-def build(foreign: Foreign, image_size: int | None = None) -> CLIP:
-    """The model of such weights, in evaluation mode on the CPU.
+def build_model(pretrained: PretrainedWeights, image_size: int | None = None) -> CLIP:
+    """Build the model of pretrained weights, in evaluation mode on the CPU.
 
     Args:
-        image_size: side of the images in pixels. Default: what it was trained at. For another, the image tower's
-            position embeddings are resampled on its grid (bicubic, antialiased), as open_clip does.
+        image_size: side of the images in pixels; by default the size of the training images. For another size, the
+            image tower's position embeddings are resampled (bicubic, antialiased), as open_clip does.
 
     Raises:
-        CheckpointError: the model cannot be made for that size.
+        CheckpointError: the model cannot have that image size.
     """
-    config, weights = foreign.model_config, foreign.state_dict
+    config, weights = pretrained.model_config, pretrained.state_dict
     if image_size is not None and image_size != config.image_resolution:
         config = dataclasses.replace(config, image_resolution=image_size)
         if problems := size_problems(config):
             raise CheckpointError(
-                f"the model in {foreign.path} cannot be made for images of {image_size} pixels",
+                f"the model in {pretrained.path} cannot take images of {image_size} pixels",
                 found="; ".join(problems),
-                next_step=f"its own size is {foreign.model_config.image_resolution}",
+                next_step=f"use its own size, {pretrained.model_config.image_resolution}",
             )
         key = _RESNET_POSITIONS if config.vision_patch_size is None else _VIT_POSITIONS
-        side = image_size // (config.vision_patch_size or _RESNET_CELL)
-        weights = {**weights, key: positions_on_grid(weights[key], side)}
-    model = CLIP(config, sigmoid=foreign.is_sigmoid)
+        side = image_size // (config.vision_patch_size or _RESNET_STRIDE)
+        positions = resample_position_embedding(weights[key], side, has_first=config.vision_class_token)
+        weights = {**weights, key: positions}
+    model = CLIP(config, scalars=pretrained.scalars)
     model.load_state_dict(weights)
     return model.eval()
 
 
+#: Keys under which training programs nest the weights: Lightning and open_clip; plain PyTorch; DeepSpeed.
+_NESTED = ("state_dict", "model_state_dict", "model", "module")
+#: Prefixes of all names that wrappers write: DistributedDataParallel, a LightningModule or a Trainer.
+_PREFIXES = ("module.", "model.")
+#: Name that `torch.compile` inserts where a module was compiled.
+_COMPILED = "_orig_mod."
+
+
 def read_state_dict(path: Path, layout: str) -> dict[str, Tensor]:
-    """The tensors in a file by the names they have there, out of whatever they are wrapped in.
+    """Read the weights in a file under the names that the file uses, without the names of wrappers.
 
     Args:
-        path: `torch.save`'s, safetensors or a TorchScript archive. A dict may hold the weights as its "state_dict", and
-            DistributedDataParallel may have put "module." before every name.
-        layout: the name that the user gave it, for the errors.
+        path: file by `torch.save`, safetensors or a TorchScript archive, or the index of shards in the same folder. The
+            weights may be nested as "state_dict", "model_state_dict", "model" or "module".
+        layout: layout that the user named, for the errors.
 
     Raises:
-        CheckpointError: missing, damaged, lakeclip's own, or no weights.
+        CheckpointError: missing, damaged, a checkpoint of lakeclip, or no weights.
     """
-    _check_there(path, layout)
+    _check_file(path, layout)
+    files = read_shards(path) if path.name.endswith(INDEX_SUFFIX) else [path]
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        weights |= _read_tensors(file, layout)
+    return _unwrapped(weights)
+
+
+def _read_tensors(path: Path, layout: str) -> dict[str, Tensor]:
     content = read_weights_file(
         path, allowed="weights by torch.save (PyTorch 1.6 or newer), safetensors, or TorchScript"
     )
     if isinstance(content, dict) and "lakeclip" in content:
         raise CheckpointError(
-            f"{path} is a checkpoint of lakeclip's own, and none in the layout {layout}",
-            next_step=f"name it without the layout: {path}",
+            f"{path} is a checkpoint of lakeclip, not weights in the layout {layout}",
+            next_step=f"use the path without the layout: {path}",
         )
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    while isinstance(content, dict) and (inner := next((key for key in _NESTED if _is_nested(content, key)), None)):
+        content = content[inner]
     entries = content if isinstance(content, dict) else {}
-    weights = {str(key): value for key, value in entries.items() if str(key).split(".")[-1] not in _BESIDE}
+    weights = {str(key): value for key, value in entries.items() if str(key).split(".")[-1] not in _NOT_WEIGHTS}
     others = [key for key, value in weights.items() if not isinstance(value, Tensor)]
     if others or not weights:
         raise CheckpointError(
-            f"{path} holds no weights by name",
+            f"{path} contains no weights by name",
             found=_listed(others) or ("nothing" if isinstance(content, dict) else type(content).__name__),
-            allowed='a dict of tensors, or one with it as its "state_dict"',
+            allowed=f"a dict of tensors, or a dict that has one as its {', '.join(map(repr, _NESTED))}",
         )
-    prefix = "module."
-    if all(key.startswith(prefix) for key in weights):
-        return {key[len(prefix) :]: value for key, value in weights.items()}
     return weights
 
 
-def recognise(
-    path: Path, layout: str, weights: Mapping[str, Tensor], *, heads: int | None = None, assumed: tuple[str, ...] = ()
-) -> Foreign:
-    """Find the sizes in the shapes, and check that the weights are all of a model's and no more.
+def _is_nested(content: Mapping[Any, Any], key: str) -> bool:
+    return isinstance(content.get(key), Mapping) and bool(content[key])
+
+
+def _unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the names that wrappers add, in any combination, such as "module._orig_mod.model."."""
+    names = {name: name.replace(_COMPILED, "") for name in weights}
+    while prefix := next(
+        (prefix for prefix in _PREFIXES if all(name.startswith(prefix) for name in names.values())), ""
+    ):
+        names = {name: short.removeprefix(prefix) for name, short in names.items()}
+    return {names[name]: value for name, value in weights.items()}
+
+
+def parse_weights(
+    path: Path,
+    layout: str,
+    weights: Mapping[str, Tensor],
+    *,
+    config: ModelConfig | None = None,
+    heads: int | None = None,
+    assumed: tuple[str, ...] = (),
+    tokenizer: Tokenize | None = None,
+) -> PretrainedWeights:
+    """Check that the weights are those of a model, none missing or left over; infer its sizes if they are not given.
 
     Args:
         path, layout: for the errors.
-        weights: under OpenAI's names, of any floating-point type.
-        heads: of the text tower. Default: each 64 wide, as in OpenAI's models.
-        assumed: what goes into the result.
+        weights: weights under OpenAI's names, of any floating-point type.
+        config: the model that the weights must fit. Default: inferred from the shapes, with OpenAI's settings.
+        heads: attention heads of the text tower, to infer the model. Default: heads 64 wide, as in OpenAI's models.
+        assumed: assumptions to record in the result.
+        tokenizer: the model's tokenizer. Default: CLIP's own.
 
     Raises:
-        CheckpointError: they are not those of a CLIP that lakeclip can make.
+        CheckpointError: the weights are not those of the model, or of a CLIP that lakeclip supports.
     """
-    config = _sizes(path, layout, weights, heads)
+    allowed = f"the names, shapes and floating-point types of OpenAI's models, in the layout {layout}"
+    if config is None:
+        config = _infer_config(path, layout, weights, heads)
+    else:
+        allowed = "the names and shapes that the configuration beside the weights describes"
+        if problems := size_problems(config):
+            raise _unsupported_sizes(path, "; ".join(problems), "")
     with torch.device("meta"):
-        wanted = CLIP(config, sigmoid="logit_bias" in weights).state_dict()
-    # Some of open_clip's have one temperature in a row.
-    weights = {key: _scalar(value) if key in ("logit_scale", "logit_bias") else value for key, value in weights.items()}
-    odd = [
+        expected = CLIP(config, scalars={name: 0.0 for name in _SCALARS if name in weights}).state_dict()
+    # Some of open_clip's files store the temperature as a tensor of shape (1,).
+    weights = {key: _scalar(value) if key in _SCALARS else value for key, value in weights.items()}
+    wrong_dtypes = [
         f"{key} is {str(value.dtype).removeprefix('torch.')}"
         for key, value in weights.items()
-        if key in wanted and wanted[key].is_floating_point() and value.dtype not in _FLOATS
+        if key in expected and expected[key].is_floating_point() and value.dtype not in _FLOAT_DTYPES
     ]
-    if found := misfits(wanted, weights) or _listed(odd):
+    if found := state_dict_mismatch(expected, weights) or _listed(wrong_dtypes):
         raise CheckpointError(
-            f"the weights in {path} are not those of a CLIP that lakeclip can make",
+            f"the weights in {path} are not those of a CLIP that lakeclip supports",
             found=found,
-            allowed=f"the names, shapes and floating-point types of OpenAI's models, in the layout {layout}",
+            allowed=allowed,
         )
-    return Foreign(path, layout, config, {key: weights[key].to(wanted[key].dtype) for key in wanted}, assumed)
+    return PretrainedWeights(
+        path, layout, config, {key: weights[key].to(expected[key].dtype) for key in expected}, assumed, tokenizer
+    )
 
 
-def _sizes(path: Path, layout: str, weights: Mapping[str, Tensor], heads: int | None) -> ModelConfig:
-    """The sizes of the model, as OpenAI's and open_clip's code find them too."""
+def _infer_config(path: Path, layout: str, weights: Mapping[str, Tensor], heads: int | None) -> ModelConfig:
+    """Infer the model's sizes from the shapes, as OpenAI's and open_clip's code do."""
 
     def shape(key: str, dims: int) -> tuple[int, ...]:
         if key not in weights:
             raise CheckpointError(
-                f"{path} holds no CLIP in the layout {layout}",
+                f"{path} contains no CLIP in the layout {layout}",
                 found=f"no {key} among {_listed(list(weights))}",
                 allowed="names such as visual.conv1.weight, transformer.resblocks.0.ln_1.weight, text_projection",
             )
         if weights[key].ndim != dims:
-            raise _odd(path, f"{key} has the shape {tuple(weights[key].shape)}", f"{dims} dimensions")
+            raise _unsupported_sizes(path, f"{key} has the shape {tuple(weights[key].shape)}", f"{dims} dimensions")
         return tuple(weights[key].shape)
 
     def count(pattern: str) -> int:
@@ -176,21 +231,21 @@ def _sizes(path: Path, layout: str, weights: Mapping[str, Tensor], heads: int | 
         width, patch_size = shape("visual.conv1.weight", 4)[0], cell
         layers = count(r"visual\.transformer\.resblocks\.(\d+)\.")
     else:
-        positions, cell = _RESNET_POSITIONS, _RESNET_CELL
+        positions, cell = _RESNET_POSITIONS, _RESNET_STRIDE
         width, patch_size = shape("visual.conv3.weight", 4)[0], None
-        one, two, three, four = (count(rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
-        layers = (one, two, three, four)
+        layer1, layer2, layer3, layer4 = (count(rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
+        layers = (layer1, layer2, layer3, layer4)
     tokens = shape(positions, 2)[0]
     side = math.isqrt(max(tokens - 1, 0))
     if side**2 + 1 != tokens:
-        raise _odd(
-            path, f"{positions} has {tokens} rows", "one, and one for each cell of a square grid: images are square"
+        raise _unsupported_sizes(
+            path, f"{positions} has {tokens} rows", "1 plus the number of cells of a square grid, as images are square"
         )
     vocab_size, text_width = shape("token_embedding.weight", 2)
     if heads is None and text_width % HEAD_WIDTH:
-        raise _odd(
+        raise _unsupported_sizes(
             path,
-            f"a text tower {text_width} wide; how many attention heads it has, its weights do not tell",
+            f"a text tower {text_width} wide; its weights do not tell its number of attention heads",
             f"a multiple of {HEAD_WIDTH}, the width of a head in OpenAI's models",
         )
     config = ModelConfig(
@@ -206,31 +261,47 @@ def _sizes(path: Path, layout: str, weights: Mapping[str, Tensor], heads: int | 
         transformer_layers=count(r"transformer\.resblocks\.(\d+)\."),
     )
     if problems := size_problems(config):
-        raise _odd(path, "; ".join(problems), "")
+        raise _unsupported_sizes(path, "; ".join(problems), "")
     return config
 
 
-def _odd(path: Path, found: str, allowed: str) -> CheckpointError:
-    return CheckpointError(f"{path} holds a model of sizes that lakeclip cannot make", found=found, allowed=allowed)
+def unsupported_settings(config: ModelConfig, *, supported: Iterable[str] = ()) -> str:
+    """List the settings of a model that differ from OpenAI's, as "name value", for a layout without a place for them.
+
+    Args:
+        supported: settings that the layout has a place for.
+    """
+    settings = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+    return ", ".join(
+        f"{name} {getattr(config, name)}"
+        for name, default in settings.items()
+        if default is not dataclasses.MISSING and name not in supported and getattr(config, name) != default
+    )
+
+
+def _unsupported_sizes(path: Path, found: str, allowed: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} contains a model of sizes that lakeclip does not support", found=found, allowed=allowed
+    )
 
 
 def _scalar(value: Tensor) -> Tensor:
     return value.reshape(()) if value.numel() == 1 else value
 
 
-def _check_there(path: Path, layout: str) -> None:
+def _check_file(path: Path, layout: str) -> None:
     if path.is_file():
         return
     if not path.is_dir():
         raise CheckpointError(
             f"there are no weights at {path}",
-            found="" if path.parent.is_dir() else f"no folder {path.parent} either",
+            found="" if path.parent.is_dir() else f"the folder {path.parent} does not exist either",
             allowed=f"{layout}:FILE, a file of weights",
         )
     files = sorted(entry for entry in path.iterdir() if entry.is_file())
     likely = [file for file in files if file.suffix in (".safetensors", ".pt", ".pth", ".bin")]
     raise CheckpointError(
-        f"{path} is a folder, and weights are one file",
+        f"{path} is a folder, but weights are a single file",
         found=_listed([file.name for file in files]) or "a folder without files",
         next_step=f"{layout}:{likely[0]}" if likely else "",
     )

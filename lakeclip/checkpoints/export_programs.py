@@ -1,7 +1,7 @@
-"""Both towers as programs that run without lakeclip: ONNX for any runtime, `torch.export` for PyTorch's.
+"""Export both towers as programs that run without lakeclip: ONNX for any runtime, `torch.export` for PyTorch.
 
-A folder with one program a tower, for batches of any size, and a page of JSON with what their inputs are. A program
-takes no uint8 and does not tokenise: images are normalised floats, texts token ids with zeros behind the end of text.
+The folder has one program per tower, for batches of any size, and a JSON file that describes their inputs. The programs
+take normalised floating-point images (not uint8), and token ids with padding after the end of text (not strings).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from lakeclip.errors import ConfigError
-from lakeclip.models.clip import CLIP, IMAGE_MEAN, IMAGE_STD, unit
+from lakeclip.models.clip import CLIP, l2_normalize
 
-#: What a folder holds besides the programs.
-PAGE = "clip.json"
+#: JSON file with the description of the programs' inputs.
+DESCRIPTION = "clip.json"
 _OPSET = 18
 
 
@@ -32,7 +32,7 @@ class _Images(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        return unit(self.model.encode_image(images))
+        return l2_normalize(self.model.encode_image(images))
 
 
 class _Texts(nn.Module):
@@ -41,24 +41,24 @@ class _Texts(nn.Module):
         self.model = model
 
     def forward(self, ids: Tensor) -> Tensor:
-        return unit(self.model.encode_text(ids))
+        return l2_normalize(self.model.encode_text(ids))
 
 
 def write_onnx(model: CLIP, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
-    """Write image.onnx and text.onnx: unit-length features of any number of images or texts.
+    """Write image.onnx and text.onnx, which compute unit-length features for batches of any size.
 
     Args:
-        folder: is made if it is not there.
+        folder: created if missing.
         dtype: must be float32.
 
     Raises:
-        ConfigError: the packages for it are not installed, or half precision is asked for.
+        ConfigError: a required package is not installed, or half precision was requested.
     """
-    _refuse_half("onnx", dtype)
+    _require_float32("onnx", dtype)
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"an export to ONNX needs packages that are not installed: {', '.join(missing)}",
+            f"export to ONNX needs packages that are not installed: {', '.join(missing)}",
             next_step="pip install 'lakeclip[onnx]'",
         )
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,11 +77,11 @@ def write_onnx(model: CLIP, folder: Path, *, dtype: torch.dtype = torch.float32)
                 external_data=False,
                 verbose=False,
             )
-    _write_page(model, folder)
+    _write_description(model, folder)
 
 
 def read_onnx(folder: Path) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], str]:
-    """Both towers under onnxruntime on the CPU, and its name and version."""
+    """Load both towers in onnxruntime on the CPU; return them with its name and version."""
     import onnxruntime
 
     def encoder(name: str) -> Callable[[Tensor], Tensor]:
@@ -97,30 +97,33 @@ def read_onnx(folder: Path) -> tuple[Callable[[Tensor], Tensor], Callable[[Tenso
     return encoder("image"), encoder("text"), f"onnxruntime {onnxruntime.__version__}"
 
 
-def write_programs(model: CLIP, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
-    """Write image.pt2 and text.pt2, which `torch.export.load` reads: as `write_onnx`.
+def write_torch_export(model: CLIP, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write image.pt2 and text.pt2 for `torch.export.load`; the arguments are those of `write_onnx`.
 
     Raises:
-        ConfigError: half precision is asked for.
+        ConfigError: half precision was requested.
     """
-    _refuse_half("torch-export", dtype)
+    _require_float32("torch-export", dtype)
     folder.mkdir(parents=True, exist_ok=True)
     batch = torch.export.Dim("batch", min=1)
     for name, tower, example in _towers(model):
         with _quietly():
             program = torch.export.export(tower, (example,), dynamic_shapes=({0: batch},))
             torch.export.save(program, folder / f"{name}.pt2")
-    _write_page(model, folder)
+    _write_description(model, folder)
 
 
-def read_programs(folder: Path) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], str]:
-    """Both towers as PyTorch runs them, and its name and version."""
+def read_torch_export(folder: Path) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], str]:
+    """Load both towers in PyTorch; return them with its name and version."""
     image, text = (torch.export.load(folder / f"{name}.pt2").module() for name in ("image", "text"))
     return image, text, f"torch.export of PyTorch {torch.__version__}"
 
 
 def _towers(model: CLIP) -> Iterator[tuple[str, nn.Module, Tensor]]:
-    """Name, tower and an example of its input, of a size that is neither 0 nor 1: those are special to the exporter."""
+    """Yield the name, tower and example input of each program.
+
+    The batch size is neither 0 nor 1, because the exporter would treat those as constants.
+    """
     config = model.config
     size = config.image_resolution
     ids = torch.zeros(2, config.context_length, dtype=torch.int64)
@@ -129,30 +132,29 @@ def _towers(model: CLIP) -> Iterator[tuple[str, nn.Module, Tensor]]:
     yield "text", _Texts(model).eval(), ids
 
 
-def _write_page(model: CLIP, folder: Path) -> None:
+def _write_description(model: CLIP, folder: Path) -> None:
     config = model.config
-    page: dict[str, Any] = {
+    description: dict[str, Any] = {
         "image": {"input": ["batch", 3, config.image_resolution, config.image_resolution], "type": "float32"},
-        "pixels": {"scale": 1 / 255, "mean": list(IMAGE_MEAN), "std": list(IMAGE_STD)},
-        "text": {"input": ["batch", config.context_length], "type": "int64"},
+        "pixels": {"scale": 1 / 255, "mean": list(config.image_mean), "std": list(config.image_std)},
+        "resize": {"mode": config.resize_mode, "interpolation": config.interpolation},
+        "text": {"input": ["batch", config.context_length], "type": "int64", "padding": config.pad_token},
         "features": {"dim": config.embed_dim, "length": 1},
         "logit_scale": float(model.logit_scale.detach().exp()),
     }
     if model.logit_bias is not None:
-        page["logit_bias"] = float(model.logit_bias.detach())
-    (folder / PAGE).write_text(json.dumps(page, indent=1) + "\n", encoding="utf-8")
+        description["logit_bias"] = float(model.logit_bias.detach())
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
 
-def _refuse_half(to: str, dtype: torch.dtype) -> None:
+def _require_float32(to: str, dtype: torch.dtype) -> None:
     if dtype != torch.float32:
-        raise ConfigError(
-            f"half precision is asked for with --to {to}, which writes float32", next_step="without --half"
-        )
+        raise ConfigError(f"half precision was requested, but --to {to} writes float32", next_step="leave out --half")
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Exporters tell much of their own workings."""
+    """Silence the exporters' logs and warnings."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():

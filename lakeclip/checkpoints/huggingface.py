@@ -1,45 +1,75 @@
-"""Hugging Face's `CLIPModel`, as `save_pretrained` lays it out: config, weights, image processor, tokenizer.
+"""Read and write `CLIPModel` and `SiglipModel` of transformers in the layout of `save_pretrained`.
 
-A block's attention has three projections there and one here; two heads are linear layers there and matrices here. There
-are vision transformers only.
+The folder has the configuration, weights, image processor and tokenizer; the modules `huggingface_config`,
+`huggingface_processor` and `huggingface_tokenizer` read and write all but the weights. transformers' attention has
+three projections per block, lakeclip's has one; CLIP's two heads are linear layers there and matrices here.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lakeclip.checkpoints.foreign import Foreign, read_state_dict, recognise
-from lakeclip.config.schema import ModelConfig
+from lakeclip.checkpoints.adapters import ADAPTER_CONFIG, merge_adapter, read_adapter
+from lakeclip.checkpoints.convert import PretrainedWeights, parse_weights, read_state_dict
+from lakeclip.checkpoints.huggingface_config import (
+    CLIP_FAMILY,
+    CONFIG,
+    SIGLIP_FAMILY,
+    Family,
+    config_content,
+    family_of,
+    read_config,
+)
+from lakeclip.checkpoints.huggingface_processor import PROCESSOR, processor_content, read_processing
+from lakeclip.checkpoints.huggingface_tokenizer import read_tokenizer, special_ids, tokenizer_files
 from lakeclip.errors import CheckpointError
-from lakeclip.models.clip import CLIP, IMAGE_MEAN, IMAGE_STD
-from lakeclip.models.vision_transformer import HEAD_WIDTH
-from lakeclip.text.tokenizer import merges, vocabulary
+from lakeclip.hub import WEIGHT_FILES, find_weights, resolve_folder
+from lakeclip.models.clip import CLIP
+from lakeclip.text.huggingface import HuggingFaceTokenizer
+from lakeclip.types import Tokenize
 
 LAYOUT = "huggingface"
-WEIGHTS = "model.safetensors"
+WEIGHTS = WEIGHT_FILES[LAYOUT][0]
 
-#: Ours → theirs, of single tensors and of layers with a weight and a bias.
-_TABLE = {
+#: lakeclip's names → transformers', for single tensors and for layers with a weight and a bias.
+_COMMON = {
     "logit_scale": "logit_scale",
     "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
     "positional_embedding": "text_model.embeddings.position_embedding.weight",
     "ln_final": "text_model.final_layer_norm",
-    "text_projection": "text_projection.weight",
-    "visual.class_embedding": "vision_model.embeddings.class_embedding",
-    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.conv1": "vision_model.embeddings.patch_embedding",
     "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
-    "visual.ln_pre": "vision_model.pre_layrnorm",
     "visual.ln_post": "vision_model.post_layernorm",
-    "visual.proj": "visual_projection.weight",
 }
-#: Theirs are the weights of linear layers, so the other way round.
+_TABLES = {
+    CLIP_FAMILY.model_type: _COMMON
+    | {
+        "text_projection": "text_projection.weight",
+        "visual.class_embedding": "vision_model.embeddings.class_embedding",
+        "visual.ln_pre": "vision_model.pre_layrnorm",
+        "visual.proj": "visual_projection.weight",
+    },
+    SIGLIP_FAMILY.model_type: _COMMON
+    | {
+        "logit_bias": "logit_bias",
+        "text_projection": "text_model.head",
+        "visual.attn_pool.probe": "vision_model.head.probe",
+        "visual.attn_pool.attn.in_proj_weight": "vision_model.head.attention.in_proj_weight",
+        "visual.attn_pool.attn.in_proj_bias": "vision_model.head.attention.in_proj_bias",
+        "visual.attn_pool.attn.out_proj": "vision_model.head.attention.out_proj",
+        "visual.attn_pool.ln": "vision_model.head.layernorm",
+        "visual.attn_pool.mlp.c_fc": "vision_model.head.mlp.fc1",
+        "visual.attn_pool.mlp.c_proj": "vision_model.head.mlp.fc2",
+    },
+}
+#: CLIP's matrices that are transposed, because transformers has the weights of linear layers.
 _TRANSPOSED = ("text_projection", "visual.proj")
 _BLOCK = {
     "ln_1": "layer_norm1",
@@ -48,111 +78,122 @@ _BLOCK = {
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
 }
+#: Learned scalars of the loss; `SiglipModel` has them as tensors of shape (1,).
+_SCALARS = ("logit_scale", "logit_bias")
 _TOWERS = {
     "visual.transformer.resblocks.": "vision_model.encoder.layers.",
     "transformer.resblocks.": "text_model.encoder.layers.",
 }
 
 
-def to_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under OpenAI's names as `CLIPModel` calls them."""
-    theirs: dict[str, Tensor] = {}
+def to_huggingface(weights: Mapping[str, Tensor], family: Family = CLIP_FAMILY) -> dict[str, Tensor]:
+    """Convert weights under OpenAI's names to the names of a class of transformers."""
+    table = _TABLES[family.model_type]
+    converted: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         tower = next((prefix for prefix in _TOWERS if name.startswith(prefix)), None)
         if tower is None:
-            key, kind = _split(name, _TABLE)
-            theirs[_TABLE[key] + kind] = tensor.T.contiguous() if key in _TRANSPOSED else tensor
+            key, kind = _split(name, table)
+            if key in _SCALARS and family is SIGLIP_FAMILY:
+                tensor = tensor.reshape(1)
+            converted[table[key] + kind] = tensor.T.contiguous() if name in _TRANSPOSED else tensor
             continue
         layer, _, inner = name.removeprefix(tower).partition(".")
         prefix = f"{_TOWERS[tower]}{layer}."
         if inner.startswith("attn.in_proj_"):
             kind = inner.removeprefix("attn.in_proj_")
             for projection, part in zip("qkv", tensor.chunk(3), strict=True):
-                theirs[f"{prefix}self_attn.{projection}_proj.{kind}"] = part.contiguous()
+                converted[f"{prefix}self_attn.{projection}_proj.{kind}"] = part.contiguous()
         else:
             key, kind = _split(inner, _BLOCK)
-            theirs[prefix + _BLOCK[key] + kind] = tensor
-    return theirs
+            converted[prefix + _BLOCK[key] + kind] = tensor
+    return converted
 
 
-def from_huggingface(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The opposite. Names that no CLIP of theirs has stay as they are, for the reader to complain of."""
-    back = {value: key for key, value in _TABLE.items()}
-    block_back = {value: key for key, value in _BLOCK.items()}
-    tower_back = {value: key for key, value in _TOWERS.items()}
+def from_huggingface(state_dict: Mapping[str, Tensor], family: Family = CLIP_FAMILY) -> dict[str, Tensor]:
+    """Convert weights of a class of transformers to OpenAI's names; unknown names stay, so that the reader refuses."""
+    table = {value: key for key, value in _TABLES[family.model_type].items()}
+    block = {value: key for key, value in _BLOCK.items()}
+    towers = {value: key for key, value in _TOWERS.items()}
     weights: dict[str, Tensor] = {}
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in theirs.items():
+    projections: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in state_dict.items():
         if name.endswith("position_ids"):
             continue
-        tower = next((prefix for prefix in tower_back if name.startswith(prefix)), None)
+        tower = next((prefix for prefix in towers if name.startswith(prefix)), None)
         if tower is None:
-            key, kind = _split(name, back)
-            ours = back.get(key, key)
-            weights[ours + kind] = tensor.T if ours in _TRANSPOSED else tensor
+            key, kind = _split(name, table)
+            target = table.get(key, key)
+            weights[target + kind] = tensor.T if target + kind in _TRANSPOSED else tensor
             continue
         layer, _, inner = name.removeprefix(tower).partition(".")
-        prefix = f"{tower_back[tower]}{layer}."
+        prefix = f"{towers[tower]}{layer}."
         module, _, kind = inner.rpartition(".")
         if module in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"):
-            parts.setdefault(f"{prefix}attn.in_proj_{kind}", {})[module[-6]] = tensor
+            projections.setdefault(f"{prefix}attn.in_proj_{kind}", {})[module[-6]] = tensor
         else:
-            weights[f"{prefix}{block_back.get(module, module)}.{kind}"] = tensor
-    for name, of in parts.items():
-        if set(of) == set("qkv"):
-            weights[name] = torch.cat([of[projection] for projection in "qkv"])
+            weights[f"{prefix}{block.get(module, module)}.{kind}"] = tensor
+    for name, qkv in projections.items():
+        if set(qkv) == set("qkv"):
+            weights[name] = torch.cat([qkv[projection] for projection in "qkv"])
     return weights
 
 
-def read_huggingface(path: str | Path) -> Foreign:
-    """Read a folder as `CLIPModel.save_pretrained` leaves it, without making the model.
+def read_huggingface(path: str | Path) -> PretrainedWeights:
+    """Read a folder by `save_pretrained` of `CLIPModel` or `SiglipModel` without building the model.
+
+    Everything that decides the features is read from the folder: the configuration, the image processor and the
+    tokenizer. The adapter of a PEFT folder is merged into the model that it was trained on.
 
     Args:
-        path: the folder, or its model.safetensors or pytorch_model.bin.
+        path: the folder, a file of weights in it, or a model's name on the Hugging Face hub (org/name).
 
     Raises:
-        CheckpointError: missing, damaged, or not a CLIP that lakeclip computes exactly.
+        CheckpointError: missing, damaged, or with settings that lakeclip does not know.
+        NotNativeError: a model or preprocessing that lakeclip's own networks cannot compute.
     """
-    path = Path(path)
-    folder = path if path.is_dir() else path.parent
-    if path.is_dir():
-        path = next((path / name for name in (WEIGHTS, "pytorch_model.bin") if (path / name).is_file()), path / WEIGHTS)
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} cannot be read", found=str(error).splitlines()[0]) from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{folder / 'config.json'} is no configuration", found=type(config).__name__)
-    if config.get("model_type") != "clip":
-        raise CheckpointError(
-            f"{folder} holds no CLIP", found=f"model_type {config.get('model_type')!r}", allowed="clip"
-        )
-    parts = {part: config.get(part) or {} for part in ("text_config", "vision_config")}
-    if odd := [part for part, values in parts.items() if not isinstance(values, dict)]:
-        raise CheckpointError(f"{folder / 'config.json'} is no configuration", found=f"{odd[0]} that is no object")
-    for part, values in parts.items():
-        activation = values.get("hidden_act", "quick_gelu")
-        if activation != "quick_gelu":
-            raise CheckpointError(
-                f"lakeclip would compute other features than transformers with {folder}",
-                found=f"hidden_act {activation!r} in {part}",
-                allowed="quick_gelu",
-            )
-    heads = parts["text_config"].get("num_attention_heads", 8)
-    if not isinstance(heads, int) or heads < 1:
-        raise CheckpointError(f"{folder / 'config.json'} is no configuration", found=f"num_attention_heads {heads!r}")
-    return recognise(path, LAYOUT, from_huggingface(read_state_dict(path, LAYOUT)), heads=heads)
+    path = resolve_folder(path, LAYOUT)
+    file = path if path.is_file() else None
+    folder = path.parent if file else path
+    adapter = read_adapter(folder) if (folder / ADAPTER_CONFIG).is_file() else None
+    base = adapter.base if adapter else folder
+    description = read_config(base)
+    family = description.family
+    # Whoever adapted a model may have saved another processor or tokenizer with the adapter.
+    files = folder if adapter and (folder / PROCESSOR).is_file() else base
+    processing, assumed = read_processing(files, family, description.config.image_resolution)
+    tokenizer, assumed_too = read_tokenizer(base, description)
+    config = dataclasses.replace(description.config, **processing)
+    if isinstance(tokenizer, HuggingFaceTokenizer) and family is SIGLIP_FAMILY:
+        config = dataclasses.replace(config, pad_token=int(tokenizer.tokenizer.pad_token_id))
+    weights_file = find_weights(base) if adapter else file or find_weights(folder)
+    state_dict = read_state_dict(weights_file or base / WEIGHTS, LAYOUT)
+    if adapter:
+        state_dict = merge_adapter(adapter, state_dict, read_state_dict(adapter.weights, LAYOUT))
+    _check_adapted(folder, state_dict)
+    weights = from_huggingface(state_dict, family)
+    return parse_weights(
+        weights_file or base / WEIGHTS,
+        LAYOUT,
+        weights,
+        config=config,
+        assumed=(*assumed, *assumed_too),
+        tokenizer=tokenizer,
+    )
 
 
-def write_huggingface(model: CLIP, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
-    """Write a folder that `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained` read offline.
+def write_huggingface(
+    model: CLIP, folder: Path, *, dtype: torch.dtype = torch.float32, tokenizer: Tokenize | None = None
+) -> None:
+    """Write a folder that `AutoModel` and `AutoProcessor` of transformers read offline.
 
     Args:
-        folder: is made if it is not there.
-        dtype: of the weights.
+        folder: created if missing.
+        dtype: type of the weights.
+        tokenizer: the model's tokenizer. Default: CLIP's own.
 
     Raises:
-        CheckpointError: Hugging Face has no such CLIP.
+        CheckpointError: no class of transformers computes what the model computes.
     """
     config = model.config
     if config.vision_patch_size is None or not isinstance(config.vision_layers, int):
@@ -160,96 +201,43 @@ def write_huggingface(model: CLIP, folder: Path, *, dtype: torch.dtype = torch.f
             "a CLIP with a ResNet cannot be exported to Hugging Face, whose CLIPModel has vision transformers only",
             next_step="--to openai or --to open_clip",
         )
-    if model.logit_bias is not None:
+    family = family_of(config)
+    weights = dict(model.state_dict())
+    if family is CLIP_FAMILY and model.logit_bias is not None:
         raise CheckpointError(
-            "a model of the sigmoid objective cannot be exported to Hugging Face's CLIPModel, which has no bias",
+            "a model with a logit bias (sigmoid objective) cannot be exported to Hugging Face's CLIPModel, which has "
+            "none",
             next_step="--to open_clip",
         )
+    if family is SIGLIP_FAMILY:
+        # `SiglipModel` always has a bias; that of a model trained without one is 0.
+        weights.setdefault("logit_bias", torch.zeros(()))
+    files: dict[str, object] = {
+        CONFIG: config_content(family, config, str(dtype).removeprefix("torch."), special_ids(tokenizer, config)),
+        PROCESSOR: processor_content(family, config),
+        **tokenizer_files(tokenizer, family, config),
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.to(dtype).contiguous() for name, value in to_huggingface(model.state_dict()).items()}
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    for name, content in _files(config, dtype).items():
-        text = content if isinstance(content, str) else json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        (folder / name).write_text(text, encoding="utf-8")
+    converted = {name: value.to(dtype).contiguous() for name, value in to_huggingface(weights, family).items()}
+    save_file(converted, folder / WEIGHTS, metadata={"format": "pt"})
+    for name, content in files.items():
+        if not isinstance(content, (str, bytes)):
+            content = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
-def _files(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
-    assert isinstance(config.vision_layers, int)
-    size, start, end = config.image_resolution, config.vocab_size - 2, config.vocab_size - 1
-    words = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>"}
-    words |= {"unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
-    tower = {"hidden_act": "quick_gelu", "projection_dim": config.embed_dim, "layer_norm_eps": 1e-5}
-    return {
-        "config.json": {
-            "architectures": ["CLIPModel"],
-            "model_type": "clip",
-            "projection_dim": config.embed_dim,
-            "logit_scale_init_value": 2.6592,
-            "torch_dtype": str(dtype).removeprefix("torch."),
-            "text_config": tower
-            | {
-                "model_type": "clip_text_model",
-                "hidden_size": config.transformer_width,
-                "intermediate_size": 4 * config.transformer_width,
-                "num_attention_heads": config.transformer_heads,
-                "num_hidden_layers": config.transformer_layers,
-                "max_position_embeddings": config.context_length,
-                "vocab_size": config.vocab_size,
-                "bos_token_id": start,
-                "eos_token_id": end,
-                "pad_token_id": end,
-            },
-            "vision_config": tower
-            | {
-                "model_type": "clip_vision_model",
-                "hidden_size": config.vision_width,
-                "intermediate_size": 4 * config.vision_width,
-                "num_attention_heads": config.vision_width // HEAD_WIDTH,
-                "num_hidden_layers": config.vision_layers,
-                "image_size": size,
-                "patch_size": config.vision_patch_size,
-            },
-        },
-        "preprocessor_config.json": {
-            "image_processor_type": "CLIPImageProcessor",
-            "processor_class": "CLIPProcessor",
-            "do_convert_rgb": True,
-            "do_resize": True,
-            "size": {"shortest_edge": size},
-            "resample": 3,
-            "do_center_crop": True,
-            "crop_size": {"height": size, "width": size},
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": list(IMAGE_MEAN),
-            "image_std": list(IMAGE_STD),
-        },
-        "tokenizer_config.json": words
-        | {
-            "tokenizer_class": "CLIPTokenizer",
-            "processor_class": "CLIPProcessor",
-            "model_max_length": config.context_length,
-            "do_lower_case": True,
-            "errors": "replace",
-        },
-        "special_tokens_map.json": words,
-        "vocab.json": _vocabulary(),
-        "merges.txt": "#version: 0.2\n" + "\n".join(f"{first} {second}" for first, second in merges()) + "\n",
-    }
-
-
-def _vocabulary() -> dict[str, int]:
-    """Pieces by id, the special ones under OpenAI's spelling."""
-    pieces = vocabulary()
-    return {piece: index for index, piece in enumerate(pieces[:-2])} | {
-        "<|startoftext|>": len(pieces) - 2,
-        "<|endoftext|>": len(pieces) - 1,
-    }
+def _check_adapted(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Raise if weights contain the parts of an adapter that was saved with them, whose scale is unknown."""
+    if names := [name for name in weights if ".lora_" in name or ".base_layer." in name]:
+        raise CheckpointError(
+            f"the weights in {folder} are those of a model with an adapter (PEFT), and do not tell how to merge it",
+            found=", ".join(names[:3]) + (", …" if len(names) > 3 else ""),
+            next_step="merge it where it was trained: model.merge_and_unload().save_pretrained(FOLDER)",
+        )
 
 
 def _split(name: str, table: Mapping[str, str]) -> tuple[str, str]:
-    """The part of a name that a table knows, and what follows."""
+    """Split a name into the part that is in a table and the rest."""
     if name in table:
         return name, ""
     module, _, kind = name.rpartition(".")

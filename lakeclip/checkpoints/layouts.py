@@ -1,4 +1,4 @@
-"""Models by name: a run or a checkpoint of ours, or, after the layout and a colon, a file of another maker."""
+"""Load models by name: a run or checkpoint of lakeclip, or LAYOUT:FILE for weights of another project."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import logging
 from pathlib import Path
 
 from lakeclip.checkpoints import huggingface, open_clip, openai
-from lakeclip.checkpoints.foreign import Foreign, build
+from lakeclip.checkpoints.convert import PretrainedWeights, build_model
 from lakeclip.checkpoints.native import LoadedModel, load_checkpoint
 from lakeclip.data.transforms import EvalTransform
 from lakeclip.errors import CheckpointError
+from lakeclip.models.clip import CLIP
+from lakeclip.models.dual_encoder import DualEncoder
 from lakeclip.text.tokenizer import Tokenizer
+from lakeclip.types import Tokenize
 
 _READERS = {
     openai.LAYOUT: openai.read_openai,
@@ -20,51 +23,55 @@ _READERS = {
 
 _log = logging.getLogger(__name__)
 
-#: Whose layouts can be read.
+#: Layouts that can be read.
 LAYOUTS = tuple(_READERS)
 
 
-def load_weights(name: str) -> Foreign:
-    """Read the weights that a name means, without making the model (`foreign.build` does).
+def load_weights(name: str) -> PretrainedWeights:
+    """Read the weights of another project by name, without building the model (see `convert.build_model`).
 
-    What is assumed of them, as their file does not tell it, is logged as a warning.
+    Assumptions that the file does not confirm are logged as a warning.
 
     Args:
-        name: openai:FILE, open_clip:FILE or huggingface:FOLDER.
+        name: openai:FILE, open_clip:FILE, huggingface:FOLDER, or huggingface:ORG/NAME for a model of the hub.
 
     Raises:
-        CheckpointError: there is no such layout, or the file is wrong.
+        CheckpointError: the layout is unknown, or the file is invalid.
     """
     layout, _, file = name.partition(":")
     if layout not in _READERS or not file:
-        there = Path(name).expanduser().is_file()
+        is_file = Path(name).expanduser().is_file()
         raise CheckpointError(
-            f"{name!r} does not name weights of another maker",
+            f"{name!r} does not name weights of another project",
             allowed="openai:FILE, open_clip:FILE or huggingface:FOLDER",
-            next_step=f"{openai.LAYOUT}:{name}, if that file is in OpenAI's layout" if there else "",
+            next_step=f"{openai.LAYOUT}:{name} if the file is in OpenAI's layout" if is_file else "",
         )
-    # No shell expands what stands behind a colon.
+    # A shell does not expand ~ after a colon.
     weights = _READERS[layout](Path(file).expanduser())
     if weights.assumed:
-        _log.warning("assumed of %s, as its file does not tell: %s", name, "; ".join(weights.assumed))
+        _log.warning("assumptions about %s that its file does not confirm: %s", name, "; ".join(weights.assumed))
     return weights
 
 
-def load(name: str | Path) -> LoadedModel:
+def load(name: str | Path, *, model: CLIP | DualEncoder | None = None, tokenize: Tokenize | None = None) -> LoadedModel:
     """Load a trained model, ready to encode on the CPU.
 
     Args:
         name: a run folder (its best checkpoint, or else its last) or a .ckpt file; or openai:FILE, open_clip:FILE or
             huggingface:FOLDER.
+        model: model to load the weights into, such as the `model` of a `CustomCLIPWrapper`; required for custom towers.
+        tokenize: tokenizer, required for a model that was trained on token ids from a custom dataloader.
 
     Returns:
-        The model in evaluation mode; `tokenize`, texts → what the model takes; and `transform`, an image (encoded
-        bytes, a path or a PIL image) → (3, size, size) uint8.
+        The model in evaluation mode; `tokenize`, from texts to the model's input; and `transform`, from an image
+        (encoded bytes, a path or a PIL image) to (3, size, size) uint8.
 
     Raises:
         CheckpointError: missing, damaged, of another kind, or trained with another tokenizer.
     """
     if str(name).partition(":")[0] not in LAYOUTS:
-        return load_checkpoint(name)
-    model = build(load_weights(str(name)))
-    return LoadedModel(model, Tokenizer(model.config.context_length), EvalTransform(model.config.image_resolution))
+        return load_checkpoint(name, model=model, tokenize=tokenize)
+    weights = load_weights(str(name))
+    clip = build_model(weights)
+    tokenize = tokenize or weights.tokenizer or Tokenizer(clip.config.context_length)
+    return LoadedModel(clip, tokenize, EvalTransform.of(clip.config))

@@ -1,8 +1,9 @@
-"""open_clip's weights (github.com/mlfoundations/open_clip): OpenAI's names, with the text tower under `text.` in some.
+"""Read and write open_clip's layout (github.com/mlfoundations/open_clip).
 
-open_clip makes more models than lakeclip. Those whose weights look different are told by their names. The others are
-not: GELU in place of QuickGELU, which is what most of open_clip's own models have; heads that are not 64 wide; a text
-feature that is not the end of text's. What open_clip writes beside the weights, open_clip_config.json, tells them.
+The names are OpenAI's; some files have the text tower under `text.`. open_clip supports more models than lakeclip. Some
+differ in their weights' names. Others do not: those with GELU instead of QuickGELU (most of open_clip's own models),
+with heads that are not 64 wide, or with another text feature than that of the end-of-text token. For these, the reader
+checks open_clip_config.json, which open_clip writes beside the weights.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lakeclip.checkpoints.foreign import Foreign, read_state_dict, recognise
+from lakeclip.checkpoints.convert import PretrainedWeights, parse_weights, read_state_dict, unsupported_settings
 from lakeclip.errors import CheckpointError
 from lakeclip.models.clip import CLIP, IMAGE_MEAN, IMAGE_STD
 from lakeclip.models.vision_transformer import HEAD_WIDTH
@@ -25,13 +26,13 @@ from lakeclip.models.vision_transformer import HEAD_WIDTH
 LAYOUT = "open_clip"
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
-#: What `CustomTextCLIP` calls text.X is X in OpenAI's layout.
+#: Names text.X of `CustomTextCLIP` that are X in OpenAI's layout.
 _TEXT = re.compile(
     r"text\.(token_embedding\.|positional_embedding$|transformer\.resblocks\.|ln_final\.|text_projection$)"
 )
 
-#: Names that only models of other kinds have.
-_OTHER_KINDS = {
+#: Unsupported kinds of models, by names that only they have.
+_UNSUPPORTED = {
     "an image tower of timm": r"visual\.trunk\.|visual\.head\.",
     "a text tower of Hugging Face": r"text\.(transformer\.(?!resblocks\.)|proj\.|pooler\.)",
     "CoCa, which writes captions": r"text_decoder\.|text\.cls_emb$|cls_emb$",
@@ -42,11 +43,12 @@ _OTHER_KINDS = {
     "a model in the layout of Hugging Face": r"(vision_model|text_model)\.",
 }
 
-#: Heads of open_clip's larger image towers, by the towers' widths. All others are 64 wide.
+#: Width of the heads of open_clip's larger image towers, by the tower's width. All other heads are 64 wide.
 _HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
 
-#: What a configuration says and weights do not, as lakeclip computes it. All but the first are open_clip's defaults.
-_COMPUTED: dict[str, dict[str, Any]] = {
+#: Settings that weights do not reveal, with the values that lakeclip implements. All but the first are open_clip's
+#: defaults.
+_SUPPORTED: dict[str, dict[str, Any]] = {
     "model_cfg": {"quick_gelu": True},
     "vision_cfg": {
         "head_width": HEAD_WIDTH,
@@ -70,48 +72,56 @@ _COMPUTED: dict[str, dict[str, Any]] = {
 _DEFAULT_TEXT_HEADS = 8
 
 
-def read_open_clip(path: str | Path) -> Foreign:
-    """Read weights in open_clip's layout without making the model.
+def read_open_clip(path: str | Path) -> PretrainedWeights:
+    """Read weights in open_clip's layout without building the model.
 
-    What weights do not tell is taken from open_clip_config.json in the same folder, which open_clip writes for every
-    model that it publishes. A model that lakeclip would compute differently is refused, most of all one whose
-    `quick_gelu` is not true: lakeclip computes QuickGELU, and with another activation every feature is wrong, if only
-    by a little, so a warning would not do. (open_clip leaves `quick_gelu` out of what it saves with OpenAI's weights.
-    Those are read by `read_openai`, which says what they are.)
+    Settings that weights do not reveal are read from open_clip_config.json in the same folder, which open_clip writes
+    for every model that it publishes. A model that lakeclip would compute differently is rejected, in particular one
+    without `quick_gelu`: with another activation every feature is slightly wrong, so a warning would not suffice.
+    (open_clip omits `quick_gelu` when it saves OpenAI's weights. Read those with `read_openai`.)
 
-    Without that file QuickGELU and heads 64 wide are assumed, and `assumed` says so: show it to the user.
+    Without that file, QuickGELU and heads 64 wide are assumed. The result's `assumed` says so: show it to the user.
 
     Args:
-        path: a state dict saved by `torch.save` or as safetensors, or a checkpoint of open_clip's training. Both of its
-            classes, `CLIP` and `CustomTextCLIP`, are read; those trained with the sigmoid objective too.
+        path: a state dict by `torch.save` or safetensors, or a checkpoint of open_clip's training. Its classes `CLIP`
+            and `CustomTextCLIP` are supported, also if trained with the sigmoid objective.
 
     Raises:
-        CheckpointError: missing, damaged, no weights alone, or a model that lakeclip cannot compute exactly.
+        CheckpointError: missing, damaged, not only weights, or a model that lakeclip cannot reproduce exactly.
     """
     path = Path(path)
     weights = read_state_dict(path, LAYOUT)
-    for kind, pattern in _OTHER_KINDS.items():
+    for kind, pattern in _UNSUPPORTED.items():
         if keys := [key for key in weights if re.match(pattern, key)]:
             raise CheckpointError(
-                f"{path} holds a model that lakeclip cannot make: {kind}",
+                f"{path} contains a model that lakeclip does not support: {kind}",
                 found=f"{', '.join(keys[:3])}" + (f" (and {len(keys) - 3} more)" if len(keys) > 3 else ""),
                 allowed="open_clip's own VisionTransformer or ModifiedResNet, and its own text transformer",
             )
-    weights = _renamed(weights)
-    beside = path.parent / CONFIG
-    if beside.is_file():
-        return recognise(path, LAYOUT, weights, heads=_text_heads(path, beside))
-    return recognise(path, LAYOUT, weights, assumed=_assumed(path, weights))
+    weights = _rename_text_keys(weights)
+    config_file = path.parent / CONFIG
+    if config_file.is_file():
+        return parse_weights(path, LAYOUT, weights, heads=_text_heads(path, config_file))
+    return parse_weights(path, LAYOUT, weights, assumed=_assumptions(path, weights))
 
 
 def write_open_clip(model: CLIP, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
-    """Write a folder that open_clip loads as "local-dir:FOLDER": configuration and weights.
+    """Write a folder with configuration and weights, which open_clip loads as "local-dir:FOLDER".
 
     Args:
-        folder: is made if it is not there.
-        dtype: of the weights.
+        folder: created if missing.
+        dtype: type of the weights.
+
+    Raises:
+        CheckpointError: lakeclip cannot write the model's settings in this layout.
     """
     config = model.config
+    if different := unsupported_settings(config):
+        raise CheckpointError(
+            "this model cannot be exported to open_clip's layout, for which lakeclip writes OpenAI's settings only",
+            found=different,
+            next_step="--to huggingface or --to safetensors",
+        )
     layers = config.vision_layers
     content: dict[str, Any] = {
         "model_cfg": {
@@ -153,7 +163,7 @@ def write_open_clip(model: CLIP, folder: Path, *, dtype: torch.dtype = torch.flo
     (folder / CONFIG).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _rename_text_keys(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed = {}
     for key, value in weights.items():
         name = key.removeprefix("text.") if _TEXT.match(key) else key
@@ -161,29 +171,37 @@ def _renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _assumed(path: Path, weights: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """What is taken for granted where no configuration says it."""
-    patches = weights.get("visual.conv1.weight")
-    if "visual.positional_embedding" in weights and patches is not None and len(patches) in _HEAD_WIDTHS:
-        width = len(patches)
+def _assumptions(path: Path, weights: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """List the assumptions about weights without a configuration.
+
+    Raises:
+        CheckpointError: the image tower has a width for which open_clip uses heads that lakeclip does not support.
+    """
+    patch_embedding = weights.get("visual.conv1.weight")
+    if (
+        "visual.positional_embedding" in weights
+        and patch_embedding is not None
+        and len(patch_embedding) in _HEAD_WIDTHS
+    ):
+        width = len(patch_embedding)
         raise CheckpointError(
-            f"{path} holds a model that lakeclip cannot make: open_clip's image towers {width} wide have other heads",
+            f"{path} contains a model that lakeclip does not support: open_clip's image towers of width {width}",
             found=f"heads {_HEAD_WIDTHS[width]} wide",
             allowed=f"heads {HEAD_WIDTH} wide",
-            next_step=f'if this one has those, {CONFIG} beside it, with "head_width": {HEAD_WIDTH} in its "vision_cfg"',
+            next_step=f'if its heads are {HEAD_WIDTH} wide: put "head_width": {HEAD_WIDTH} in "vision_cfg" of {CONFIG}',
         )
     return (
-        f"QuickGELU: there is no {CONFIG} beside {path.name} to tell it from GELU, and weights do not",
+        f"QuickGELU, not GELU: the weights do not tell, and there is no {CONFIG} beside {path.name}",
         f"attention heads {HEAD_WIDTH} wide",
     )
 
 
-def _text_heads(path: Path, beside: Path) -> int:
-    """Check a configuration, and return the one size in it that weights do not tell."""
-    parts = _read_config(beside)
+def _text_heads(path: Path, config_file: Path) -> int:
+    """Check a configuration, and return the text tower's number of heads, the one size that weights do not reveal."""
+    parts = _read_config(config_file)
     wrong, right = [], []
-    for part, computed in _COMPUTED.items():
-        for setting, value in computed.items():
+    for part, supported in _SUPPORTED.items():
+        for setting, value in supported.items():
             given = parts[part].get(setting, False if setting == "quick_gelu" else value)
             if given != value:
                 wrong.append(f"{setting}: {json.dumps(given)} in {part}")
@@ -195,19 +213,21 @@ def _text_heads(path: Path, beside: Path) -> int:
     if wrong:
         gelu = "quick_gelu" in wrong[0]
         raise CheckpointError(
-            f"lakeclip would compute other features than open_clip with {path}",
-            found="; ".join(wrong) + f", says {CONFIG} beside it",
+            f"lakeclip and open_clip would compute different features from {path}",
+            found="; ".join(wrong) + f", according to {CONFIG} beside it",
             allowed="; ".join(right),
             next_step=f"if these are OpenAI's own weights, which have QuickGELU: openai:{path}" if gelu else "",
         )
     heads = parts["text_cfg"].get("heads", _DEFAULT_TEXT_HEADS)
     if not isinstance(heads, int) or heads < 1:
-        raise CheckpointError(f"{beside} is wrong", found=f"heads: {json.dumps(heads)}", allowed="a number of heads")
+        raise CheckpointError(
+            f"{config_file} is invalid", found=f"heads: {json.dumps(heads)}", allowed="a number of heads"
+        )
     return heads
 
 
 def _read_config(path: Path) -> dict[str, dict[str, Any]]:
-    """The parts of a configuration, as `_COMPUTED` has them."""
+    """Read the sections of a configuration that `_SUPPORTED` lists."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -223,7 +243,7 @@ def _read_config(path: Path) -> dict[str, dict[str, Any]]:
     }
     if missing := [name for name, part in parts.items() if not isinstance(part, dict)]:
         raise CheckpointError(
-            f"{path} is not a configuration of open_clip's",
+            f"{path} is not a configuration of open_clip",
             found=f"no {' and no '.join(missing)}",
             next_step="move it away if it belongs to something else",
         )

@@ -1,9 +1,9 @@
-"""The tensors of a TorchScript archive, which is how OpenAI releases its models, without running its code.
+"""Read the tensors of a TorchScript archive, OpenAI's release format, without running its code.
 
-TorchScript is a program. `torch.jit.load` compiles what the archive brings and runs some of it (`__setstate__`), so an
-archive from a stranger could do more than load. Its weights need none of that: they are in data.pkl, a tree of modules
-as nested attributes, and in one file for each storage, little-endian. That tree is unpickled with every name in it
-replaced by something inert; the code is not looked at.
+TorchScript is a program. `torch.jit.load` compiles the archive's code and runs some of it (`__setstate__`), so an
+untrusted archive could run anything. The weights do not need that. They are in data.pkl, a tree of modules as nested
+attributes, and in one little-endian file per storage. The tree is unpickled with every global replaced by an inert
+object; the code is ignored.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ _DTYPES = {
     "LongStorage": torch.int64,
     "ShortStorage": torch.int16,
 }
-#: Of modules and their attributes; far more than any CLIP has.
-_MOST_NAMES = 1_000_000
+#: Upper limit on names of modules and attributes; no CLIP comes close.
+_MAX_NAMES = 1_000_000
 
 
 def is_torchscript(archive: zipfile.ZipFile) -> bool:
-    """Whether an archive is TorchScript's; `torch.save`'s have no constants."""
+    """Return True for a TorchScript archive; archives by `torch.save` have no constants."""
     return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def read_torchscript(archive: zipfile.ZipFile) -> dict[str, Tensor]:
-    """Every tensor that the archive's modules hold, on the CPU, by the name that it has in their state dict.
+    """Return all tensors of the archive's modules, on the CPU, under their state-dict names.
 
-    Tensors that are plain attributes of a module, which a state dict leaves out, are among them.
+    They include tensors that are plain attributes of a module, which a state dict leaves out.
 
     Raises:
-        pickle.UnpicklingError: it holds something other than modules, tensors and plain values.
-        ValueError, LookupError, TypeError, AttributeError, RuntimeError: it is malformed.
+        pickle.UnpicklingError: the archive contains more than modules, tensors and plain values.
+        ValueError, LookupError, TypeError, AttributeError, RuntimeError: the archive is malformed.
     """
     folder = next(name for name in archive.namelist() if name.endswith("/constants.pkl")).rpartition("/")[0]
-    root = _Tree(io.BytesIO(archive.read(f"{folder}/data.pkl"))).load()
+    root = _TreeUnpickler(io.BytesIO(archive.read(f"{folder}/data.pkl"))).load()
     if not isinstance(root, SimpleNamespace):
-        raise ValueError("the TorchScript archive holds no module")
+        raise ValueError("the TorchScript archive contains no module")
     storages: dict[tuple[str, torch.dtype], Tensor] = {}
     tensors = {}
     for name, view in _views(root):
@@ -64,7 +64,7 @@ def read_torchscript(archive: zipfile.ZipFile) -> dict[str, Tensor]:
 
 
 class _View(NamedTuple):
-    """A tensor that is not read yet: where its storage is, and which part of it."""
+    """A tensor that has not been read yet: its storage, and the part of it."""
 
     storage: Any
     offset: Any
@@ -72,10 +72,10 @@ class _View(NamedTuple):
     stride: Any
 
 
-class _Tree(pickle._Unpickler):
-    """Modules as bare namespaces, tensors as views. No name in the file is ever imported.
+class _TreeUnpickler(pickle._Unpickler):
+    """Unpickler that returns modules as bare namespaces and tensors as views, and never imports a name of the file.
 
-    In Python, not C: there six bytes that number an entry of the memo take gigabytes.
+    It subclasses the unpickler in Python: in the one in C, six bytes with a large memo index allocate gigabytes.
     """
 
     def find_class(self, module: str, name: str) -> Any:
@@ -87,7 +87,7 @@ class _Tree(pickle._Unpickler):
             return _view
         if (module, name) == ("collections", "OrderedDict"):  # a tensor's hooks
             return dict
-        if module == "torch.jit._pickle":  # lists and dicts with types, which are no weights
+        if module == "torch.jit._pickle":  # typed lists and dicts, which are not weights
             return _nothing
         raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
 
@@ -104,16 +104,16 @@ def _nothing(*_: Any) -> None:
 
 
 def _views(root: SimpleNamespace) -> Iterator[tuple[str, _View]]:
-    """Tensors by name, in the order of the file."""
-    waiting: list[tuple[str, Any]] = [("", root)]
-    # Modules may be shared; shared within what is shared, a few make any number of names.
-    for _ in range(_MOST_NAMES):
-        if not waiting:
+    """Yield the tensors by name, in the order of the file."""
+    pending: list[tuple[str, Any]] = [("", root)]
+    # Modules may be shared. Nested sharing lets a few modules have exponentially many names.
+    for _ in range(_MAX_NAMES):
+        if not pending:
             return
-        name, value = waiting.pop()
+        name, value = pending.pop()
         if isinstance(value, _View):
             yield name, value
         elif isinstance(value, SimpleNamespace):
             prefix = f"{name}." if name else ""
-            waiting += [(prefix + one, inner) for one, inner in reversed(vars(value).items())]
-    raise ValueError(f"more than {_MOST_NAMES:,} names: no model has so many")
+            pending += [(prefix + attribute, inner) for attribute, inner in reversed(vars(value).items())]
+    raise ValueError(f"more than {_MAX_NAMES:,} names, which is more than any model has")

@@ -1,1 +1,1 @@
-"""The command line: `app` finds the verb, and there is one file for each."""
+"""The command line: `app` dispatches to one module per verb."""

@@ -1,4 +1,4 @@
-"""`lakeclip demo`: the whole of lakeclip in a few minutes, on data that it draws itself."""
+"""`lakeclip demo`: ingest, train, evaluate and report in a few minutes, on scenes that it draws itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tyro
 from lakeclip.config.load import read_recipe
 
 if TYPE_CHECKING:
-    from lakeclip.lake.sources.scenes import Split
+    from lakeclip.ingestion.sources.synthetic import Split
 
 #: Scenes to draw for each split.
 _SCENES: dict[Split, int] = {"train": 6000, "unseen": 400, "seen": 400}
@@ -30,7 +30,7 @@ class DemoFlags:
     runs: str = "runs"
     """Folder for the demo's lakes and its run."""
     max_steps: int | None = None
-    """End training after so many steps, for a quick look."""
+    """End training after this many steps, for a quick look."""
 
 
 def run(argv: list[str]) -> None:
@@ -40,9 +40,10 @@ def run(argv: list[str]) -> None:
 
 
 def demo(runs: Path, *, max_steps: int | None = None) -> None:
-    """Lakes, training, scores, report, and what to do next."""
-    from lakeclip.cli.report import ZeroShotTest, make_report
-    from lakeclip.cli.train import train
+    """Draw the lakes, train, score, write the report, and print what to do next."""
+    from lakeclip.evaluation.run import ZeroShotTest
+    from lakeclip.report.run import conclude, make_report
+    from lakeclip.training.run import train
 
     name = next(name for name in _names() if not (runs / name).exists())
     _say(f"1/3  drawing {sum(_SCENES.values()):,} scenes into lakes under {runs / name}")
@@ -55,28 +56,28 @@ def demo(runs: Path, *, max_steps: int | None = None) -> None:
         data=replace(config.data, lake=str(lakes["train"])),
         trainer=replace(config.trainer, runs=str(runs), name=name, max_steps=max_steps),
     )
-    train(config, report=False)
+    conclude(train(config), "train", report=False)
 
-    _say("3/3  naming what it has never seen")
+    _say("3/3  classifying pairs that were not in the training data")
     unseen = ZeroShotTest(
         "Pairs never seen in training",
         str(lakes["unseen"]),
         "label",
-        "No training picture shows these colours on these shapes, and no caption names them together.",
+        "No training image shows these combinations of colour and shape, and no training caption names them.",
         templates="scenes",
     )
     seen = replace(
         unseen,
         title="Pairs seen in training",
         lake=str(lakes["seen"]),
-        about="As many pairs of the same colours and shapes, other drawings of what training has shown.",
+        about="As many pairs of the same colours and shapes: new drawings of combinations seen in training.",
     )
-    report, scores = make_report(runs / name, [unseen, seen], match_column="scene")
+    report = make_report(runs / name, [unseen, seen], match_column="scene")
     _say("")
-    for score in scores:
+    for score in report.zeroshot:
         share, chance = score.result.top1, score.result.chance
         _say(f"{score.title}: {share:.1%} right, {share / chance:.1f} times chance ({chance:.1%})")
-    _say(f"report: {report}\n\ntry next:")
+    _say(f"report: {report.page}\n\ntry next:")
     _say(f"  lakeclip evaluate zeroshot --checkpoint {runs / name} --lake {lakes['unseen']} --label-column label")
     _say("  lakeclip ingest YOUR_FOLDER my.lake      # images and .txt captions that share a name")
     _say("  lakeclip train --recipe small --lake my.lake")
@@ -91,9 +92,9 @@ def _names() -> Iterator[str]:
 
 
 def _draw(split: Split, lake: Path) -> Path:
-    from lakeclip.lake.ingest import fill_lake
-    from lakeclip.lake.sources.base import Samples
-    from lakeclip.lake.sources.scenes import scenes
+    from lakeclip.ingestion.run import fill_lake
+    from lakeclip.ingestion.sources.base import Samples
+    from lakeclip.ingestion.sources.synthetic import scenes
 
     lake.parent.mkdir(parents=True, exist_ok=True)
     fill_lake([Samples(f"scenes {split}", scenes(split, _SCENES[split], _SEED), _SCENES[split])], str(lake))

@@ -1,4 +1,4 @@
-"""`lakeclip train --dry-run`: the plan of a run in words."""
+"""`lakeclip train --dry-run`: print the plan of a run."""
 
 from __future__ import annotations
 
@@ -6,36 +6,36 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from lakeclip.config.command import command
+from lakeclip.config.command import format_command
 from lakeclip.config.schema import FinetuneConfig, TrainConfig
 from lakeclip.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lakeclip.training.planning.plan import Plan
+    from lakeclip.training.dry_run.plan import Plan
 
 
-def show_plan(config: TrainConfig | FinetuneConfig) -> None:
-    """Try a few steps and print the plan.
+def print_plan(config: TrainConfig | FinetuneConfig) -> None:
+    """Measure a few steps and print the plan.
 
     Raises:
-        ConfigError: several processes were started for it.
-        LakeclipError: what would stop the run.
+        ConfigError: several processes were started.
+        LakeclipError: an error that would stop the run too.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        verb, *flags = command(config).split()[1:]
+        verb, *flags = format_command(config).split()[1:]
         raise ConfigError(
-            "a dry run tries one device, and several processes were started",
+            "a dry run uses one device, but several processes were started",
             found=f"WORLD_SIZE={os.environ['WORLD_SIZE']}",
             next_step=f"without torchrun: {' '.join(['lakeclip', verb, '--dry-run', *flags])}",
         )
-    from lakeclip.training.planning.plan import make_plan
+    from lakeclip.training.dry_run.plan import make_plan
 
-    sys.stdout.write(in_words(make_plan(config, token=os.environ.get("ACTIVELOOP_TOKEN"))))
+    sys.stdout.write(format_plan(make_plan(config, token=os.environ.get("ACTIVELOOP_TOKEN"))))
 
 
-def in_words(plan: Plan) -> str:
-    """The plan as a page of text, warnings last."""
-    from lakeclip.training.planning.doubts import doubts
+def format_plan(plan: Plan) -> str:
+    """Format the plan as a page of text, with the warnings last."""
+    from lakeclip.training.dry_run.warnings import plan_warnings
 
     lines = [plan.data.rstrip("\n"), ""]
     for name, facts in (
@@ -51,10 +51,10 @@ def in_words(plan: Plan) -> str:
     ):
         first, *more = facts.split("\n")
         lines += [f"{name:<14}{first}", *(" " * 14 + line for line in more)]
-    found = doubts(plan)
-    lines += [""] if found else ["", "nothing looks wrong"]
-    for doubt in found:
-        lines += [f"warning: {doubt.what}", f"  next:  {doubt.remedy}"]
+    warnings = plan_warnings(plan)
+    lines += [""] if warnings else ["", "nothing looks wrong"]
+    for warning in warnings:
+        lines += str(warning).split("\n")
     return "\n".join(lines) + "\nnothing was trained or written: this was a dry run\n"
 
 
@@ -79,30 +79,31 @@ def _steps(plan: Plan) -> str:
     if plan.world_size > 1:
         batch += f" ({plan.batch_size:,} on each of {plan.world_size} devices)"
     if plan.accumulate > 1:
-        batch += f", {plan.accumulate} of them a step"
+        batch += f", {plan.accumulate} of them per step"
     return (
-        f"{plan.steps:,}, {plan.warmup:,} of them to warm up; {batch}\n"
-        f"{_count(plan.batches_per_epoch, 'batch', 'batches')} an epoch, {plan.epochs:,.3g} epochs"
+        f"{plan.steps:,}, {plan.warmup:,} of them for warm-up; {batch}\n"
+        f"{_count(plan.batches_per_epoch, 'batch', 'batches')} per epoch, {plan.epochs:,.3g} epochs"
     )
 
 
 def _memory(plan: Plan) -> str:
-    parts = plan.footprint
+    footprint = plan.footprint
     named = (
-        ("weights", parts.weights),
-        ("gradients", parts.gradients),
-        ("optimiser", parts.states),
-        (f"activations of {_count(plan.embedded, 'pair')}", parts.activations),
-        ("the program", parts.program),
+        ("weights", footprint.weights),
+        ("gradients", footprint.gradients),
+        ("optimiser", footprint.states),
+        (f"activations of {_count(plan.embedded, 'pair')}", footprint.activations),
+        ("the program", footprint.program),
     )
-    where = "in this process, loading processes not counted" if plan.on_cpu else "on a device"
-    return f"{_bytes(parts.total)} at the peak of a step, of {_bytes(plan.memory)} there are {where}\n" + " + ".join(
-        f"{_bytes(size)} {name}" for name, size in named if size
+    suffix = ", not counting the loading processes" if plan.on_cpu else " on a device"
+    return (
+        f"{_bytes(footprint.total)} at the peak of a step, of {_bytes(plan.memory)} available{suffix}\n"
+        + " + ".join(f"{_bytes(size)} {name}" for name, size in named if size)
     )
 
 
 def _step(plan: Plan) -> str:
-    words = f"{_rate(plan.step_rate)}, {plan.batch_size / plan.step_rate:.3g} s a batch"
+    words = f"{_rate(plan.step_rate)}, {plan.batch_size / plan.step_rate:.3g} s per batch"
     if plan.mfu is not None:
         words += f", {plan.mfu:.0%} of {plan.peak}"
     return (
@@ -118,16 +119,16 @@ def _limit(plan: Plan) -> str:
 
 
 def _run(plan: Plan) -> str:
-    words = f"{_duration(plan.hours)} at {_rate(plan.rate)} with step and loader at once"
+    words = f"{_duration(plan.hours)} at {_rate(plan.rate)} with step and loader in parallel"
     if plan.world_size > 1:
-        words += f" on {plan.world_size} devices, their talk to one another not counted"
-    return words + "; validation comes on top"
+        words += f" on {plan.world_size} devices, without the communication between them"
+    return words + "; validation takes additional time"
 
 
 def _loss(plan: Plan) -> str:
     if plan.expected_loss is None:
         return f"{plan.first_loss:.3f}"
-    return f"{plan.first_loss:.3f}; ln {plan.batch_size:,} = {plan.expected_loss:.3f} for towers that know nothing"
+    return f"{plan.first_loss:.3f}; ln {plan.batch_size:,} = {plan.expected_loss:.3f} expected for untrained towers"
 
 
 def _rate(rate: float) -> str:
@@ -148,5 +149,5 @@ def _duration(hours: float) -> str:
     )
 
 
-def _count(num: int, one: str, many: str = "") -> str:
-    return f"{num:,} {one if num == 1 else many or one + 's'}"
+def _count(num: int, singular: str, plural: str = "") -> str:
+    return f"{num:,} {singular if num == 1 else plural or singular + 's'}"

@@ -1,4 +1,4 @@
-"""`lakeclip models`: the models by name, with what each of them costs."""
+"""`lakeclip models`: list the models by name, with the size and cost of each."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class ModelsArguments:
     """List the models with their parameters, the work of one forward pass, and their input size."""
 
     model_config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """YAML file with models of your own, in the layout of lakeclip/models/configs; they are listed too."""
+    """YAML file with models of your own, in the layout of lakeclip/models/configs. They are listed too."""
     json_file: Annotated[str | None, tyro.conf.arg(name="json", metavar="FILE")] = None
-    """Write the same figures to this file as well, and each model's settings."""
+    """Also write the figures and each model's settings to this file."""
 
 
 def run(argv: list[str]) -> None:
     """Print the table; with --json also write {"models": {name: {figures, config}}}.
 
     Raises:
-        ModelError: the file of models is wrong.
+        ModelError: the model file is invalid.
         OutputError: the JSON file cannot be written.
     """
     arguments = tyro.cli(ModelsArguments, args=argv, prog="lakeclip models", description=ModelsArguments.__doc__)
@@ -46,7 +46,7 @@ def run(argv: list[str]) -> None:
             for name, summary in summaries.items()
         }
         _write(Path(arguments.json_file), json.dumps({"models": figures}, indent=2) + "\n")
-    # A pipe has no width: there the table is as wide as it needs, so that nothing is cut off.
+    # A pipe has no width: use a wide console, so that nothing is cut off.
     Console(width=None if sys.stdout.isatty() else 200).print(_table(summaries))
 
 

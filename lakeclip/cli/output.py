@@ -1,4 +1,4 @@
-"""Where figures go: the screen, and a JSON file."""
+"""Output of figures: the terminal, and a JSON file."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from lakeclip.errors import ConfigError, OutputError, printable
+from lakeclip.errors import ConfigError, OutputError, escape_surrogates, printable
 
-#: What a plot's name may end with; the suffix says the format.
+#: Suffixes of plot files; the suffix selects the format.
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def writable(file: str | None) -> Path | None:
-    """Find out before the work whether its result can be written; what is there stays until then."""
+    """Raise if the file cannot be written, before the work starts. An existing file stays unchanged.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     if file is None:
         return None
     path = Path(file)
@@ -32,10 +36,10 @@ def writable(file: str | None) -> Path | None:
 
 
 def plottable(file: str | None) -> Path | None:
-    """Find out before the work whether its plot can be written, and in which format.
+    """Raise if the plot cannot be written, before the work starts.
 
     Raises:
-        ConfigError: the suffix is of no format that there is.
+        ConfigError: the suffix is not that of a plot format.
         OutputError: it cannot be written.
     """
     if file is not None and Path(file).suffix.lower() not in PLOT_SUFFIXES:
@@ -48,21 +52,30 @@ def plottable(file: str | None) -> Path | None:
 
 
 def save(path: Path | None, content: dict[str, Any]) -> None:
-    """Write figures as JSON, where a file was asked for."""
+    """Write figures as JSON if a file was requested."""
     if path is None:
         return
     try:
-        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(_writable(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise OutputError(f"cannot write {path}", found=error.strerror or str(error)) from None
 
 
+def _writable(value: Any) -> Any:
+    """Return a value with all its texts as they can be written; see `escape_surrogates`."""
+    if isinstance(value, str):
+        return escape_surrogates(value)
+    if isinstance(value, dict):
+        return {_writable(name): _writable(part) for name, part in value.items()}
+    return [_writable(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
 def console() -> Console:
-    """The screen that figures are shown on."""
-    # A pipe has no width: there nothing is cut off.
+    """Return the console that results are printed to."""
+    # A pipe has no width: use a wide console, so that nothing is cut off.
     return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
 
 
 def plain(text: str) -> str:
-    """Text from data as a `Console` may print it: no markup, no line breaks, nothing that a terminal would obey."""
+    """Escape text from data for a `Console`: no markup, line breaks or control characters."""
     return escape(printable(text))

@@ -1,4 +1,4 @@
-"""The doors of the seed, `train.py` and `train_finetune.py`: their flags, word for word, become a configuration."""
+"""The commands of train-CLIP, `train.py` and `train_finetune.py`: parse their flags into a configuration."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import argparse
 import os
 import sys
 
-from lakeclip.cli.app import exit_cleanly
-from lakeclip.config.command import command
+from lakeclip.config.command import format_command
 from lakeclip.config.schema import DataConfig, FinetuneConfig, TrainConfig, TrainerConfig
+from lakeclip.errors import exit_cleanly
 
 _TOKEN = "ACTIVELOOP_TOKEN"  # noqa: S105 – the variable's name
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 def train_main() -> None:
-    """`python train.py …`."""
+    """Run `python train.py …`."""
     parser = _parser("train.py", "Train CLIP from scratch. The modern command is `lakeclip train`.")
     parser.add_argument("--model_name", required=True, help="a model of the paper, such as RN50 or ViT-B/32")
     flags = _parse(parser)
@@ -23,15 +23,16 @@ def train_main() -> None:
     _announce(config)
 
     def work() -> None:
-        from lakeclip.cli.train import train
+        from lakeclip.report.run import conclude
+        from lakeclip.training.run import train
 
-        train(config)
+        conclude(train(config), "train")
 
     exit_cleanly(work)
 
 
 def finetune_main() -> None:
-    """`python train_finetune.py …`."""
+    """Run `python train_finetune.py …`."""
     parser = _parser("train_finetune.py", "Fine-tune two pretrained towers. The modern command is `lakeclip finetune`.")
     default = FinetuneConfig()
     parser.add_argument("--image_encoder", default=default.image_encoder, help="torchvision:, timm: or lakeclip:NAME")
@@ -46,9 +47,10 @@ def finetune_main() -> None:
     _announce(config)
 
     def work() -> None:
-        from lakeclip.cli.finetune import finetune
+        from lakeclip.report.run import conclude
+        from lakeclip.training.run import finetune
 
-        finetune(config)
+        conclude(finetune(config), "finetune")
 
     exit_cleanly(work)
 
@@ -62,7 +64,7 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
     add("--path", help="lake with the pairs: a path, s3://… or hub://…")
     add("--folder", help="folder of pairs instead: images and .txt captions that share a stem")
     add("--token", help=f"Activeloop token for --path; better set {_TOKEN} in the environment")
-    add("--filter_NSFW", action="store_true", help="only rows whose NSFW is UNLIKELY")
+    add("--filter_NSFW", action="store_true", help="use only rows whose NSFW is UNLIKELY")
     add("--batch_size", "--batchsize", type=int, default=data.batch_size, help="pairs per device")
     add("--minibatch_size", type=int, default=0, help="pairs embedded at a time; 0 for the whole batch")
     add("--num_workers", type=int, default=data.num_workers, help="loading processes per device")
@@ -70,21 +72,21 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
     add("--resize_ratio", type=float, default=data.resize_ratio, help="smallest share of the area that a crop keeps")
     add("--shuffle", type=_truth, nargs="?", const=True, default=data.shuffle, help="true (the default) or false")
     add("--accelerator", default=trainer.accelerator, choices=("auto", "cpu", "gpu", "mps", "tpu"))
-    add("--gpus", "--devices", type=int, dest="devices", help="how many devices")
-    add("--num_nodes", type=int, default=trainer.num_nodes, help="how many machines")
+    add("--gpus", "--devices", type=int, dest="devices", help="number of devices")
+    add("--num_nodes", type=int, default=trainer.num_nodes, help="number of machines")
     add("--strategy", default=trainer.strategy, help="Lightning's: ddp, …")
     add("--fp", "--precision", dest="precision", default=trainer.precision, choices=("32", "16", "bf16"))
     add("--max_epochs", type=int, default=trainer.max_epochs, help="passes over the data")
-    add("--max_steps", type=int, help="end after so many steps")
+    add("--max_steps", type=int, help="end after this many steps")
     return parser
 
 
 def _parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse the command line, hyphens as underscores, and put a token out of sight."""
+    """Parse the command line, with hyphens as underscores, and move a token into the environment."""
     words = [_underscored(word) for word in sys.argv[1:]]
     flags = parser.parse_args(words)
     if flags.token:
-        # Lightning starts the other processes of a run with this process's arguments: none may show the token.
+        # Lightning starts the other processes with this process's arguments, which must not show the token.
         os.environ[_TOKEN] = flags.token
         sys.argv[1:] = _without_token(words)
         flags.token = None
@@ -127,9 +129,9 @@ def _data(flags: argparse.Namespace) -> DataConfig:
 
 
 def _trainer(flags: argparse.Namespace) -> TrainerConfig:
-    # The seed's `--gpus N` alone meant GPUs.
-    asked_for_gpus = any(word.partition("=")[0] == "--gpus" for word in sys.argv) and bool(flags.devices)
-    if asked_for_gpus and flags.accelerator == "auto":
+    # In train-CLIP, `--gpus N` alone selected GPUs.
+    requested_gpus = any(word.partition("=")[0] == "--gpus" for word in sys.argv) and bool(flags.devices)
+    if requested_gpus and flags.accelerator == "auto":
         flags.accelerator = "gpu"
     return TrainerConfig(
         max_epochs=flags.max_epochs,
@@ -145,7 +147,7 @@ def _trainer(flags: argparse.Namespace) -> TrainerConfig:
 
 def _announce(config: TrainConfig | FinetuneConfig) -> None:
     if os.environ.get("LOCAL_RANK", "0") != "0":
-        return  # one of the processes that the first has started
+        return  # Rank 0 of this machine prints the command.
     token = f"{_TOKEN}=… " if os.environ.get(_TOKEN) else ""
-    sys.stdout.write(f"this is today's: {token}{command(config)}\n")
+    sys.stdout.write(f"equivalent command: {token}{format_command(config)}\n")
     sys.stdout.flush()

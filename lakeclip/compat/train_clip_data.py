@@ -1,4 +1,4 @@
-"""The data modules that train-CLIP's users know, under the names and arguments that they have always had."""
+"""Provide train-CLIP's data modules under their original names and arguments."""
 
 from __future__ import annotations
 
@@ -8,35 +8,34 @@ from typing import Any, NoReturn
 from lakeclip.data.datamodule import PairDataModule
 from lakeclip.errors import ConfigError
 from lakeclip.lake.dataset import open_lake
-from lakeclip.lake.sources.folder import open_folder
-from lakeclip.text.huggingface import HuggingFaceTokenizer
-from lakeclip.types import Tokenize
+from lakeclip.lake.folder.source import open_folder
+from lakeclip.text.custom import as_tokenize
 
 
 class DeepLakeDataModule(PairDataModule):
-    """Pairs from a Deep Lake dataset.
+    """PairDataModule that reads a Deep Lake dataset.
 
-    Shuffled unless told otherwise: in the order in which they were crawled, neighbours are alike and batches too easy.
+    Rows are shuffled by default: in the order in which they were crawled, neighbours are similar and batches too easy.
 
     Args:
-        path: the dataset: a folder, `s3://…`, `hub://…`.
-        token: for `hub://`; better in the environment as ACTIVELOOP_TOKEN. It is not kept.
-        batch_size: pairs per device and step.
-        filter_NSFW: keep the rows whose NSFW column says 'UNLIKELY', and nothing else besides.
-        query: keep the rows for which this WHERE clause of a Deep Lake query holds, or those of a SELECT.
-        custom_tokenizer: a Hugging Face tokenizer, or any function from captions to ids; CLIP's by default.
+        path: path of the dataset: a folder, `s3://…` or `hub://…`.
+        token: token for `hub://`; better set ACTIVELOOP_TOKEN in the environment. It is not stored.
+        batch_size: pairs per device and batch.
+        filter_NSFW: keep only the rows whose NSFW column is 'UNLIKELY'.
+        query: a WHERE clause of a Deep Lake query that rows must satisfy, or a SELECT that returns them.
+        custom_tokenizer: a Hugging Face tokenizer or any function from captions to token ids; CLIP's by default.
         num_workers: processes that read and decode, per device.
-        image_size: side of the square that the model takes, in pixels.
+        image_size: side of the model's square input, in pixels.
         resize_ratio: smallest share of the largest square's area that the random crop may keep.
         shuffle: visit the rows in a new order each epoch.
-        seed: of the order, the crops and the captions.
+        seed: seed of the order, the crops and the captions.
         val_fraction: share of the rows to hold out for validation.
-        image_column: column with the encoded images; found by default.
-        caption_column: column with the captions; found by default.
+        image_column: column of the encoded images; inferred by default.
+        caption_column: column of the captions; inferred by default.
 
     Raises:
         LakeError: the dataset cannot be opened, the query is wrong, or a column is missing.
-        ConfigError: a value that cannot work, alone or with this data.
+        ConfigError: a value is invalid, alone or with this data.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class DeepLakeDataModule(PairDataModule):
         path: str,
         token: str | None = None,
         batch_size: int = 64,
-        filter_NSFW: bool = False,  # noqa: N803 - the seed's name
+        filter_NSFW: bool = False,  # noqa: N803 - train-CLIP's name
         query: str | None = None,
         custom_tokenizer: Any = None,
         num_workers: int = 0,
@@ -72,38 +71,38 @@ class DeepLakeDataModule(PairDataModule):
             num_workers=num_workers,
             seed=seed,
             val_fraction=val_fraction,
-            tokenize=_as_tokenize(custom_tokenizer),
+            tokenize=as_tokenize(custom_tokenizer),
         )
 
     @classmethod
     def from_argparse_args(cls, args: object, **kwargs: object) -> NoReturn:
-        """Gone from Lightning 2.
+        """Raise an error that names the replacement; Lightning 2 has no `from_argparse_args`.
 
         Raises:
-            ConfigError: always, with the call to write instead.
+            ConfigError: always.
         """
         raise _no_argparse(cls.__name__, "path=args.path")
 
 
 class TextImageDataModule(PairDataModule):
-    """Pairs from a folder: images and .txt captions (one a line) that share a stem, anywhere below it.
+    """PairDataModule that reads a folder: images and .txt files (a caption per line) with the same stem, at any depth.
 
-    Shuffled unless told otherwise: in a folder's order, neighbours are alike and batches too easy.
+    Pairs are shuffled by default: in a folder's order, neighbours are similar and batches too easy.
 
     Args:
-        folder: the folder.
-        batch_size: pairs per device and step.
+        folder: path of the folder.
+        batch_size: pairs per device and batch.
         num_workers: processes that read and decode, per device.
-        image_size: side of the square that the model takes, in pixels.
+        image_size: side of the model's square input, in pixels.
         resize_ratio: smallest share of the largest square's area that the random crop may keep.
         shuffle: visit the pairs in a new order each epoch.
-        custom_tokenizer: a Hugging Face tokenizer, or any function from captions to ids; CLIP's by default.
-        seed: of the order, the crops and the captions.
+        custom_tokenizer: a Hugging Face tokenizer or any function from captions to token ids; CLIP's by default.
+        seed: seed of the order, the crops and the captions.
         val_fraction: share of the pairs to hold out for validation.
 
     Raises:
-        SourceError: there is no pair in the folder.
-        ConfigError: a value that cannot work, alone or with this data.
+        SourceError: the folder has no pairs.
+        ConfigError: a value is invalid, alone or with this data.
     """
 
     def __init__(
@@ -127,38 +126,21 @@ class TextImageDataModule(PairDataModule):
             num_workers=num_workers,
             seed=seed,
             val_fraction=val_fraction,
-            tokenize=_as_tokenize(custom_tokenizer),
+            tokenize=as_tokenize(custom_tokenizer),
         )
 
     @classmethod
     def from_argparse_args(cls, args: object, **kwargs: object) -> NoReturn:
-        """Gone from Lightning 2.
+        """Raise an error that names the replacement; Lightning 2 has no `from_argparse_args`.
 
         Raises:
-            ConfigError: always, with the call to write instead.
+            ConfigError: always.
         """
         raise _no_argparse(cls.__name__, "folder=args.folder")
 
 
-def _as_tokenize(tokenizer: Any) -> Tokenize | None:
-    if tokenizer is None:
-        return None
-    from transformers import PreTrainedTokenizerBase
-
-    if isinstance(tokenizer, PreTrainedTokenizerBase):
-        return HuggingFaceTokenizer(tokenizer)
-    if not callable(tokenizer):
-        raise ConfigError(
-            "the custom tokenizer cannot be used",
-            found=type(tokenizer).__name__,
-            allowed="a Hugging Face tokenizer, or a function from a list of captions to a tensor of ids",
-        )
-    tokenize: Tokenize = tokenizer
-    return tokenize
-
-
-def _no_argparse(name: str, first: str) -> ConfigError:
+def _no_argparse(name: str, first_argument: str) -> ConfigError:
     return ConfigError(
-        f"{name}.from_argparse_args is gone: Lightning 2 does not have it",
-        next_step=f"{name}({first}, batch_size=args.batch_size, num_workers=args.num_workers)",
+        f"{name}.from_argparse_args was removed: Lightning 2 does not have it",
+        next_step=f"{name}({first_argument}, batch_size=args.batch_size, num_workers=args.num_workers)",
     )

@@ -1,1 +1,1 @@
-"""The configuration: dataclasses (`schema`) and the strict reader and writer of recipes (`load`)."""
+"""The configuration: dataclasses (`schema`), recipes in YAML (`load`), and command lines (`command`)."""

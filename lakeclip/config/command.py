@@ -1,4 +1,4 @@
-"""A configuration as the command that stands for it: what the doors of the seed print, and what errors offer next."""
+"""Configurations formatted as the equivalent command line, for error messages and the train-CLIP commands."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 from lakeclip.config.schema import FinetuneConfig, TrainConfig
 
 
-def command(config: TrainConfig | FinetuneConfig) -> str:
-    """The command line with a flag for every setting that is not the default."""
+def format_command(config: TrainConfig | FinetuneConfig) -> str:
+    """Return the command line of a configuration, with a flag for every setting that differs from its default."""
     verb = "train" if isinstance(config, TrainConfig) else "finetune"
     return " ".join(["lakeclip", verb, *(shlex.quote(word) for word in _flags(config, type(config)()))])
 
 
 def _flags(config: Any, default: Any) -> list[str]:
-    words: list[str] = []
+    flags: list[str] = []
     for field in dataclasses.fields(config):
-        value, usual = getattr(config, field.name), getattr(default, field.name)
+        value, default_value = getattr(config, field.name), getattr(default, field.name)
         if dataclasses.is_dataclass(value):
-            words += _flags(value, usual)
-        elif value != usual:
-            flag = field.name.replace("_", "-")
+            flags += _flags(value, default_value)
+        elif value != default_value:
+            name = field.name.replace("_", "-")
             if isinstance(value, bool):
-                words.append(f"--{flag}" if value else f"--no-{flag}")
+                flags.append(f"--{name}" if value else f"--no-{name}")
             elif isinstance(value, tuple):
-                words += [f"--{flag}", *(str(part) for part in value)]
+                flags += [f"--{name}", *(str(part) for part in value)]
             else:
-                words += [f"--{flag}", str(value)]
-    return words
+                flags += [f"--{name}", str(value)]
+    return flags

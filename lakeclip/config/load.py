@@ -1,4 +1,4 @@
-"""Recipes: YAML files checked strictly against the dataclasses of `schema.py`, and written back with a run."""
+"""Reader and writer of recipes: YAML files that are checked strictly against the dataclasses of `schema.py`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import re
 import reprlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,20 +15,20 @@ from pydantic import TypeAdapter, ValidationError
 
 from lakeclip.config.schema import FinetuneConfig, TrainConfig
 from lakeclip.errors import ConfigError
-from lakeclip.files import whole_file
+from lakeclip.files import atomic_write
 
-#: A schema: what a verb is configured by.
+#: The configuration class of a command.
 Config = TypeVar("Config", TrainConfig, FinetuneConfig)
 
-#: Wrong settings that an error names.
-_MOST_PROBLEMS = 30
-#: How it shows their values: lists within lists within lists may have more ends than memory has bytes.
+#: Number of wrong settings that an error lists.
+_MAX_PROBLEMS = 30
+#: Shortened representation of a wrong value: YAML aliases can make a small file expand to more than memory holds.
 _REPR = reprlib.Repr()
 _REPR.maxlevel = 2
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's floats: plain PyYAML reads `5e-4` as a string."""
+    """Loader that reads floats as YAML 1.2 does; PyYAML reads `5e-4` as a string."""
 
 
 _Loader.add_implicit_resolver(
@@ -35,13 +36,19 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
     list("-+.0123456789"),
 )
-# Order matters in PyYAML: whatever matched int before must still be an int.
+# PyYAML takes the first resolver that matches, so floats go last: what was an int must stay an int.
 for _char, _resolvers in _Loader.yaml_implicit_resolvers.items():
     _resolvers.sort(key=lambda item: item[0] == "tag:yaml.org,2002:float")
 
 
+class _Dumper(yaml.SafeDumper):
+    """Dumper that quotes every text that `_Loader` would read as something else, such as a model named 1e5."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+    """Return the mapping in a YAML file.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or does not hold a mapping.
@@ -50,7 +57,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 – a SafeLoader
     except OSError as error:
         raise ConfigError(f"cannot read {path}", found=error.strerror or str(error)) from None
-    # PyYAML lets through what its constructors raise: a date in month 13, nesting without end.
+    # PyYAML does not wrap what its constructors raise: for a date in month 13, say, or nesting that is too deep.
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid YAML", found=" ".join(str(error).split())) from None
     if not isinstance(content, dict):
@@ -59,16 +66,20 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def recipes_folder() -> Path:
-    """Where the shipped recipes are: beside the package in a checkout, inside it when installed from a wheel."""
+    """Return the folder of the shipped recipes: next to the package in a checkout, inside it in a wheel."""
     package = Path(__file__).parents[1]
     return inside if (inside := package / "recipes").is_dir() else package.parent / "recipes"
 
 
 def read_recipe(recipe: str | Path, kind: type[Config] = TrainConfig) -> Config:  # type: ignore[assignment]
-    """The configuration in a recipe: a YAML file, or the name of one that is shipped.
+    """Return the configuration in a recipe.
+
+    Args:
+        recipe: a YAML file, or the name of a shipped recipe.
+        kind: the configuration class.
 
     Raises:
-        ConfigError: no such recipe, or it has unknown keys or wrong values; all of them are named at once.
+        ConfigError: the recipe does not exist, or has unknown keys or wrong values; the error lists all of them.
     """
     path = Path(recipe)
     if not path.exists() and path.suffix not in (".yaml", ".yml"):
@@ -85,22 +96,22 @@ def config_from_dict(
     where: str,
     kind: type[Config] = TrainConfig,  # type: ignore[assignment]
 ) -> Config:
-    """Check nested settings, as `config_to_dict` makes them, against the schema.
+    """Build a configuration from nested settings, as `config_to_dict` returns them.
 
     Args:
-        where: what to call their origin in an error.
-        kind: the schema.
+        where: name of their origin, for the error.
+        kind: the configuration class.
 
     Raises:
-        ConfigError: with every unknown key and wrong value, each by its path.
+        ConfigError: there are unknown keys or wrong values; the error lists all of them with their paths.
     """
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         problems = error.errors()
-        lines = [_explain(problem, kind) for problem in problems[:_MOST_PROBLEMS]]
-        lines += [f"… and {len(problems) - _MOST_PROBLEMS:,} more"] if len(problems) > _MOST_PROBLEMS else []
-        raise ConfigError(f"{where} has settings that cannot be used", found="\n           ".join(lines)) from None
+        lines = [_explain(problem, kind) for problem in problems[:_MAX_PROBLEMS]]
+        lines += [f"… and {len(problems) - _MAX_PROBLEMS:,} more"] if len(problems) > _MAX_PROBLEMS else []
+        raise ConfigError(f"{where} has invalid settings", found="\n           ".join(lines)) from None
 
 
 def _explain(problem: Any, kind: type[Config]) -> str:
@@ -116,14 +127,19 @@ def _explain(problem: Any, kind: type[Config]) -> str:
 
 
 def config_to_dict(config: TrainConfig | FinetuneConfig) -> dict[str, Any]:
-    """Nested plain values, as saved with a run and inside its checkpoints."""
-    plain: dict[str, Any] = dataclasses.asdict(config)
-    if plain["optimizer"]["betas"] is not None:
-        plain["optimizer"]["betas"] = list(plain["optimizer"]["betas"])
-    return plain
+    """Convert a configuration to nested plain values, as saved with a run and in its checkpoints."""
+    values: dict[str, Any] = dataclasses.asdict(config)
+    if values["optimizer"]["betas"] is not None:
+        values["optimizer"]["betas"] = list(values["optimizer"]["betas"])
+    return values
 
 
-def write_config(config: TrainConfig | FinetuneConfig, path: Path) -> None:
-    """Write a configuration as a recipe that `read_recipe` reads back equal: whole, or not at all."""
-    with whole_file(path) as file:
-        file.write(yaml.safe_dump(config_to_dict(config), sort_keys=False).encode())
+def write_config(config: TrainConfig | FinetuneConfig, path: Path, *, history: Sequence[str] = ()) -> None:
+    """Write a configuration atomically, as a recipe that `read_recipe` reads back equal.
+
+    Args:
+        history: lines about how the configuration came about, which are written as comments.
+    """
+    comments = "".join(f"# {line}\n" for entry in history for line in entry.splitlines())
+    with atomic_write(path) as file:
+        file.write((comments + yaml.dump(config_to_dict(config), Dumper=_Dumper, sort_keys=False)).encode())

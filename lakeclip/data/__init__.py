@@ -1,1 +1,1 @@
-"""From rows to batches: the order, the pixels, the stream of batches, and Lightning's data modules."""
+"""Turn rows into batches: sample order, decoding, transforms, the stream of batches, and the data module."""

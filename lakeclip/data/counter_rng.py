@@ -1,7 +1,7 @@
-"""Randomness without state: numbers that are a pure function of (seed, epoch, position, …).
+"""Generate random numbers without state, as a pure function of (seed, epoch, position, …).
 
-A sample's crop and caption are drawn from its key, so they do not depend on which rank or worker makes the batch, nor
-on what was drawn before: any batch can be made again.
+A sample's crop and caption are drawn from its key. They do not depend on the rank or worker that builds the batch, nor
+on earlier draws, so any batch can be rebuilt.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def mix(bits: Keys) -> Keys:
-    """A bijection of 64-bit numbers in which every output bit depends on every input bit (Stafford's variant 13 of
-    MurmurHash3's finaliser, as in SplitMix64: Steele et al. 2014)."""
+    """Mix the bits of 64-bit numbers bijectively, so that every output bit depends on every input bit.
+
+    Stafford's variant 13 of MurmurHash3's finaliser, as in SplitMix64 (Steele et al. 2014).
+    """
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: Keys = bits ^ (bits >> np.uint64(31))
@@ -24,9 +26,9 @@ def mix(bits: Keys) -> Keys:
 
 
 def keys(*coordinates: int | np.ndarray) -> Keys:
-    """One key for each combination of coordinates (integers or arrays of them, broadcast against one another).
+    """Return one key for each combination of coordinates (integers or arrays of integers, broadcast together).
 
-    Keys that differ in a single coordinate never coincide.
+    Combinations that differ in exactly one coordinate have different keys.
     """
     key: Keys = np.zeros(1, dtype=np.uint64)
     for coordinate in coordinates:
@@ -35,7 +37,7 @@ def keys(*coordinates: int | np.ndarray) -> Keys:
 
 
 def uniforms(key: Keys, count: int) -> Float64[np.ndarray, "... count"]:
-    """For each key, `count` numbers from [0, 1)."""
+    """Return `count` numbers from [0, 1) for each key."""
     streams = keys(key[..., None], np.arange(count))
     return (streams >> np.uint64(11)).astype(np.float64) * 2.0**-53
 

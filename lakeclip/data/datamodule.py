@@ -1,61 +1,62 @@
-"""Lightning's data modules: pairs from a Deep Lake dataset or a folder, sharded, shuffled, resumed at the exact sample.
+"""Serve image–text pairs from a Deep Lake dataset or a folder to Lightning, sharded and shuffled.
 
-On a resume Lightning restores its own counters but skips no data, so the loaders here begin where its steps ended.
+Training resumes at the exact sample. On a resume Lightning restores its own counters but skips no data, so the loaders
+here begin where the earlier steps ended.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 
+from lakeclip.config.schema import check_setting
+from lakeclip.data.image_size_schedule import parse_image_size_schedule
 from lakeclip.data.order import Order
-from lakeclip.data.plan import Pass, every_place, make_plans, parts_of
-from lakeclip.data.progress import Mark
-from lakeclip.data.sizes import parse_sizes
-from lakeclip.data.stream import EvalSpans, PairLoader, PairStream, Span, TrainSpans
-from lakeclip.data.transforms import EvalTransform, TrainTransform
+from lakeclip.data.plan import SourcePlan, all_rows, make_plans
+from lakeclip.data.position import DataPosition
+from lakeclip.data.stream import EvalSampler, PairLoader, PairStream, Span, TrainSampler
+from lakeclip.data.transforms import EvalTransform, Interpolation, ResizeMode, TrainTransform
+from lakeclip.data.workers import worker_context
 from lakeclip.errors import ConfigError, DataError
-from lakeclip.lake.dataset import Lake
-from lakeclip.lake.pairs import columns_of
+from lakeclip.lake.pairs import extra_columns
 from lakeclip.lake.rows import RowSource
 from lakeclip.lake.schema import UNUSABLE
 from lakeclip.text.tokenizer import Tokenizer
-from lakeclip.types import Tokenize
+from lakeclip.types import Batch, Tokenize
 
 _log = logging.getLogger(__name__)
 
 
 class PairDataModule(L.LightningDataModule):
-    """Batches of pairs for training and validation. Each is a `lakeclip.types.Batch` with uint8 images.
+    """LightningDataModule that yields batches of image–text pairs, each a `lakeclip.types.Batch` with uint8 images.
 
-    Training batches are full on every rank, in a new order each epoch, with one caption of several drawn anew.
-    Validation visits every row once, and each rank has as many batches as the others.
+    Training batches are full on every rank and in a new order each epoch. If a row has several captions, each epoch
+    draws one of them. Validation visits every row once, and all ranks have the same number of batches.
 
     Args:
-        source: where the pairs are read, e.g. `lakeclip.open_lake(path)`.
-        batch_size: pairs per device and step.
-        image_size: side of the square that the model takes, in pixels.
-        small_images: sides of the images in the first parts of a run, as "112:0.6"; see `parse_sizes`.
+        source: source of the pairs, e.g. `lakeclip.open_lake(path)`.
+        batch_size: pairs per device and batch.
+        image_size: side of the model's square input, in pixels.
+        small_images: image sizes for the first stages of a run, such as "112:0.6"; see `parse_image_size_schedule`.
         resize_ratio: smallest share of the largest square's area that the random crop may keep.
-        shuffle: False to visit the rows as they stand.
+        shuffle: False to visit the rows in their stored order.
         num_workers: processes that read and decode, per device; 0 to do it in the training process.
-        seed: of the order, the crops and the captions.
+        seed: seed of the order, the crops and the captions.
         val_source: pairs to validate on.
-        val_fraction: share of `source` to hold out for validation where there is no `val_source`.
-        max_val_rows: validate on at most so many of those, chosen at random once.
-        same_by: what makes pairs right answers for each other: `image`, `caption`, or columns that the sources read
-            with each row (`open_lake(path, also=…)`).
-        tokenize: captions to ids; CLIP's tokenizer by default.
-
-    Attributes:
-        batches_per_step: batches whose gradients are accumulated. An epoch has whole steps of them only.
+        val_fraction: share of `source` to hold out for validation if there is no `val_source`.
+        max_val_rows: upper limit on the rows to validate on, a fixed random sample.
+        same_by: properties that make two pairs positives of each other: `image`, `caption`, or columns that the sources
+            read with each row (`open_lake(path, extra_columns=…)`).
+        tokenize: function from captions to token ids; CLIP's tokenizer by default.
+        batches_per_step: batches whose gradients are accumulated. An epoch has whole steps only.
+        resize_mode, interpolation: how images are brought to size (see `EvalTransform`).
 
     Raises:
-        ConfigError: a value that cannot work, alone or with this data.
+        ConfigError: a value is invalid, alone or with this data.
         DataError: the source is empty.
     """
 
@@ -75,88 +76,109 @@ class PairDataModule(L.LightningDataModule):
         max_val_rows: int | None = None,
         same_by: Sequence[str] = (),
         tokenize: Tokenize | None = None,
+        batches_per_step: int = 1,
+        resize_mode: ResizeMode = "shortest",
+        interpolation: Interpolation = "bicubic",
     ) -> None:
         super().__init__()
-        _require("batch_size", batch_size, batch_size >= 1, "1 or more")
-        _require("image_size", image_size, image_size >= 1, "1 or more")
-        _require("resize_ratio", resize_ratio, 0 < resize_ratio <= 1, "above 0, up to 1")
-        _require("num_workers", num_workers, num_workers >= 0, "0 or more")
-        _require("val_fraction", val_fraction, 0 <= val_fraction < 1, "0 (none) up to, not with, 1")
-        _require("max_val_rows", max_val_rows, max_val_rows is None or max_val_rows >= 1, "1 or more, or none for all")
+        check_setting("batch_size", batch_size, batch_size >= 1, "1 or more")
+        check_setting("image_size", image_size, image_size >= 1, "1 or more")
+        check_setting("resize_ratio", resize_ratio, 0 < resize_ratio <= 1, "above 0 and at most 1")
+        check_setting("num_workers", num_workers, num_workers >= 0, "0 or more")
+        check_setting("val_fraction", val_fraction, 0 <= val_fraction < 1, "at least 0 (none) and below 1")
+        check_setting("batches_per_step", batches_per_step, batches_per_step >= 1, "1 or more")
+        check_setting(
+            "max_val_rows", max_val_rows, max_val_rows is None or max_val_rows >= 1, "1 or more, or None for all"
+        )
         for pairs in (source, val_source):
-            for part in parts_of(pairs) if pairs is not None else []:
+            for part in pairs.parts if pairs is not None else []:
                 if len(part) == 0:
                     raise _no_pairs(part)
-                _require_columns(part, columns_of(same_by))
+                _require_columns(part, extra_columns(same_by))
         self.source = source
         self.val_source = val_source
         self.batch_size = batch_size
         self.image_size = image_size
         self.num_workers = num_workers
-        self.batches_per_step = 1
-        self.sizes = parse_sizes(small_images, image_size)
+        if num_workers:
+            worker_context()  # starts the server of the workers now: it imports while the model is built
+        self.batches_per_step = batches_per_step
+        self.image_sizes = parse_image_size_schedule(small_images, image_size)
         self.tokenize = tokenize or Tokenizer()
 
         train_plan, held_out = make_plans(source, 0.0 if val_source else val_fraction, seed=seed, shuffle=shuffle)
         self.train_stream = PairStream(
-            source, train_plan, TrainTransform(image_size, resize_ratio), self.tokenize, same_by
+            source, train_plan, TrainTransform(image_size, resize_ratio, interpolation), self.tokenize, same_by
         )
+        self.eval_transform = EvalTransform(image_size, resize_mode, interpolation)
         if val_source is not None:
-            held_out = every_place(val_source)
-        # Shuffled once, so that a batch is as mixed and a part as representative as the whole.
-        val_plan = Pass(held_out, Order(len(held_out), seed=0))
-        self.val_stream = PairStream(val_source or source, val_plan, EvalTransform(image_size), self.tokenize, same_by)
+            held_out = all_rows(val_source)
+        # Shuffle once, so that each batch is mixed and the first `max_val_rows` are representative.
+        val_plan = SourcePlan(held_out, Order(len(held_out), seed=0))
+        self.val_stream = PairStream(val_source or source, val_plan, self.eval_transform, self.tokenize, same_by)
         self.num_val_rows = min(len(held_out), max_val_rows or len(held_out))
         if not self.has_validation:
-            # Lightning takes a loader of ours for a promise of data, and complains of one that is empty.
+            # If this method is overridden, Lightning expects data and warns about an empty loader.
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
-        self._mark = Mark()
-        self._epochs_by_hand = 0
+        self._start_position = DataPosition()
+        self._epochs_without_trainer = 0
 
     # ── sizes ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def num_train_rows(self) -> int:
-        """Rows to train on, those held out taken off."""
+        """Rows to train on, without those held out."""
         return len(self.train_stream)
 
     @property
     def has_validation(self) -> bool:
-        """Whether there are rows to validate on."""
+        """True if there are rows to validate on."""
         return self.num_val_rows > 0
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole steps in an epoch, for the number of devices of the attached trainer (1 without one)."""
-        return self.num_train_rows // (self._global_batch * self.batches_per_step)
+        """Whole steps in an epoch on the devices of the attached trainer (one device if there is no trainer)."""
+        return self.num_train_rows // self.samples_per_step
+
+    @property
+    def samples_per_step(self) -> int:
+        """Pairs of a step, over all devices and accumulated batches."""
+        return self._global_batch * self.batches_per_step
+
+    @property
+    def max_steps_per_epoch(self) -> int:
+        """Steps after which an epoch ends: all of them, or fewer by the trainer's `limit_train_batches`."""
+        batches = self.steps_per_epoch * self.batches_per_step
+        limit = self.trainer.limit_train_batches if self.trainer else None
+        if limit is not None:
+            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        return batches // self.batches_per_step
 
     @property
     def samples_seen(self) -> int:
         """Pairs trained on so far, over all devices and epochs."""
-        return self.now.samples_seen
+        return self.data_position.samples_seen
 
     @property
-    def now(self) -> Mark:
-        """Where the data stands: where the steps since the last mark have led."""
+    def data_position(self) -> DataPosition:
+        """Current position in the data: the start position advanced by the trainer's steps."""
         if self.trainer is None:
-            return self._mark
-        limit = self.trainer.limit_train_batches
-        batches = self.steps_per_epoch * self.batches_per_step
-        most = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        # Of ours a step takes all of its batches or none, so they count as one. Lightning accumulates only for modules
-        # that leave the optimiser to it; then ours are one, and an epoch's last step may have fewer of its.
-        return self._mark.after(
+            return self._start_position
+        # Our own modules accumulate by themselves: a step takes all of its batches or none, so they count as one batch.
+        # Lightning accumulates only for modules with automatic optimisation. Then `batches_per_step` is 1 here, and an
+        # epoch's last step may have fewer of Lightning's batches.
+        return self._start_position.advance_to(
             self.trainer.global_step,
             num_rows=self.num_train_rows,
-            global_batch=self._global_batch * self.batches_per_step,
-            max_batches=most // self.batches_per_step,
+            global_batch=self.samples_per_step,
+            max_batches=self.max_steps_per_epoch,
             batches_per_step=self.trainer.accumulate_grad_batches,
         )
 
     @property
-    def began(self) -> Mark:
-        """Where the data stood when this part of the run began."""
-        return self._mark
+    def start_position(self) -> DataPosition:
+        """Position in the data at which this segment of the run began."""
+        return self._start_position
 
     @property
     def _world_size(self) -> int:
@@ -173,27 +195,27 @@ class PairDataModule(L.LightningDataModule):
     # ── Lightning's hooks ─────────────────────────────────────────────────────────────────────────────────────────
 
     def setup(self, stage: str | None = None) -> None:
-        """Check before anything is trained that rows can be read and fill the batches of all devices.
+        """Check before training that rows can be read and that they fill the batches of all devices.
 
         Raises:
-            DataError: the source has no images or no captions that can be used.
-            ConfigError: the global batch is larger than the data, or some device would have nothing to validate on.
+            DataError: the source has no usable images or captions.
+            ConfigError: the global batch is larger than the data, or some device would have no validation rows.
         """
         for stream in (self.train_stream, self.val_stream):
             if len(stream):
                 stream[Span(0, 0, 1)]
         if stage in ("fit", None):
-            self._mark = Mark()
+            self._start_position = DataPosition()
             self._require_full_batch()
         if 0 < self.num_val_rows < self._world_size:
             raise ConfigError(
-                f"{self.num_val_rows} rows cannot be validated on {self._world_size} devices",
+                f"{self.num_val_rows} validation rows are too few for {self._world_size} devices",
                 allowed="at least one row for each device",
                 next_step="hold out more rows, or none",
             )
 
-    def list_unusable(self, file: Path) -> None:
-        """Have rows that cannot be used listed in a file (see `Quarantine`), from now on."""
+    def set_quarantine_file(self, file: Path) -> None:
+        """Append unusable rows to a file from now on (see `Quarantine`)."""
         self.train_stream.quarantine.file = self.val_stream.quarantine.file = file
 
     def _require_full_batch(self) -> None:
@@ -211,117 +233,163 @@ class PairDataModule(L.LightningDataModule):
             allowed=f"a batch size of at most {rows // (world * steps)}"
             if rows >= world * steps
             else f"at most {rows} devices",
-            next_step=f"--batch_size {rows // (world * steps)}" if rows >= world * steps else "",
+            next_step=f"--batch-size {rows // (world * steps)}" if rows >= world * steps else "",
         )
 
     def train_dataloader(self) -> PairLoader:
-        """Batches from where the run stands to the end of its epoch; then, when iterated again, the next epoch."""
+        """Return a loader whose first iteration begins at the current position; each later one is the next epoch."""
         self._require_full_batch()
-        spans = TrainSpans(
+        sampler = TrainSampler(
             self.train_stream,
             self.batch_size,
             rank=self._rank,
             world_size=self._world_size,
-            place=self._begin,
+            start_position=self._next_position,
             batches_per_step=self.batches_per_step,
-            side=self._side,
+            image_size_at=self._image_size_at,
         )
-        return _ResumableLoader(self, spans)
+        return _ResumableLoader(self, sampler)
 
     def val_dataloader(self) -> PairLoader:
-        """Every validation row once. Where there are none, there is no such loader, and Lightning validates nothing."""
-        spans = EvalSpans(
+        """Return a loader of this rank's share of the validation rows.
+
+        Without validation rows the constructor restores Lightning's own method, and Lightning skips validation.
+        """
+        sampler = EvalSampler(
             self.val_stream, self.num_val_rows, self.batch_size, rank=self._rank, world_size=self._world_size
         )
-        return PairLoader(self.val_stream, spans, self.num_workers)
+        return PairLoader(self.val_stream, sampler, self.num_workers)
 
-    def whole_validation(self) -> PairLoader:
-        """Every validation row once, in this process alone, however many there are in the run."""
-        spans = EvalSpans(self.val_stream, self.num_val_rows, self.batch_size, rank=0, world_size=1)
-        return PairLoader(self.val_stream, spans, 0)
+    def test_dataloader(self) -> PairLoader:
+        """Return the loader of the validation rows, for `Trainer.test`.
 
-    # ── where the run stands ──────────────────────────────────────────────────────────────────────────────────────
+        Raises:
+            ConfigError: no rows are held out.
+        """
+        if not self.has_validation:
+            raise ConfigError(
+                f"there are no rows to test on in {self.source.path}",
+                found="no rows held out from training",
+                allowed="the rows to validate on, or a dataloader of your own",
+                next_step="val_fraction=0.1, or val_source=lakeclip.open_lake(PATH)",
+            )
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> Iterable[Batch]:
+        """Return a loader of this rank's share of all rows of `source` in their stored order, for `Trainer.predict`.
+
+        An unusable row is replaced by another one, whose number its batch then names.
+        """
+        rows = all_rows(self.source)
+        plan = SourcePlan(rows, Order(len(rows), seed=0, shuffle=False))
+        stream = PairStream(self.source, plan, self.eval_transform, self.tokenize)
+        sampler = EvalSampler(stream, len(rows), self.batch_size, rank=self._rank, world_size=self._world_size)
+        return _Batches(PairLoader(stream, sampler, self.num_workers))
+
+    def full_val_dataloader(self) -> PairLoader:
+        """Return a loader of all validation rows in this process, whatever the run's world size."""
+        sampler = EvalSampler(self.val_stream, self.num_val_rows, self.batch_size, rank=0, world_size=1)
+        return PairLoader(self.val_stream, sampler, 0)
+
+    # ── checkpoints ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the data stands, for a checkpoint: plain numbers."""
-        now = self.now
+        """Return the position in the data for a checkpoint, as plain numbers."""
+        position = self.data_position
         return {
-            "step": now.step,
-            "epoch": now.epoch,
-            "position": now.position,
-            "samples_seen": now.samples_seen,
+            "step": position.step,
+            "epoch": position.epoch,
+            "position": position.position,
+            "samples_seen": position.samples_seen,
             "num_rows": self.num_train_rows,
             "plan": self.train_stream.plan.fingerprint,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint's state, also with another batch size or number of devices.
+        """Resume from a checkpoint's state, also with another batch size or number of devices.
 
-        If the rows or their order are no longer the same, its position means nothing: a new epoch begins, and a warning
-        says so.
+        If the rows or their order have changed, the saved position is meaningless: log a warning and begin a new epoch.
         """
-        mark = Mark(**{name: state_dict[name] for name in ("step", "epoch", "position", "samples_seen")})
-        if state_dict.get("plan") != self.train_stream.plan.fingerprint and mark.position:
+        start = DataPosition(**{name: state_dict[name] for name in ("step", "epoch", "position", "samples_seen")})
+        if state_dict.get("plan") != self.train_stream.plan.fingerprint and start.position:
             _log.warning(
-                "the checkpoint stopped %d of %d rows into an epoch; the data (%d rows), its weights, the seed or the "
-                "shuffling is another now, so a new epoch begins",
-                mark.position,
+                "the checkpoint stopped %d of %d rows into an epoch, but the data (%d rows now), its weights, the seed "
+                "or the shuffling has changed; a new epoch begins",
+                start.position,
                 state_dict["num_rows"],
                 self.num_train_rows,
             )
-            mark = Mark(mark.step, mark.epoch + 1, 0, mark.samples_seen)
-        self._mark = mark
+            start = DataPosition(start.step, start.epoch + 1, 0, start.samples_seen)
+        self._start_position = start
 
-    def _begin(self) -> tuple[int, int]:
-        """Epoch and position at which an iteration that begins now has to start."""
+    def _next_position(self) -> tuple[int, int]:
+        """Return the epoch and position at which an iteration that begins now has to start."""
         if self.trainer is None:
-            self._epochs_by_hand += 1
-            return self._epochs_by_hand - 1, 0
-        now = self.now
-        return now.epoch, now.position
+            self._epochs_without_trainer += 1
+            return self._epochs_without_trainer - 1, 0
+        position = self.data_position
+        return position.epoch, position.position
 
-    def _side(self, epoch: int, position: int) -> int | None:
-        """The side of the images of the global batch at a position, by how much of the run stands before it."""
-        if not self.sizes.stages or self.trainer is None:
+    def _image_size_at(self, epoch: int, position: int) -> int | None:
+        """Return the image size of the global batch at a position; None for the model's own."""
+        if not self.image_sizes.stages or self.trainer is None:
             return None
-        done = epoch * self.steps_per_epoch + position // (self._global_batch * self.batches_per_step)
-        return self.sizes.side_at(
-            done, self.steps_per_epoch, max_steps=self.trainer.max_steps, max_epochs=self.trainer.max_epochs
+        step = self._start_position.step_at(
+            epoch,
+            position,
+            num_rows=self.num_train_rows,
+            samples_per_step=self.samples_per_step,
+            max_steps_per_epoch=self.max_steps_per_epoch,
+        )
+        total = getattr(self.trainer.lightning_module, "total_steps", None)
+        if isinstance(total, int):
+            return self.image_sizes.size_at(step / total)
+        return self.image_sizes.size_at_step(
+            step, self.steps_per_epoch, max_steps=self.trainer.max_steps, max_epochs=self.trainer.max_epochs
         )
 
 
-class _ResumableLoader(PairLoader):
-    """Training batches whose place Lightning keeps in its checkpoints, whatever the data module's class is called."""
+class _Batches:
+    """Iterable of a loader's batches. Lightning replaces the sampler of a `DataLoader` that it predicts on."""
 
-    def __init__(self, module: PairDataModule, spans: TrainSpans) -> None:
-        super().__init__(module.train_stream, spans, module.num_workers)
+    def __init__(self, loader: PairLoader) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._loader)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+
+class _ResumableLoader(PairLoader):
+    """Stateful loader of training batches: Lightning saves and restores its position in checkpoints.
+
+    Lightning keys a data module's own state by its class name, so a subclass could not load it.
+    """
+
+    def __init__(self, module: PairDataModule, sampler: TrainSampler) -> None:
+        super().__init__(module.train_stream, sampler, module.num_workers)
         self.state_dict = module.state_dict
         self.load_state_dict = module.load_state_dict
 
 
-def _require(name: str, value: object, is_allowed: bool, allowed: str) -> None:
-    if not is_allowed:
-        raise ConfigError(f"{name} cannot be {value}", allowed=allowed)
-
-
-def _require_columns(source: RowSource, wanted: tuple[str, ...]) -> None:
-    read = source.also if isinstance(source, Lake) else ()
-    if wanted and wanted != read:
+def _require_columns(source: RowSource, columns: tuple[str, ...]) -> None:
+    if columns and columns != source.extra_columns:
         raise ConfigError(
-            f"rows of {source.path} are to be told alike by {', '.join(wanted)}",
-            found=f"read with {', '.join(read) or 'no column but the pairs'}",
-            next_step=f"open_lake(path, also={list(wanted)!r})",
+            f"rows of {source.path} cannot be grouped by {', '.join(columns)}",
+            found=f"read with {', '.join(source.extra_columns) or 'no columns besides images and captions'}",
+            next_step=f"open_lake(path, extra_columns={list(columns)!r})",
         )
 
 
 def _no_pairs(source: RowSource) -> DataError:
-    left_out = source.total_rows if isinstance(source, Lake) else 0
-    if not left_out:
+    if not source.num_total_rows:
         return DataError(f"there are no pairs in {source.path}", found="0 rows")
-    query = f" for which {source.query}" if isinstance(source, Lake) and source.query else " that can be used"
+    query = f" for which {source.query}" if source.query else " that can be used"
     addresses = ""
-    if isinstance(source, Lake) and UNUSABLE in source.columns and not source.query:
+    if UNUSABLE in source.columns and not source.query:
         addresses = f"lakeclip ingest --download {source.path} fetches the images of rows that have only an address"
     return DataError(
-        f"there are no pairs in {source.path}", found=f"0 of {left_out:,} rows{query}", next_step=addresses
+        f"there are no pairs in {source.path}", found=f"0 of {source.num_total_rows:,} rows{query}", next_step=addresses
     )

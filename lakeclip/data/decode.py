@@ -1,20 +1,21 @@
-"""Encoded bytes to RGB pixels: any format, any colour mode, never a surprise.
+"""Decode encoded images of any format and colour mode to RGB pixels.
 
-JPEGs go to libjpeg-turbo, which decodes straight to half, a quarter or an eighth of the size where that is enough.
-What it cannot do exactly (CMYK) or finds fault with, and every other format, goes to Pillow.
+JPEGs are decoded by libjpeg-turbo, directly at a half, a quarter or an eighth of the size if that is enough. Pillow
+decodes CMYK and irregular JPEGs and all other formats.
 """
 
 from __future__ import annotations
 
 import io
+from typing import IO
 
 import numpy as np
 import simplejpeg
-from jaxtyping import Float, Integer, UInt8
-from PIL import Image, UnidentifiedImageError
+from jaxtyping import UInt8
+from PIL import Image
 
-from lakeclip.errors import ImageError
-from lakeclip.lake.sources.images import MAX_PIXELS, picture_formats
+from lakeclip.lake.pillow import LoadedImage, check_num_pixels, explain, image_formats, load_image, quiet, rawmode_of
+from lakeclip.lake.rgb import to_rgb
 
 _EXIF_ORIENTATION = 0x0112
 
@@ -22,42 +23,42 @@ Pixels = UInt8[np.ndarray, "_ _ 3"]
 
 
 class EncodedImage:
-    """An image whose header is read and checked, and whose pixels wait until it is known how many are needed.
+    """Encoded image whose header has been read and checked; `pixels` decodes it at the size that is needed.
 
     Attributes:
-        height, width: as stored, before the EXIF orientation is applied.
-        orientation: EXIF's, 1 (upright) to 8; see `orient`.
+        height, width: stored size in pixels, before the EXIF orientation is applied.
+        orientation: EXIF orientation, 1 (upright) to 8; see `orient`.
 
     Raises:
-        ImageError: not an image, too large, or (for what is not a JPEG) broken.
+        ImageError: not an image, too large, or (formats other than JPEG) broken.
     """
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self._image: Image.Image | None = None
+        self._loaded: LoadedImage | None = None
         try:
             self.height, self.width, colours, _ = simplejpeg.decode_jpeg_header(data)
         except ValueError:
             colours = "not a JPEG"
         if colours in ("YCbCr", "RGB", "Gray"):
-            _refuse_bomb(self.width, self.height)
+            check_num_pixels(self.width, self.height)
             self.orientation = _jpeg_orientation(data)
         else:
-            self._image = _open(data)
-            self.width, self.height = self._image.size
-            self.orientation = _orientation(self._image)
+            self._loaded = load_image(data)
+            self.width, self.height = self._loaded.image.size
+            self.orientation = _orientation(self._loaded.image)
 
     def pixels(self, reduction: int = 1) -> Pixels:
-        """Decode, as stored.
+        """Decode the image in its stored orientation.
 
         Args:
-            reduction: 1, 2, 4 or 8, to get ceil(height / reduction) × ceil(width / reduction) pixels, each the mean of
-                a square or (in a JPEG's frequencies) nearly so.
+            reduction: 1, 2, 4 or 8, for ceil(height / reduction) × ceil(width / reduction) pixels, each the mean of a
+                square (for a JPEG approximately, as it is reduced in the frequency domain).
 
         Raises:
             ImageError: the data is truncated or broken.
         """
-        if self._image is None:
+        if self._loaded is None:
             try:
                 pixels: Pixels = simplejpeg.decode_jpeg(
                     self._data,
@@ -68,21 +69,21 @@ class EncodedImage:
                 )
                 return pixels
             except ValueError:
-                # Any irregularity ends here. Pillow tells what is harmless (stray bytes) from what is not (a cut file).
-                self._image = _open(self._data)
-        rgb = _to_rgb(self._image)
+                # libjpeg-turbo rejects any irregularity. Pillow distinguishes stray bytes from a truncated file.
+                self._loaded = load_image(self._data)
+        rgb = to_rgb(self._loaded)
         return np.array(rgb.reduce(reduction) if reduction > 1 else rgb)
 
 
 def decode_image(data: bytes) -> Pixels:
-    """All pixels of an encoded image as it is meant to be seen.
+    """Decode all pixels of an encoded image as a viewer would show them.
 
-    EXIF orientation is applied. Transparency is laid on white, as on the page that the image and its caption come from
-    (dropping it would show hidden colours, mostly black on black for drawings). Grey levels beyond 8 bits are scaled,
-    not clipped. Of an animation, the first frame.
+    EXIF orientation is applied. Transparent images are composited on white, as on the web page that the image and its
+    caption come from (dropping the alpha channel would reveal hidden colours: drawings often become black on black).
+    Levels beyond 8 bits are scaled, not clipped (`lakeclip.lake.rgb`). An animation yields its first frame.
 
     Args:
-        data: the file's content, in any format Pillow reads.
+        data: the file's content, in any format that Pillow reads.
 
     Returns:
         (height, width, 3) uint8 RGB.
@@ -95,20 +96,23 @@ def decode_image(data: bytes) -> Pixels:
 
 
 def rgb_pixels(image: Image.Image) -> Pixels:
-    """All pixels of an image that Pillow has opened, by the rules of `decode_image`.
+    """Return all pixels of an image that Pillow has opened, by the rules of `decode_image`.
 
     Raises:
         ImageError: the image is broken, or its colours have no RGB equivalent.
     """
+    rawmode = rawmode_of(image)
+    data = _file_of(image) if "16" in rawmode or image.format == "JPEG2000" else b""
     try:
-        image.load()
+        with quiet():
+            image.load()
     except Exception as error:
-        raise _broken(error) from None
-    return np.array(orient(np.asarray(_to_rgb(image)), _orientation(image)), order="C")
+        raise explain(error, b"") from None
+    return np.array(orient(np.asarray(to_rgb(LoadedImage(image, rawmode, data))), _orientation(image)), order="C")
 
 
 def orient(pixels: Pixels, orientation: int) -> Pixels:
-    """Turn and mirror stored pixels as their EXIF orientation (1 to 8, 1 being upright) asks. A view, not a copy."""
+    """Rotate and mirror stored pixels by their EXIF orientation (1 to 8; 1 is upright). Return a view, not a copy."""
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):
@@ -118,99 +122,49 @@ def orient(pixels: Pixels, orientation: int) -> Pixels:
     return pixels
 
 
-def _open(data: bytes) -> Image.Image:
-    """The loaded image (the first of several)."""
+def _file_of(image: Image.Image) -> bytes:
+    """Return the file of an image that has been opened and not yet decoded; b"" if it cannot be read."""
+    file: IO[bytes] | None = getattr(image, "fp", None)
+    if file is None:
+        return b""
     try:
-        image = Image.open(io.BytesIO(data), formats=picture_formats())
-        _refuse_bomb(*image.size)
-        image.load()
-        return image
-    except ImageError:
-        raise
-    except UnidentifiedImageError:
-        found = f"{len(data)} bytes that are no known image format" if data else "no bytes"
-        raise ImageError("the image cannot be decoded", found=found) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(
-            "the image is too large", found=str(error).partition(" exceeds")[0], allowed=f"{MAX_PIXELS:,} pixels"
-        ) from None
-    # Pillow's readers of some eighty formats meet broken bytes with nearly every exception there is.
-    except Exception as error:
-        raise _broken(error) from None
-
-
-def _broken(error: Exception) -> ImageError:
-    return ImageError("the image cannot be decoded", found=str(error) or type(error).__name__)
-
-
-def _refuse_bomb(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise ImageError(
-            "the image is too large",
-            found=f"{width} × {height} pixels",
-            allowed=f"{MAX_PIXELS:,} pixels",
-        )
+        position = file.tell()
+        file.seek(0)
+        data = file.read()
+        file.seek(position)
+    except (OSError, ValueError):
+        return b""
+    return data
 
 
 def _jpeg_orientation(data: bytes) -> int:
-    if not _has_exif(data):
+    if not _has_orientation(data):
         return 1
     try:
-        return _orientation(Image.open(io.BytesIO(data), formats=picture_formats()))
-    # As below: broken metadata is no reason to lose the picture.
+        with quiet():
+            return _orientation(Image.open(io.BytesIO(data), formats=image_formats()))
+    # Broken metadata is no reason to reject the image.
     except Exception:
         return 1
 
 
-def _has_exif(data: bytes) -> bool:
-    """Walk a JPEG's segments up to the pixels: Pillow takes ten times as long to find that there is no EXIF."""
+def _has_orientation(data: bytes) -> bool:
+    """Scan a JPEG's segments for an orientation (EXIF, XMP), up to the pixels; Pillow takes ten times as long."""
     start = 2
     while data[start : start + 1] == b"\xff" and data[start + 1 : start + 2] != b"\xda":
+        end = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
         if data[start + 4 : start + 10] == b"Exif\0\0":
             return True
-        start += 2 + int.from_bytes(data[start + 2 : start + 4], "big")
-    return data[start : start + 1] != b"\xff"  # irregular: let Pillow see
+        if data[start + 4 : start + 8] == b"http" and b"tiff:Orientation" in data[start:end]:
+            return True
+        start = end
+    return data[start : start + 1] != b"\xff"  # irregular: leave it to Pillow
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(_EXIF_ORIENTATION, 1)
-    # A camera's broken metadata is no reason to lose the picture.
+    # Broken metadata, as some cameras write it, is no reason to reject the image.
     except Exception:
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    try:
-        if image.mode.startswith(("I", "F")):
-            return Image.fromarray(_to_eight_bits(np.asarray(image))).convert("RGB")
-        if image.has_transparency_data:
-            page = Image.new("RGBA", image.size, "white")
-            page.alpha_composite(image.convert("RGBA"))
-            return page.convert("RGB")
-        return image.convert("RGB")
-    except (ValueError, OSError) as error:
-        raise ImageError(
-            f"an image of mode {image.mode} cannot be converted to RGB",
-            found=str(error),
-        ) from None
-
-
-def _to_eight_bits(
-    grey: Integer[np.ndarray, "height width"] | Float[np.ndarray, "height width"],
-) -> UInt8[np.ndarray, "height width"]:
-    """Deep grey levels on the smallest usual scale that holds them; if none does, from their least to their most."""
-    values = np.nan_to_num(grey.astype(np.float64))
-    least, most = values.min(), values.max()
-    if grey.dtype.kind == "u":
-        scales = [65535.0]
-    elif np.issubdtype(grey.dtype, np.floating):
-        scales = [1.0, 255.0, 65535.0]
-    else:
-        scales = [255.0, 65535.0]
-    if least >= 0 and (fitting := [scale for scale in scales if most <= scale]):
-        least, most = 0.0, fitting[0]
-    span = most - least if most > least else 1.0
-    levels: UInt8[np.ndarray, "height width"] = np.rint((values - least) * (255 / span)).astype(np.uint8)
-    return levels

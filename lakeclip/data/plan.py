@@ -1,8 +1,8 @@
-"""Which row stands at each position where rows have weights or several lakes are mixed: a function, as the order is.
+"""Compute the row at each position for weighted rows and mixtures of lakes, as a pure function like the order.
 
-Nothing is drawn by chance, so nothing has to be remembered. A row of weight w stands at its share of the positions,
-rounded down or up, and each epoch rounds anew. Of every 1,000 positions each lake of a mixture has its share exactly,
-and goes through its own rows in its own order, again and again.
+Nothing is sampled with state, so nothing has to be saved. A row of weight w occurs at its share of the positions,
+rounded down or up, and each epoch rounds differently. In every 1,000 positions each lake of a mixture has exactly its
+share. It goes through its own rows in its own order, epoch after epoch.
 """
 
 from __future__ import annotations
@@ -16,39 +16,37 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32
 
-from lakeclip.data.keys import keys, uniforms
+from lakeclip.data.counter_rng import keys, uniforms
 from lakeclip.data.order import Order, Positions, hold_out, permute
 from lakeclip.errors import ConfigError
-from lakeclip.lake.dataset import Lake
 from lakeclip.lake.rows import RowSource
-from lakeclip.lake.several import Lakes
 
-#: Weights that one running sum stands for: the memory is a weight a row, and little more.
+#: Weights per stored running sum, so that memory is little more than one weight per row.
 _GROUP = 64
-#: Positions within which a mixture keeps its shares.
+#: Positions within which a mixture keeps its shares exactly.
 _ROUND = 1_000
 
-# What the several keys of one (seed, epoch) are for; `order` has the first.
+# Purposes of the different keys of one (seed, epoch); `order` uses the first ones.
 _OFFSET, _SLOTS = 16, 17
 
 
 @runtime_checkable
-class Places(Protocol):
-    """Rows of a source, by place."""
+class RowSubset(Protocol):
+    """Selection of a source's rows; indexing maps indices into the selection to rows."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, places: Positions) -> Positions: ...
+    def __getitem__(self, indices: Positions) -> Positions: ...
 
 
 @runtime_checkable
 class Plan(Protocol):
-    """The rows of an epoch, by position.
+    """Mapping from the positions of an epoch to rows.
 
     Attributes:
         num_rows: positions in an epoch.
-        seed: of the plan, and of what is drawn for each sample.
-        fingerprint: another number, another plan: a position of one means nothing in the other.
+        seed: seed of the plan and of the random draws for each sample.
+        fingerprint: hash of the plan. A position of one plan is meaningless in a plan with another fingerprint.
     """
 
     @property
@@ -59,17 +57,17 @@ class Plan(Protocol):
     def fingerprint(self) -> int: ...
 
     def rows(self, epoch: int, positions: Positions) -> Positions:
-        """Rows of the source at positions (each in 0 … num_rows - 1)."""
+        """Return the rows of the source at positions (each in 0 … num_rows - 1)."""
 
 
-class Weights:
-    """Turns equal shares into weighted ones: of as many places as there are rows, a row has as many as it weighs.
+class WeightedRows:
+    """Rows resampled by weight: an epoch has as many indices as rows, and a row occurs in proportion to its weight.
 
-    Systematic resampling: the running sum of the weights is cut at equal distances, from an offset that each epoch
-    draws. Neighbours stay neighbours, so what is cheap to read together still is.
+    This is systematic resampling: the running sum of the weights is cut at equal distances, from an offset that each
+    epoch draws. Neighbouring indices map to neighbouring rows, so reading stays cheap.
 
     Args:
-        weights: one for each row, none negative, not all 0.
+        weights: one weight per row; none negative, not all 0.
     """
 
     def __init__(self, weights: Float32[np.ndarray, " rows"]) -> None:
@@ -83,31 +81,31 @@ class Weights:
         self._count = len(weights)
         self.fingerprint = zlib.crc32(padded.tobytes())
 
-    def rows(self, seed: int, epoch: int | Positions, places: Positions) -> Positions:
-        """Rows that stand at places of an epoch, or each of an epoch of its own."""
+    def rows(self, seed: int, epoch: int | Positions, indices: Positions) -> Positions:
+        """Return the rows at indices of an epoch, or of one epoch per index."""
         offset = uniforms(keys(seed, epoch, _OFFSET), 1)[..., 0]
-        mark = (places + offset) * (self._total / self._count)
-        group = np.searchsorted(self._before, mark, "right") - 1
+        target = (indices + offset) * (self._total / self._count)
+        group = np.searchsorted(self._before, target, "right") - 1
         sums = np.cumsum(self._weights[group], axis=1, dtype=np.float64)
-        within = (sums <= (mark - self._before[group])[:, None]).sum(axis=1)
+        within = (sums <= (target - self._before[group])[:, None]).sum(axis=1)
         rows: Positions = np.minimum(group * _GROUP + np.minimum(within, _GROUP - 1), self._last)
         return rows
 
 
 @dataclass(frozen=True)
-class Pass:
-    """One source's rows, each once an epoch, or as often as it weighs.
+class SourcePlan:
+    """Plan for one source: each row occurs once an epoch, or in proportion to its weight.
 
     Attributes:
-        places: which of the source's rows.
-        order: of the places.
-        weights: how often each place stands in an epoch; None for once.
-        offset: added to every row, for a source that follows others.
+        subset: the rows of the source to visit.
+        order: order of the subset's indices.
+        weights: weights of the subset's rows; None if each occurs once.
+        offset: number added to every row, for a source that follows others.
     """
 
-    places: Places
+    subset: RowSubset
     order: Order
-    weights: Weights | None = None
+    weights: WeightedRows | None = None
     offset: int = 0
 
     @property
@@ -124,28 +122,28 @@ class Pass:
         return zlib.crc32(f"{self.num_rows} {self.seed} {self.order.shuffle} {weights}".encode())
 
     def rows(self, epoch: int | Positions, positions: Positions) -> Positions:
-        places = self.order.rows(epoch, positions)
+        indices = self.order.rows(epoch, positions)
         if self.weights is not None:
-            places = self.weights.rows(self.seed, epoch, places)
-        rows: Positions = self.places[places] + self.offset
+            indices = self.weights.rows(self.seed, epoch, indices)
+        rows: Positions = self.subset[indices] + self.offset
         return rows
 
 
-class Mixture:
-    """Several passes, each with its share of every batch; one that comes to its end begins its next epoch.
+class MixturePlan:
+    """Plan for several sources, each with its share of the positions; a source that ends begins its next epoch.
 
     Args:
-        passes: what is mixed.
-        shares: of the positions, for each; they need not add up to 1.
+        plans: plan of each source.
+        shares: share of the positions for each; they need not add up to 1.
 
     Raises:
-        ConfigError: a share so small that it would never be drawn.
+        ConfigError: a share is so small that its source would never be drawn.
     """
 
-    def __init__(self, passes: Sequence[Pass], shares: Sequence[float]) -> None:
-        self.passes = tuple(passes)
-        self.num_rows = sum(one.num_rows for one in passes)
-        self.seed = passes[0].seed
+    def __init__(self, plans: Sequence[SourcePlan], shares: Sequence[float]) -> None:
+        self.plans = tuple(plans)
+        self.num_rows = sum(plan.num_rows for plan in plans)
+        self.seed = plans[0].seed
         exact = [share / sum(shares) * _ROUND for share in shares]
         slots = [int(count) for count in exact]
         for index in sorted(range(len(slots)), key=lambda i: slots[i] - exact[i])[: _ROUND - sum(slots)]:
@@ -156,90 +154,82 @@ class Mixture:
             )
         self._slots = np.array(slots)
         self._ends = np.cumsum(slots)
-        self.fingerprint = zlib.crc32(f"{slots} {[one.fingerprint for one in passes]}".encode())
+        self.fingerprint = zlib.crc32(f"{slots} {[plan.fingerprint for plan in plans]}".encode())
 
     @property
     def epochs_per_epoch(self) -> list[float]:
-        """How often each pass goes through its rows while the mixture goes through one epoch."""
+        """Epochs of each source during one epoch of the mixture."""
         shares = self._slots / _ROUND
-        return [float(share) * self.num_rows / one.num_rows for share, one in zip(shares, self.passes, strict=True)]
+        return [float(share) * self.num_rows / plan.num_rows for share, plan in zip(shares, self.plans, strict=True)]
 
     def rows(self, epoch: int, positions: Positions) -> Positions:
-        # Counted on through the epochs, so that a pass goes on where the last epoch left it.
-        turn, within = np.divmod(positions + epoch * self.num_rows, _ROUND)
-        slot = permute(within, np.full_like(within, _ROUND), keys(self.seed, turn, _SLOTS))
-        which = np.searchsorted(self._ends, slot, "right")
-        count = turn * self._slots[which] + slot - (self._ends - self._slots)[which]
+        # Count positions across epochs, so that each source continues where it was at the end of the last epoch.
+        round_index, within = np.divmod(positions + epoch * self.num_rows, _ROUND)
+        slot = permute(within, np.full_like(within, _ROUND), keys(self.seed, round_index, _SLOTS))
+        source = np.searchsorted(self._ends, slot, "right")
+        count = round_index * self._slots[source] + slot - (self._ends - self._slots)[source]
         rows = np.empty_like(positions)
-        for index, one in enumerate(self.passes):
-            own = np.flatnonzero(which == index)
-            rows[own] = one.rows(*np.divmod(count[own], one.num_rows))
+        for index, plan in enumerate(self.plans):
+            selected = np.flatnonzero(source == index)
+            rows[selected] = plan.rows(*np.divmod(count[selected], plan.num_rows))
         return rows
 
 
-class Chain:
-    """Places of several sources, one after another.
+class ConcatSubset:
+    """Concatenation of subsets of several sources.
 
     Args:
-        parts: the places of each.
-        offsets: what to add to the rows of each.
+        subsets: subset of each source.
+        offsets: number added to the rows of each.
     """
 
-    def __init__(self, parts: Sequence[Places], offsets: Sequence[int]) -> None:
-        self._parts = list(parts)
+    def __init__(self, subsets: Sequence[RowSubset], offsets: Sequence[int]) -> None:
+        self._subsets = list(subsets)
         self._offsets = list(offsets)
-        self._ends = np.array(list(accumulate(len(part) for part in parts)))
+        self._ends = np.array(list(accumulate(len(subset) for subset in subsets)))
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __getitem__(self, places: Positions) -> Positions:
-        which = np.searchsorted(self._ends, places, "right")
-        rows = np.empty_like(places)
-        for index, (part, offset) in enumerate(zip(self._parts, self._offsets, strict=True)):
-            own = which == index
-            rows[own] = part[places[own] - (int(self._ends[index]) - len(part))] + offset
+    def __getitem__(self, indices: Positions) -> Positions:
+        source = np.searchsorted(self._ends, indices, "right")
+        rows = np.empty_like(indices)
+        for number, (subset, offset) in enumerate(zip(self._subsets, self._offsets, strict=True)):
+            selected = source == number
+            rows[selected] = subset[indices[selected] - (int(self._ends[number]) - len(subset))] + offset
         return rows
 
 
-def parts_of(source: RowSource) -> list[RowSource]:
-    """The lakes that a source mixes, or the source itself."""
-    return list(source.parts) if isinstance(source, Lakes) else [source]
+def all_rows(source: RowSource) -> RowSubset:
+    """Return all rows of a source, with none held out."""
+    return ConcatSubset([hold_out(len(part), 0.0)[0] for part in source.parts], source.offsets)
 
 
-def every_place(source: RowSource) -> Places:
-    """All rows of a source, none held out."""
-    offsets = source.offsets if isinstance(source, Lakes) else [0]
-    return Chain([hold_out(len(part), 0.0)[0] for part in parts_of(source)], offsets)
-
-
-def make_plans(source: RowSource, held_fraction: float, *, seed: int, shuffle: bool) -> tuple[Plan, Places]:
-    """Which rows of a source to train on and in which order, and which are held out from that.
+def make_plans(source: RowSource, held_fraction: float, *, seed: int, shuffle: bool) -> tuple[Plan, RowSubset]:
+    """Split a source and plan its training; return the plan and the held-out rows.
 
     Args:
-        source: one lake or folder, or a mixture, each part of which is divided by itself.
+        source: a lake, a folder or a mixture, each part of which is split separately.
         held_fraction: share of the rows to hold out.
-        seed: of the order.
-        shuffle: False to take the rows as they stand.
+        seed: seed of the order.
+        shuffle: False to keep the rows in their stored order.
 
     Raises:
-        ConfigError: see `hold_out`; or the weights leave nothing to train on.
+        ConfigError: see `hold_out`; or all training rows of a lake have weight 0.
     """
-    parts = parts_of(source)
-    offsets = source.offsets if isinstance(source, Lakes) else [0]
-    passes: list[Pass] = []
-    held: list[Places] = []
-    for number, (part, offset) in enumerate(zip(parts, offsets, strict=True)):
+    plans: list[SourcePlan] = []
+    held_out_subsets: list[RowSubset] = []
+    for number, (part, offset) in enumerate(zip(source.parts, source.offsets, strict=True)):
         train, held_out = hold_out(len(part), held_fraction)
         weights = None
-        if isinstance(part, Lake) and part.weights is not None:
-            own = part.weights[train[np.arange(len(train))]]
-            if not own.any():
-                raise ConfigError(f"every row of {part.path} to train on has weight 0")
-            weights = Weights(own)
-        # Two lakes of one size are not to be read in the same order.
+        if part.weights is not None:
+            train_weights = part.weights[train[np.arange(len(train))]]
+            if not train_weights.any():
+                raise ConfigError(f"all training rows of {part.path} have weight 0")
+            weights = WeightedRows(train_weights)
+        # Derive a seed per lake, or lakes of equal size would be read in the same order.
         order = Order(len(train), seed if number == 0 else int(keys(seed, number)[0] >> np.uint64(1)), shuffle)
-        passes.append(Pass(train, order, weights, offset))
-        held.append(held_out)
-    plan: Plan = Mixture(passes, source.shares) if isinstance(source, Lakes) else passes[0]
-    return plan, Chain(held, offsets)
+        plans.append(SourcePlan(train, order, weights, offset))
+        held_out_subsets.append(held_out)
+    plan: Plan = MixturePlan(plans, source.shares) if len(plans) > 1 else plans[0]
+    return plan, ConcatSubset(held_out_subsets, source.offsets)

@@ -1,6 +1,6 @@
-"""Hashes of what rows may share, so that rows that share it are no wrong answers for each other.
+"""Hash the values that rows may share, so that rows with the same value are positives instead of false negatives.
 
-They are the same in every process, run and version, and never 0, which stands for what is missing.
+The hashes are the same in every process, run and version. They are never 0, which marks a missing value.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 
 from lakeclip.lake.rows import Row
 
-#: A missing value's: it agrees with nothing.
+#: Hash of a missing value, which matches nothing.
 MISSING = 0
 
 
-def same_keys(row: Row, caption: str, same_by: Sequence[str]) -> list[int]:
-    """One hash for each name: `image`, `caption`, or the columns that the row was read with, in their order."""
-    columns = iter(row.also)
+def compute_positive_ids(row: Row, caption: str, same_by: Sequence[str]) -> list[int]:
+    """Return one hash for each name in `same_by`: `image`, `caption`, or the row's extra columns in order."""
+    columns = iter(row.extras)
     return [
         stable_hash(row.image if name == "image" else caption if name == "caption" else next(columns))
         for name in same_by
@@ -27,13 +27,16 @@ def same_keys(row: Row, caption: str, same_by: Sequence[str]) -> list[int]:
 
 
 def stable_hash(value: object) -> int:
-    """64 bits of a value, signed; numbers and texts that read alike are alike. Missing for None, empty and NaN."""
+    """Return a signed 64-bit hash of a value, or `MISSING` for None, empty and NaN.
+
+    A number and a text that prints the same have the same hash.
+    """
     if value is None or (isinstance(value, (float, np.floating)) and math.isnan(value)):
         return MISSING
     content = value if isinstance(value, bytes) else _bytes(value)
     if not content:
         return MISSING
-    # In 32,768 rows, two that differ have the same 64 bits once in 30 billion batches.
+    # In batches of 32,768 rows, two different values collide once in about 30 billion batches.
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True) or 1
 
 

@@ -1,4 +1,4 @@
-"""Rows that could not be used: logged once, and listed in a file of the run."""
+"""Log rows that could not be used, and list them in a file of the run."""
 
 from __future__ import annotations
 
@@ -7,57 +7,56 @@ import logging
 from pathlib import Path
 
 from lakeclip.lake.rows import RowSource
-from lakeclip.lake.several import Lakes
 
-#: Where a run lists the rows that it could not use.
+#: Name of the file in a run folder that lists the unusable rows.
 QUARANTINE = "quarantine.jsonl"
 
 _log = logging.getLogger(__name__)
 
 
 class Quarantine:
-    """Notes rows that cannot be used, once in each process. Picklable.
+    """Log of unusable rows. Each process logs a row once. Picklable.
 
     Attributes:
-        file: where they are listed, a line of JSON each (`lake`, `row`, `reason`), by all processes of the run; None to
-            log them only.
+        file: file to which all processes of the run append one JSON line per row (`lake`, `row`, `reason`); None to
+            only log the rows.
     """
 
     def __init__(self) -> None:
         self.file: Path | None = None
-        self._noted: set[int] = set()
+        self._logged: set[int] = set()
 
     def add(self, source: RowSource, row: int, reason: str) -> None:
-        """Note a row.
+        """Log a row and append it to the file.
 
         Args:
-            source: what it was read from.
+            source: source of the row.
             row: its `Row.row`.
-            reason: why it cannot be used.
+            reason: reason why the row is unusable.
         """
-        if row in self._noted:
+        if row in self._logged:
             return
-        self._noted.add(row)
-        path, number = source.locate(row) if isinstance(source, Lakes) else (source.path, row)
-        _log.warning("row %d of %s cannot be used, another takes its place: %s", number, path, reason)
+        self._logged.add(row)
+        path, number = source.locate(row)
+        _log.warning("row %d of %s cannot be used and is replaced by another: %s", number, path, reason)
         if self.file is not None:
-            line = json.dumps({"lake": path, "row": number, "reason": reason}, ensure_ascii=False)
+            line = json.dumps({"lake": path, "row": number, "reason": reason})
             try:
-                # A short line in one write: the lines of several processes do not mix.
+                # One short write per line, so that lines of several processes do not interleave.
                 with self.file.open("a", encoding="utf-8") as file:
                     file.write(line + "\n")
-            except OSError as error:  # a full disk: the log has it, and checkpoints matter more
-                _log.warning("it is not listed in %s: %s", self.file, error.strerror)
+            except OSError as error:  # a full disk must not stop the run; the row is in the log
+                _log.warning("the row could not be listed in %s: %s", self.file, error.strerror)
 
 
 def read_quarantine(file: Path) -> dict[str, dict[int, str]]:
-    """What a run could not use: lake → row → reason, without the repetitions of its several processes."""
-    found: dict[str, dict[int, str]] = {}
+    """Return the unusable rows of a run as lake → row → reason, without duplicates from several processes."""
+    reasons: dict[str, dict[int, str]] = {}
     if file.exists():
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 entry = json.loads(line)
             except ValueError:  # cut off by a full disk or a kill
                 continue
-            found.setdefault(entry["lake"], {})[entry["row"]] = entry["reason"]
-    return found
+            reasons.setdefault(entry["lake"], {})[entry["row"]] = entry["reason"]
+    return reasons

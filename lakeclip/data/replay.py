@@ -1,6 +1,6 @@
-"""The batches of a run that is over, or of one that goes on: which samples a step was made of, made again.
+"""Rebuild the batches of any step of a finished or running run.
 
-The data is a function of positions, and a run's lineage says how it went through them, so nothing has to be kept.
+The data is a pure function of positions, and a run's lineage records its segments, so no batches have to be stored.
 """
 
 from __future__ import annotations
@@ -9,70 +9,83 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from lakeclip.data.progress import Mark
-from lakeclip.data.sizes import SizeSchedule
-from lakeclip.data.stream import PairStream, Span, TrainSpans
+from lakeclip.data.image_size_schedule import ImageSizeSchedule
+from lakeclip.data.position import DataPosition
+from lakeclip.data.stream import PairStream, Span, TrainSampler
 
 
 @dataclass(frozen=True)
 class Replay:
-    """How a part of a run goes through its data.
+    """A segment of a run and its path through the data.
 
     Attributes:
-        stream: of its training pairs.
-        sizes: of its images.
-        began: where the part began.
+        stream: the run's training pairs.
+        image_sizes: schedule of the image size.
+        start: position in the data at which the segment began.
         batch_size: pairs per process and batch.
-        world_size: processes.
+        world_size: number of processes.
         batches_per_step: batches whose gradients are accumulated.
-        max_steps, max_epochs: of which the run ends with the first; -1 or None for one that does not count.
+        max_steps, max_epochs: limits of the run; the smaller one counts. -1 or None means no limit.
+        total_steps: length of the run; None in older checkpoints, which follow from the limits alone.
     """
 
     stream: PairStream
-    sizes: SizeSchedule
-    began: Mark
+    image_sizes: ImageSizeSchedule
+    start: DataPosition
     batch_size: int
     world_size: int
     batches_per_step: int
     max_steps: int
     max_epochs: int | None
+    total_steps: int | None = None
+
+    @property
+    def samples_per_step(self) -> int:
+        """Pairs of a step, over all processes and accumulated batches."""
+        return self.batch_size * self.world_size * self.batches_per_step
 
     @property
     def steps_per_epoch(self) -> int:
         """Whole steps in an epoch."""
-        return len(self.stream) // (self.batch_size * self.world_size * self.batches_per_step)
+        return len(self.stream) // self.samples_per_step
 
-    def place(self, step: int) -> Mark:
-        """Where the data stands before a step, counted from 1."""
-        a_step = self.batch_size * self.world_size * self.batches_per_step
-        return self.began.after(step - 1, num_rows=len(self.stream), global_batch=a_step)
+    def position_before(self, step: int) -> DataPosition:
+        """Return the position in the data before a step, counted from 1."""
+        return self.start.advance_to(step - 1, num_rows=len(self.stream), global_batch=self.samples_per_step)
 
     def spans(self, step: int) -> Iterator[tuple[int, int, Span]]:
-        """What a step is made of, as (batch of the step, process, span), by the samplers that the processes have."""
-        mark = self.place(step)
-        processes = [
+        """Yield (batch within the step, rank, span) for each batch of a step, from the samplers that training uses."""
+        position = self.position_before(step)
+        spans_of_ranks = [
             list(
                 islice(
-                    TrainSpans(
+                    TrainSampler(
                         self.stream,
                         self.batch_size,
                         rank=rank,
                         world_size=self.world_size,
-                        place=lambda: (mark.epoch, mark.position),
+                        start_position=lambda: (position.epoch, position.position),
                         batches_per_step=self.batches_per_step,
-                        side=self._side,
+                        image_size_at=self._image_size_at,
                     ),
                     self.batches_per_step,
                 )
             )
             for rank in range(self.world_size)
         ]
-        for batch, spans in enumerate(zip(*processes, strict=True)):
+        for batch, spans in enumerate(zip(*spans_of_ranks, strict=True)):
             for rank, span in enumerate(spans):
                 yield batch, rank, span
 
-    def _side(self, epoch: int, position: int) -> int | None:
-        if not self.sizes.stages:
+    def _image_size_at(self, epoch: int, position: int) -> int | None:
+        if not self.image_sizes.stages:
             return None
-        done = epoch * self.steps_per_epoch + position // (self.batch_size * self.world_size * self.batches_per_step)
-        return self.sizes.side_at(done, self.steps_per_epoch, max_steps=self.max_steps, max_epochs=self.max_epochs)
+        if self.total_steps is not None:
+            step = self.start.step_at(
+                epoch, position, num_rows=len(self.stream), samples_per_step=self.samples_per_step
+            )
+            return self.image_sizes.size_at(step / self.total_steps)
+        step = epoch * self.steps_per_epoch + position // self.samples_per_step
+        return self.image_sizes.size_at_step(
+            step, self.steps_per_epoch, max_steps=self.max_steps, max_epochs=self.max_epochs
+        )

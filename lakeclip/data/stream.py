@@ -1,7 +1,7 @@
-"""Batches as a function of positions: which samples, which crop, which caption.
+"""Build batches as a pure function of positions: samples, crops and captions.
 
-A global batch is a run of consecutive positions. Each rank takes its slice of it and any worker may make that slice, so
-the same pairs meet in the same batch whatever the number of ranks and workers, and any batch can be made again.
+A global batch is a range of consecutive positions. Each rank takes its slice of it, and any worker may build that
+slice. So a batch holds the same pairs for any number of ranks and workers, and any batch can be rebuilt.
 """
 
 from __future__ import annotations
@@ -17,75 +17,73 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from lakeclip.data.keys import keys, uniforms
+from lakeclip.data.counter_rng import keys, uniforms
 from lakeclip.data.order import BLOCK_ROWS, WINDOW_BLOCKS
 from lakeclip.data.plan import Plan
+from lakeclip.data.positive_ids import compute_positive_ids
 from lakeclip.data.quarantine import Quarantine
-from lakeclip.data.same import same_keys
 from lakeclip.data.transforms import EvalTransform, TrainTransform
-from lakeclip.data.workers import handed_over
+from lakeclip.data.workers import WorkerSetup, raise_worker_errors, worker_context
 from lakeclip.errors import DataError, ImageError, LakeclipError
-from lakeclip.lake.dataset import Lake
 from lakeclip.lake.rows import Row, RowSource
-from lakeclip.lake.several import Lakes
-from lakeclip.text.tokenizer import Tokenizer, trim
+from lakeclip.text.tokenizer import Tokenizer, trim_padding
 from lakeclip.types import Batch, Tokenize
 
-# Random numbers of each sample: three for its crop, one for its caption. Its replacements take the next ones.
-_DRAWS = 4
-_Draw = Float64[np.ndarray, "4"]
+# Random numbers per sample: three for its crop, one for its caption. Replacement rows use the next ones.
+_NUM_DRAWS = 4
+_Draws = Float64[np.ndarray, "4"]
 
-_MOST_REPLACEMENTS = 100
+_MAX_REPLACEMENTS = 100
 
 
 class Span(NamedTuple):
-    """Positions `start` up to, not with, `stop` of an epoch.
+    """Positions of an epoch from `start` up to but excluding `stop`.
 
     Attributes:
-        side: of the images in pixels; the stream's own when None.
+        image_size: side of the images in pixels; None for the stream's own.
     """
 
     epoch: int
     start: int
     stop: int
-    side: int | None = None
+    image_size: int | None = None
 
 
 class Sample(NamedTuple):
-    """One pair as a model is trained on it.
+    """One training pair.
 
     Attributes:
-        pixels: (3, side, side) uint8.
-        row: what it was made from.
-        draws: what the crop and the choice of the caption are a function of.
-        replaced: rows that stood here and could not be used, and why.
+        pixels: (3, image_size, image_size) uint8.
+        caption: the chosen caption.
+        row: the row that the pair was made from.
+        draws: random numbers from [0, 1) that determine the crop and the caption.
+        replaced: unusable rows that this one replaces, each with the reason.
     """
 
     pixels: Tensor
     caption: str
     row: Row
-    draws: _Draw
+    draws: _Draws
     replaced: tuple[tuple[Row, str], ...] = ()
 
 
 class PairStream(Dataset[Batch]):
-    """The pairs of a source by position: `stream[span]` is a batch. Picklable.
+    """Dataset of image–text pairs indexed by span: `stream[span]` is a batch. Picklable.
 
-    A row that cannot be used (its image does not decode, it has no caption) is logged once and another, chosen by the
-    position's key, stands in for it: every rank's batch is always full.
+    A row is unusable if its image does not decode or it has no caption. It is logged once and replaced by another row,
+    chosen by the position's key, so that every rank's batch is always full.
 
     Args:
-        source: where rows are read.
-        plan: which of its rows stands at each position.
-        transform: `TrainTransform` for random crops and one caption of several at random; `EvalTransform` for the
-            middle of the image and its first caption.
-        tokenize: captions to ids.
-
-        same_by: what makes samples right answers for each other (`Batch.same`): `image`, `caption`, or the columns that
-            the source reads with each row.
+        source: source of the rows.
+        plan: mapping from positions to rows.
+        transform: `TrainTransform` for a random crop and a random caption of the row; `EvalTransform` for the center
+            crop and the first caption.
+        tokenize: function from captions to token ids.
+        same_by: properties that make samples positives of each other (`Batch.positive_ids`): `image`, `caption`, or the
+            columns that the source reads with each row.
 
     Attributes:
-        quarantine: where rows that cannot be used are noted.
+        quarantine: log of the unusable rows.
     """
 
     def __init__(
@@ -107,17 +105,17 @@ class PairStream(Dataset[Batch]):
         return self.plan.num_rows
 
     def __getitem__(self, span: Span) -> Batch:
-        """The batch at a span of positions.
+        """Return the batch at a span of positions.
 
         Raises:
-            DataError: a hundred rows in a row cannot be used, or the source cannot be read.
+            DataError: a position found no usable row in 100 attempts, or the source cannot be read.
         """
-        size = self._transform(span.side).image_size
-        # Channels last, as a decoder gives them and as convolutions want them.
+        size = self._transform_for(span.image_size).image_size
+        # Channels last: decoders return it, and convolutions prefer it.
         images = torch.empty((span.stop - span.start, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
         captions: list[str] = []
         used: list[int] = []
-        same: list[list[int]] = []
+        positive_ids: list[list[int]] = []
         for image, sample in zip(images, self.samples(span), strict=True):
             image.copy_(sample.pixels)
             captions.append(sample.caption)
@@ -125,74 +123,74 @@ class PairStream(Dataset[Batch]):
             for bad, reason in sample.replaced:
                 self.quarantine.add(self.source, bad.row, reason)
             if self.same_by:
-                same.append(same_keys(sample.row, sample.caption, self.same_by))
+                positive_ids.append(compute_positive_ids(sample.row, sample.caption, self.same_by))
         texts = self.tokenize(captions)
         if isinstance(self.tokenize, Tokenizer):
-            texts = trim(texts)
-        shared = torch.tensor(same, dtype=torch.int64) if self.same_by else None
+            texts = trim_padding(texts)
+        shared = torch.tensor(positive_ids, dtype=torch.int64) if self.same_by else None
         return Batch(images, texts, torch.tensor(used, dtype=torch.int64), shared)
 
     def samples(self, span: Span) -> Iterator[Sample]:
-        """The pairs at a span of positions, one after the other: what a batch is made of.
+        """Yield the pairs of a batch one by one.
 
         Raises:
-            DataError: as for a batch.
+            DataError: as in `__getitem__`.
         """
         positions = np.arange(span.start, span.stop)
         rows = self.plan.rows(span.epoch, positions)
         self._prefetch(span)
-        transform = self._transform(span.side)
+        transform = self._transform_for(span.image_size)
         sample_keys = keys(self.plan.seed, span.epoch, positions)
-        draws = uniforms(sample_keys, _DRAWS)
-        for row, key, draw in zip(self.source.read(rows.tolist()), sample_keys, draws, strict=True):
-            yield self._usable(row, span.epoch, key, draw, transform)
+        all_draws = uniforms(sample_keys, _NUM_DRAWS)
+        for row, key, draws in zip(self.source.read(rows.tolist()), sample_keys, all_draws, strict=True):
+            yield self._sample_or_replacement(row, span.epoch, key, draws, transform)
 
     def _prefetch(self, span: Span) -> None:
-        """Begin to fetch what will be wanted a window of rows from now, where rows come over a network.
+        """Begin to fetch the rows that are needed one window later, if rows come over a network.
 
-        A batch has rows of nearly all blocks of its window, so the first batch of a window asks for all of the next.
+        A batch has rows from nearly all blocks of its window, so a window's first batch requests most of the next one.
         """
         ahead = np.arange(span.start, span.stop) + WINDOW_BLOCKS * BLOCK_ROWS
-        if isinstance(self.source, (Lake, Lakes)) and self.source.is_remote and ahead[-1] < len(self):
+        if self.source.is_remote and ahead[-1] < len(self):
             self.source.prefetch(self.plan.rows(span.epoch, ahead))
 
-    def _transform(self, side: int | None) -> TrainTransform | EvalTransform:
-        if side is None or isinstance(self.transform, EvalTransform):
+    def _transform_for(self, image_size: int | None) -> TrainTransform | EvalTransform:
+        if image_size is None or isinstance(self.transform, EvalTransform):
             return self.transform
-        return TrainTransform(side, self.transform.resize_ratio)
+        return TrainTransform(image_size, self.transform.resize_ratio, self.transform.interpolation)
 
-    def _usable(
-        self, row: Row, epoch: int, key: np.uint64, draw: _Draw, transform: TrainTransform | EvalTransform
+    def _sample_or_replacement(
+        self, row: Row, epoch: int, key: np.uint64, draws: _Draws, transform: TrainTransform | EvalTransform
     ) -> Sample:
         failed: list[tuple[Row, ImageError]] = []
-        for attempt in range(_MOST_REPLACEMENTS):
+        for attempt in range(_MAX_REPLACEMENTS):
             try:
-                replaced = tuple((bad, _reason(why)) for bad, why in failed)
-                return Sample(_image(row, draw, transform), self._caption(row, draw), row, draw, replaced)
+                replaced = tuple((bad, _reason(error)) for bad, error in failed)
+                return Sample(_crop(row, draws, transform), self._caption(row, draws), row, draws, replaced)
             except ImageError as error:
                 failed.append((row, error))
-            place = keys(np.array([key]), _DRAWS + attempt) % np.uint64(len(self))
-            (row,) = self.source.read(self.plan.rows(epoch, place.astype(np.int64)).tolist())
+            position = keys(np.array([key]), _NUM_DRAWS + attempt) % np.uint64(len(self))
+            (row,) = self.source.read(self.plan.rows(epoch, position.astype(np.int64)).tolist())
         raise DataError(
-            f"{self.source.path} has hardly a usable row",
-            found=f"{_MOST_REPLACEMENTS} rows chosen at random, all without use; the last, row {failed[-1][0].row}: "
+            f"{self.source.path} has hardly any usable rows",
+            found=f"{_MAX_REPLACEMENTS} rows chosen at random, none of them usable; the last, row {failed[-1][0].row}: "
             f"{_reason(failed[-1][1])}",
             allowed="rows with an image that decodes and a caption",
         )
 
-    def _caption(self, row: Row, draw: _Draw) -> str:
+    def _caption(self, row: Row, draws: _Draws) -> str:
         if not row.captions:
             raise ImageError("the image has no caption")
         if not isinstance(self.transform, TrainTransform):
             return row.captions[0]
-        return row.captions[int(draw[3] * len(row.captions))]
+        return row.captions[int(draws[3] * len(row.captions))]
 
 
-def _image(row: Row, draw: _Draw, transform: TrainTransform | EvalTransform) -> Tensor:
+def _crop(row: Row, draws: _Draws, transform: TrainTransform | EvalTransform) -> Tensor:
     if row.damage:
         raise ImageError("the image is damaged", found=row.damage)
     if isinstance(transform, TrainTransform):
-        return transform(row.image, draw[:3])
+        return transform(row.image, draws[:3])
     return transform(row.image)
 
 
@@ -200,19 +198,19 @@ def _reason(error: ImageError) -> str:
     return f"{error.what} ({error.found})" if error.found else error.what
 
 
-class TrainSpans(DistributedSampler[Span]):
-    """One rank's slices of an epoch's full global batches, from where the run stands.
+class TrainSampler(DistributedSampler[Span]):
+    """Sampler of one rank's slices of the full global batches of an epoch, from the run's position on.
 
-    A `DistributedSampler` also so that Lightning sees the sharding done.
+    It is a `DistributedSampler` so that Lightning does not shard the data again.
 
     Args:
-        stream: what is sampled.
+        stream: the stream to sample.
         batch_size: pairs per rank.
-        rank: this process among `world_size`.
+        rank: rank of this process.
         world_size: number of processes that train together.
-        place: asked when an iteration begins: its epoch, and the position within it to start from.
-        batches_per_step: an epoch has a multiple of so many batches.
-        side: asked for each global batch, by its epoch and position: the side of its images, or None for the stream's.
+        start_position: called when an iteration begins; returns its epoch and the position in it to start from.
+        batches_per_step: an epoch has a multiple of this number of batches.
+        image_size_at: called with the epoch and position of each global batch; returns the image size of its span.
     """
 
     def __init__(
@@ -222,40 +220,41 @@ class TrainSpans(DistributedSampler[Span]):
         *,
         rank: int,
         world_size: int,
-        place: Callable[[], tuple[int, int]],
+        start_position: Callable[[], tuple[int, int]],
         batches_per_step: int = 1,
-        side: Callable[[int, int], int | None] | None = None,
+        image_size_at: Callable[[int, int], int | None] | None = None,
     ) -> None:
         super().__init__(stream, num_replicas=world_size, rank=rank, shuffle=False, drop_last=True)
         self.batch_size = batch_size
         self.global_batch = batch_size * world_size
-        self.a_step = self.global_batch * batches_per_step
+        self.samples_per_step = self.global_batch * batches_per_step
         self.num_rows = len(stream)
-        self.place = place
-        self.side = side
+        self.start_position = start_position
+        self.image_size_at = image_size_at
 
     def __iter__(self) -> Iterator[Span]:
-        epoch, first = self.place()
-        whole_steps = first + (self.num_rows - first) // self.a_step * self.a_step
-        for start in range(first, whole_steps, self.global_batch):
-            own = start + self.rank * self.batch_size
-            yield Span(epoch, own, own + self.batch_size, self.side(epoch, start) if self.side else None)
+        epoch, first = self.start_position()
+        end = first + (self.num_rows - first) // self.samples_per_step * self.samples_per_step
+        for batch_start in range(first, end, self.global_batch):
+            start = batch_start + self.rank * self.batch_size
+            image_size = self.image_size_at(epoch, batch_start) if self.image_size_at else None
+            yield Span(epoch, start, start + self.batch_size, image_size)
 
     def __len__(self) -> int:
-        """Batches in a whole epoch."""
-        return self.num_rows // self.a_step * self.a_step // self.global_batch
+        """Return the number of batches in a whole epoch."""
+        return self.num_rows // self.samples_per_step * self.samples_per_step // self.global_batch
 
 
-class EvalSpans(DistributedSampler[Span]):
-    """One rank's share of every pair once, in as few batches as the size allows and as even as can be.
+class EvalSampler(DistributedSampler[Span]):
+    """Sampler of one rank's share of the pairs, each once, in as few batches as the batch size allows.
 
-    All ranks have the same number of batches; their sizes differ by one at most.
+    All ranks have the same number of batches, and their sizes differ by at most one.
 
     Args:
-        stream: what is sampled.
-        num_rows: how many of its first positions; at least one for each rank.
+        stream: the stream to sample.
+        num_rows: number of its first positions to visit; at least one for each rank.
         batch_size: largest number of pairs per rank.
-        rank: this process among `world_size`.
+        rank: rank of this process.
         world_size: number of processes that evaluate together.
     """
 
@@ -265,53 +264,54 @@ class EvalSpans(DistributedSampler[Span]):
         self.num_batches = -(-num_rows // (batch_size * world_size))
 
     def __iter__(self) -> Iterator[Span]:
-        parts = self.num_batches * self.num_replicas
-        for part in range(self.rank, parts, self.num_replicas):
-            yield Span(0, self.num_rows * part // parts, self.num_rows * (part + 1) // parts)
+        num_spans = self.num_batches * self.num_replicas
+        for index in range(self.rank, num_spans, self.num_replicas):
+            yield Span(0, self.num_rows * index // num_spans, self.num_rows * (index + 1) // num_spans)
 
     def __len__(self) -> int:
         return self.num_batches
 
 
 class PairLoader(DataLoader[Batch]):
-    """A `DataLoader` whose batches are made whole by its workers, and whose errors arrive as they were raised.
+    """`DataLoader` whose workers build whole batches and whose errors keep their type.
 
     Args:
-        stream: makes the batches.
-        spans: which ones.
-        num_workers: processes to make them in, kept for all epochs; 0 for the calling process.
+        stream: dataset that builds the batches.
+        sampler: sampler of the spans.
+        num_workers: worker processes, kept for all epochs; 0 for the calling process.
 
     Raises:
-        ProcessError: while it is iterated: one of those processes was killed.
-        DataError: likewise: the source cannot be read.
+        ProcessError: a worker was killed (during iteration).
+        DataError: the source cannot be read (during iteration).
     """
 
-    def __init__(self, stream: PairStream, spans: TrainSpans | EvalSpans, num_workers: int) -> None:
+    def __init__(self, stream: PairStream, sampler: TrainSampler | EvalSampler, num_workers: int) -> None:
         super().__init__(
-            _Guarded(stream),
+            _ErrorsAsValues(stream),
             batch_size=None,
-            sampler=spans,
+            sampler=sampler,
             num_workers=num_workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=_leave_interrupts_to_the_trainer,
+            collate_fn=_identity,
+            worker_init_fn=WorkerSetup(),
+            multiprocessing_context=worker_context() if num_workers else None,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        # torch answers the death of a worker with an exception wherever the program stands, in the middle of an
-        # optimiser's step too, and what is saved then is torn. Without its handler it is noticed where the batch is
-        # missed, between two steps, up to five seconds later.
+        # torch's SIGCHLD handler raises wherever the program happens to be when a worker dies. That may be in the
+        # middle of an optimiser step, and a checkpoint saved then would be inconsistent. Without the handler, the death
+        # is noticed up to five seconds later, when the next batch is missing, which is between two steps.
         is_main = threading.current_thread() is threading.main_thread()
         handler = signal.getsignal(signal.SIGCHLD) if is_main else None
         batches = super().__iter__()
         if handler is not None:
             signal.signal(signal.SIGCHLD, handler)
-        yield from handed_over(batches)
+        yield from raise_worker_errors(batches)
 
 
-class _Guarded(Dataset[Any]):
-    """Errors as values: a data loader would turn one into its traceback's text on the way out of the worker."""
+class _ErrorsAsValues(Dataset[Any]):
+    """Dataset that returns errors instead of raising them: a DataLoader would reduce an error to its traceback text."""
 
     def __init__(self, stream: PairStream) -> None:
         self.stream = stream
@@ -326,10 +326,5 @@ class _Guarded(Dataset[Any]):
             return error
 
 
-def _leave_interrupts_to_the_trainer(worker: int) -> None:
-    # A terminal's Ctrl-C reaches every process; the trainer finishes its step and saves, and needs its workers to.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch

@@ -1,20 +1,21 @@
-"""How good a model is: scores, and the page that shows them.
+"""Evaluation of models: scores on labelled or captioned images of a lake.
 
-encode      images and texts to unit-length features
-labels      a label column to class names and targets
-labelled    the rows that have a label, as features and targets
-prompts     class names to sentences
-classifier  sentences to a classifier, and what it answers
-remembered  classifiers of earlier evaluations, on the disk
-zeroshot    classification by the nearest class prompt, scored
-calibration what the model says of its answers, and what they are
-retrieval   images to captions and back
-probe       a line through the features
-robustness  zero-shot on copies made worse, and on other lakes
-corruptions how they are made worse
-embedding_map  where a model puts images
-forgetting  what was known before, and after
-significance   whether a difference is more than chance
-comparison  several runs side by side
-pages/      all of it for people: reports, cards, what is in a lake or in a batch
+run               `evaluate_zeroshot`, `evaluate_retrieval`, `evaluate_probe`, `evaluate_robustness`
+registry          `EVALUATIONS`: scores by name; other packages can add to it
+evaluator         registered scores of a model, during training and in `evaluate`
+encode            images and texts to unit-length features
+labels            a label column to class names and targets
+labelled          labelled rows as features and targets
+prompts           class names to prompts
+classifier        prompts to a zero-shot classifier, and its predictions
+classifier_cache  classifiers on disk, for repeated evaluations
+zeroshot          zero-shot classification
+calibration       confidence compared with accuracy
+retrieval         retrieval of captions by images, and of images by captions
+probe             linear probe on image features
+robustness        zero-shot accuracy on corrupted copies and on other lakes
+corruptions       image corruptions
+forgetting        scores before and after fine-tuning, and on interpolated weights
+significance      tests and confidence intervals
+distributed       division of an evaluation between processes
 """

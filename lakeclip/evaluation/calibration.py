@@ -1,8 +1,8 @@
-"""How far a classifier's confidence can be believed: expected calibration error (Guo et al. 2017, arXiv 1706.04599).
+"""Calibration of a classifier's confidence: expected calibration error (Guo et al. 2017, arXiv 1706.04599).
 
-The confidence of an answer is its probability in the softmax over all classes. The answers are put into bins of equal
-width by it; the error is the difference between mean confidence and accuracy in a bin, averaged over the bins by how
-many answers each has.
+The confidence of a prediction is its probability in the softmax over all classes. Predictions are grouped by confidence
+into bins of equal width. The error is the difference between mean confidence and accuracy in a bin, averaged over the
+bins and weighted by their numbers of predictions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NUM_BINS = 15
 
 
 class Bin(NamedTuple):
-    """Answers given with about the same confidence: its mean, the share of them that is right, how many there are."""
+    """Predictions of similar confidence: their mean confidence, their accuracy, and their number."""
 
     confidence: float
     accuracy: float
@@ -29,13 +29,13 @@ class Bin(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a classifier says of its own answers, and what they are.
+    """Confidence of a classifier compared with its accuracy.
 
     Attributes:
         error: expected calibration error, 0…1.
-        confidence: mean over all answers.
-        accuracy: share of them that is right.
-        bins: from least confidence to most; an empty one has zeros.
+        confidence: mean over all predictions.
+        accuracy: share of correct predictions.
+        bins: in ascending order of confidence; an empty bin holds zeros.
     """
 
     error: float
@@ -44,41 +44,46 @@ class Calibration:
     bins: tuple[Bin, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as written by `lakeclip evaluate zeroshot --json`."""
+        """Return plain values, as written by `lakeclip evaluate zeroshot --json`."""
         return {
             "expected_calibration_error": self.error,
             "mean_confidence": self.confidence,
             "accuracy": self.accuracy,
-            "bins": [one._asdict() for one in self.bins],
+            "bins": [bin_._asdict() for bin_ in self.bins],
         }
 
 
-def calibration(confidence: Float[Tensor, " answers"], is_right: Bool[Tensor, " answers"]) -> Calibration:
-    """Compare what answers were said to be with what they are.
+def compute_calibration(
+    confidence: Float[Tensor, " predictions"], is_correct: Bool[Tensor, " predictions"]
+) -> Calibration:
+    """Compare the confidence of predictions with their accuracy.
 
     Args:
-        confidence: of each answer, 0…1. What lies on the border of two bins goes to the lower one.
+        confidence: of each prediction, 0…1. A value on the edge of two bins belongs to the lower one.
 
     Raises:
-        ValueError: no answers, or as many truths as there are not.
+        ValueError: there are no predictions, or the lengths differ.
     """
-    said, right = confidence.double().cpu().numpy(), is_right.double().cpu().numpy()
-    if len(said) == 0 or len(said) != len(right):
-        raise ValueError(f"{len(said)} answers and {len(right)} truths")
-    number = np.clip(np.ceil(said * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
-    counts = np.bincount(number, minlength=NUM_BINS)
-    said_in, right_in = (np.bincount(number, values, NUM_BINS) for values in (said, right))
+    confidences, correct = confidence.double().cpu().numpy(), is_correct.double().cpu().numpy()
+    num = len(confidences)
+    if num == 0 or num != len(correct):
+        raise ValueError(f"{num} confidences and {len(correct)} outcomes")
+    bin_index = np.clip(np.ceil(confidences * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
+    counts = np.bincount(bin_index, minlength=NUM_BINS)
+    confidence_sums, correct_sums = (np.bincount(bin_index, values, NUM_BINS) for values in (confidences, correct))
     return Calibration(
-        error=float(np.abs(said_in - right_in).sum() / len(said)),
-        confidence=float(said.mean()),
-        accuracy=float(right.mean()),
+        error=float(np.abs(confidence_sums - correct_sums).sum() / num),
+        confidence=float(confidences.mean()),
+        accuracy=float(correct.mean()),
         bins=tuple(
-            Bin(said_sum / count, right_sum / count, count) if count else Bin(0.0, 0.0, 0)
-            for said_sum, right_sum, count in zip(said_in.tolist(), right_in.tolist(), counts.tolist(), strict=True)
+            Bin(confidence_sum / count, correct_sum / count, count) if count else Bin(0.0, 0.0, 0)
+            for confidence_sum, correct_sum, count in zip(
+                confidence_sums.tolist(), correct_sums.tolist(), counts.tolist(), strict=True
+            )
         ),
     )
 
 
-def softmax_confidence(logits: Float[Tensor, "answers classes"]) -> Float[Tensor, " answers"]:
-    """The probability of the likeliest class. No sum of exponentials of large logits overflows."""
+def softmax_confidence(logits: Float[Tensor, "predictions classes"]) -> Float[Tensor, " predictions"]:
+    """Return the probability of the most likely class, without overflow for large logits."""
     return torch.exp(logits.amax(dim=1) - logits.logsumexp(dim=1))

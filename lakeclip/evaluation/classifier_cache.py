@@ -1,8 +1,8 @@
-"""Zero-shot classifiers on the disk, so that the same prompts are not encoded again for the same weights.
+"""Zero-shot classifiers on disk, so that the same prompts are encoded only once for the same weights.
 
-Eighty sentences for each of ImageNet's thousand classes take a text tower minutes on a CPU. What such a classifier
-depends on is hashed: change a weight, a name or a sentence, and it is another. Each is a safetensors file, made under
-another name and renamed, so that it is there whole or not at all and any number of processes may write it.
+Eighty prompts for each of ImageNet's thousand classes take a text tower minutes on a CPU. The key of a classifier is a
+hash of everything it depends on: weights, class names, prompts, tokenizer and arithmetic. Each classifier is a
+safetensors file, written under a temporary name and renamed, so that several processes can write it at the same time.
 """
 
 from __future__ import annotations
@@ -11,9 +11,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-import secrets
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,47 +18,41 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from lakeclip.lake.remote.cache import cache_folder, limit_gb
+from lakeclip.cache import FileCache, open_cache
 from lakeclip.models.clip import CLIP
 from lakeclip.models.dual_encoder import DualEncoder
+from lakeclip.models.layers import IMAGE_TOWER_PREFIXES
 from lakeclip.types import Tokenize
 
-#: Part of every key: to be counted up when the same prompts and weights come to mean other features.
+#: Part of every key; increase it when a change of the code gives other features for the same prompts and weights.
 _FORMAT = 1
-#: Hashing the weights takes a core as long as 50 sentences with ViT-B/32's (0.3 s) and 150 with the smallest model's.
-#: With several times as many it pays from the second evaluation on; on a GPU 0.3 s are lost or won, and nobody notices.
-FEWEST_SENTENCES = 256
-#: Together; those of ImageNet's thousand classes take 2 MB.
-_MOST_BYTES = 500_000_000
-_STALE_SECONDS = 3600.0
+#: Hashing the weights takes as long as encoding 50 prompts with ViT-B/32 on a core (0.3 s), or 150 with the smallest
+#: model. From several times as many prompts on, the cache saves time in the second evaluation.
+MIN_PROMPTS = 256
+#: Size limit; the classifier of ImageNet's thousand classes takes 2 MB.
+_MAX_BYTES = 500_000_000
 _NAME, _CHECKSUM = "weights", "blake2b"
-#: What the text features do not depend on.
-_IMAGE_SIDE = ("visual.", "image_encoder.", "image_projection.", "logit_scale", "logit_bias")
+#: Prefixes of weights that the text features do not depend on.
+_IMAGE_SIDE = (*IMAGE_TOWER_PREFIXES, "logit_scale", "logit_bias")
 
 
-class RememberedClassifiers:
-    """A folder of classifiers.
+class ClassifierCache(FileCache):
+    """A folder of classifiers; the least recently used ones are removed when they exceed the size limit."""
 
-    Args:
-        folder: made where there is none.
-        most_bytes: those that were used longest ago are removed beyond it.
-    """
-
-    def __init__(self, folder: Path, most_bytes: int = _MOST_BYTES) -> None:
-        self.folder = folder
-        self.most_bytes = most_bytes
+    def __init__(self, folder: Path, max_bytes: int = _MAX_BYTES) -> None:
+        super().__init__(folder, max_bytes)
 
     def key(
         self, model: CLIP | DualEncoder, tokenize: Tokenize, classes: Sequence[str], templates: Sequence[str]
     ) -> str | None:
-        """What a classifier is known by; None where it is not worth it, or the tokenizer does not tell what it does."""
+        """Compute the key of a classifier; None if there are few prompts or the tokenizer has no fingerprint."""
         fingerprint = getattr(tokenize, "fingerprint", None)
-        if len(classes) * len(templates) < FEWEST_SENTENCES or fingerprint is None:
+        if len(classes) * len(templates) < MIN_PROMPTS or fingerprint is None:
             return None
-        facts = {
+        inputs = {
             "format": _FORMAT,
             "torch": torch.__version__,
             "arithmetic": _arithmetic(model.logit_scale.device),
@@ -70,12 +61,12 @@ class RememberedClassifiers:
             "templates": list(templates),
             "text_tower": _settings(model),
         }
-        digest = hashlib.blake2b(json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=16)
+        digest = hashlib.blake2b(json.dumps(inputs, sort_keys=True, default=str).encode(), digest_size=16)
         _add_weights(digest, model)
         return digest.hexdigest()
 
     def load(self, key: str) -> Float[Tensor, "classes embed"] | None:
-        """A classifier, on the CPU, if it is there and whole; a file that is not whole is removed."""
+        """Load a classifier to the CPU; None if it is missing. A damaged file is removed."""
         path = self._path(key)
         try:
             with safe_open(path, framework="pt") as file:
@@ -85,61 +76,30 @@ class RememberedClassifiers:
             return None
         except (OSError, SafetensorError):
             is_whole = False
-        with contextlib.suppress(OSError):
-            if is_whole:
-                os.utime(path)  # those that were used longest ago are removed first
-            else:
-                path.unlink()
-        return weights if is_whole else None
+        if not is_whole:
+            self.remove(path)
+            return None
+        self.mark_used(path)
+        return weights
 
     def store(self, key: str, weights: Float[Tensor, "classes embed"]) -> None:
-        """Keep a classifier. Where that cannot be (a full disk, no right to write) it is not: a cache is no result."""
-        path = self._path(key)
-        making = path.with_name(f"{key}.{secrets.token_hex(8)}.tmp")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            plain = weights.detach().cpu().contiguous()
-            save_file({_NAME: plain}, making, {_CHECKSUM: _checksum(plain)})
-            making.replace(path)
-        except (OSError, SafetensorError):
-            with contextlib.suppress(OSError):
-                making.unlink()
-            return
-        self._make_room(path)
+        """Store a classifier; errors such as a full disk are ignored, as the cache is optional."""
+        plain = weights.detach().cpu().contiguous()
+        with contextlib.suppress(OSError):
+            self.write(self._path(key), [save({_NAME: plain}, {_CHECKSUM: _checksum(plain)})])
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
 
-    def _make_room(self, newest: Path) -> None:
-        files = []
-        for path in self.folder.iterdir():
-            with contextlib.suppress(OSError):
-                status = path.stat()
-                if path.suffix == ".tmp":
-                    if time.time() - status.st_mtime > _STALE_SECONDS:
-                        path.unlink()
-                elif path != newest:
-                    files.append((status.st_mtime, status.st_size, path))
-        with contextlib.suppress(OSError):
-            total = newest.stat().st_size + sum(size for _, size, _ in files)
-            for _, size, path in sorted(files):
-                if total <= self.most_bytes:
-                    break
-                path.unlink(missing_ok=True)
-                total -= size
 
-
-def remembered_classifiers() -> RememberedClassifiers | None:
-    """Those in the folder of LAKECLIP_CACHE; None where LAKECLIP_CACHE_GB=0 says that nothing is to be kept."""
-    limit = limit_gb()
-    if limit == 0:
-        return None
-    most = _MOST_BYTES if limit is None else min(_MOST_BYTES, int(limit * 1e9))
-    return RememberedClassifiers(cache_folder() / "classifiers", most)
+def default_classifier_cache() -> ClassifierCache | None:
+    """Open the cache in the folder of LAKECLIP_CACHE; None if LAKECLIP_CACHE_GB=0 disables caching."""
+    files = open_cache("classifiers", _MAX_BYTES)
+    return ClassifierCache(files.folder, files.max_bytes) if files is not None else None
 
 
 def _arithmetic(device: torch.device) -> list[Any]:
-    """What decides the last digits, and with autocast the third: a file must hold what would be computed now."""
+    """Describe the arithmetic, on which the last digits of the features depend (with autocast the third)."""
     autocast = None
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         autocast = torch.get_autocast_dtype(device.type)
@@ -147,7 +107,7 @@ def _arithmetic(device: torch.device) -> list[Any]:
 
 
 def _settings(model: CLIP | DualEncoder) -> dict[str, Any]:
-    """What the weights' names and shapes do not say: the number of heads, how features are pooled."""
+    """Return the settings that weights do not show, such as the number of heads and the pooling."""
     if isinstance(model, CLIP):
         return dataclasses.asdict(model.config)
     config = getattr(model.text_encoder, "config", None)
@@ -162,7 +122,7 @@ def _settings(model: CLIP | DualEncoder) -> dict[str, Any]:
 
 
 def _add_weights(digest: hashlib.blake2b, model: nn.Module) -> None:
-    """Names, types, shapes and bytes of all that may be of the text side."""
+    """Hash names, types, shapes and bytes of all weights outside the image tower."""
     for name, value in sorted(model.state_dict().items()):
         if name.startswith(_IMAGE_SIDE):
             continue

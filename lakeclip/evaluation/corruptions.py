@@ -1,11 +1,10 @@
-"""Photos made worse by measure, in the manner of ImageNet-C (Hendrycks and Dietterich 2019, arXiv 1903.12261).
+"""Image corruptions in five severities, modelled on ImageNet-C (Hendrycks and Dietterich 2019, arXiv 1903.12261).
 
-Five severities each. Where ImageNet-C has the corruption the strengths are its own, for 224 pixels a side; lengths are
-scaled to the side that there is. `greyscale` and `rotation` are not among its fifteen: colours that fade and a camera
-held askew are what users' photos have.
+Corruptions of ImageNet-C use its strengths, which are for images of 224 pixels a side; lengths are scaled to the actual
+side. `greyscale` and `rotation` are not in ImageNet-C: they stand for faded colours and tilted cameras.
 
-What is random (noise, the side a photo leans to) is a function of seed, row and corruption alone: the same in every
-run, in any batch, and with the same noise at every severity, only more of it.
+The random parts (noise, direction of the rotation) depend only on seed, row and corruption: they are the same in every
+run and batch, and the noise pattern is the same at every severity.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from lakeclip.data.decode import Pixels
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
-#: Side of the images that ImageNet-C's strengths are for.
+#: Image side for which ImageNet-C's strengths are defined.
 _SIDE = 224
 
 _Values = Float[np.ndarray, "_ _ 3"]
@@ -31,13 +30,13 @@ _Random = np.random.Generator
 
 
 def corrupt(pixels: Pixels, name: str, severity: int, *, seed: int, row: int) -> Pixels:
-    """One image made worse.
+    """Corrupt an image.
 
     Args:
-        pixels: (side, side, 3) uint8 RGB, as large as the model sees it.
+        pixels: (side, side, 3) uint8 RGB, in the size of the model's input.
         name: one of `CORRUPTIONS`.
-        severity: 1 (least) to 5.
-        seed, row: what chance is a function of.
+        severity: 1 (weakest) to 5.
+        seed, row: seed of the random parts, together with the name.
     """
     generator = np.random.default_rng([seed, row, zlib.crc32(name.encode())])
     return CORRUPTIONS[name](pixels, severity, generator)
@@ -59,7 +58,7 @@ def _gaussian_blur(pixels: Pixels, severity: int, _: _Random) -> Pixels:
 
 
 def _brightness(pixels: Pixels, severity: int, _: _Random) -> Pixels:
-    """Of hue, saturation and value, the value raised: no colour shifts, and what is bright is cut off."""
+    """Raise the value in HSV space; hue and saturation stay, and bright pixels saturate."""
     values = _to_values(pixels)
     value = values.max(axis=2, keepdims=True)
     brighter = np.minimum(value + 0.1 * severity, 1)
@@ -94,7 +93,7 @@ def _greyscale(pixels: Pixels, severity: int, _: _Random) -> Pixels:
 
 
 def _rotation(pixels: Pixels, severity: int, random: _Random) -> Pixels:
-    """The corners show the mirrored photo: black ones would be a corruption of their own."""
+    """Rotate the image; mirrored pixels fill the corners, as black corners would be another corruption."""
     degrees = (5, 10, 15, 20, 30)[severity - 1] * random.choice((-1, 1))
     height, width = pixels.shape[:2]
     margin = min(math.ceil(0.21 * max(height, width)) + 2, min(height, width) - 1)

@@ -1,4 +1,4 @@
-"""Images and texts to unit-length features, in batches, on the model's device."""
+"""Encoding of images and texts to unit-length features, in batches, on the model's device."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lakeclip.data.transforms import EvalTransform
-from lakeclip.data.workers import handed_over
+from lakeclip.data.workers import WorkerSetup, raise_worker_errors, worker_context
 from lakeclip.errors import ImageError, LakeclipError, ModelError
-from lakeclip.lake.dataset import Lake
 from lakeclip.lake.rows import Row, RowSource
-from lakeclip.models.clip import CLIP, unit
+from lakeclip.models.clip import CLIP, l2_normalize
 from lakeclip.models.dual_encoder import DualEncoder
-from lakeclip.text.tokenizer import trim
+from lakeclip.text.tokenizer import Tokenizer, trim_padding
 from lakeclip.types import Tokenize
 
 
 class Undecodable(NamedTuple):
-    """An image that could not be scored: its row in the lake, and why."""
+    """An image that could not be decoded: its row in the lake, and the reason."""
 
     row: int
     reason: str
@@ -38,13 +37,13 @@ class Undecodable(NamedTuple):
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """The images of a source that could be decoded.
+    """Features of the images of a source that could be decoded.
 
     Attributes:
         features: (images, embed) float32 of unit length, on the model's device.
-        positions: index of each in the source.
-        captions: of each.
-        undecodable: what is left out, to be reported.
+        positions: index of each image in the source.
+        captions: captions of each image.
+        undecodable: skipped images.
     """
 
     features: Float[Tensor, "images embed"]
@@ -63,64 +62,65 @@ def encode_images(
     batch_size: int = 128,
     num_workers: int = 0,
 ) -> EncodedImages:
-    """Encode the images of a source, in its order.
+    """Encode the images of a source, in the order of the positions.
 
     Args:
         transform: an encoded image to (3, size, size) uint8.
-        positions: which of the source's rows; all by default.
-        with_captions: False for a lake that may have none.
-        num_workers: processes that read and decode; 0 to do it here, in a thread for each core.
+        positions: indices of the source's rows; all by default.
+        with_captions: False for a lake that need not have captions.
+        num_workers: processes that read and decode; 0 decodes in this process, with one thread per core.
 
     Raises:
         LakeclipError: the source cannot be read, none of its images can be decoded, or the features are not finite.
     """
-    chosen = list(range(len(source)) if positions is None else positions)
-    groups = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
+    rows = list(range(len(source)) if positions is None else positions)
+    groups = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     batches = _Batches(source, transform, groups, with_captions=with_captions)
     features: list[Tensor] = []
-    kept: list[int] = []
+    decoded: list[int] = []
     captions: list[tuple[str, ...]] = []
     undecodable: list[Undecodable] = []
     device = _device(model)
-    with _evaluating(model), torch.inference_mode(), progress("images", len(chosen)) as advance:
+    with _evaluating(model), torch.inference_mode(), progress_bar("images", len(rows)) as advance:
         for batch in _decoded(batches, num_workers, ahead=0 if device.type == "cpu" else 1):
             if batch.positions:
-                features.append(unit(model.encode_image(batch.images.to(device))))
-            kept += batch.positions
+                features.append(l2_normalize(model.encode_image(batch.images.to(device))))
+            decoded += batch.positions
             captions += batch.captions
             undecodable += batch.undecodable
             advance(len(batch.positions) + len(batch.undecodable))
     if not features:
         first = f"row {undecodable[0].row}: {undecodable[0].reason}" if undecodable else "no rows"
-        raise ImageError(f"none of the {len(chosen)} images of {source.path} can be decoded", found=first)
-    return EncodedImages(_finite(torch.cat(features), "images"), kept, captions, undecodable)
+        raise ImageError(f"none of the {len(rows)} images of {source.path} can be decoded", found=first)
+    return EncodedImages(_finite(torch.cat(features), "images"), decoded, captions, undecodable)
 
 
 def encode_texts(
     model: CLIP | DualEncoder, tokenize: Tokenize, texts: Sequence[str], *, batch_size: int = 256
 ) -> Float[Tensor, "texts embed"]:
-    """Encode texts, in their order: (texts, embed) float32 of unit length, on the model's device.
+    """Encode texts in order: (texts, embed) float32 of unit length, on the model's device.
 
-    Equal texts are encoded once, and those of like length together, so that little padding is computed.
+    Equal texts are encoded once, and texts of similar length together, so that little padding is computed.
 
     Args:
-        tokenize: texts → what the model takes.
+        tokenize: texts to the model's input.
 
     Raises:
         ModelError: the features are not finite.
     """
     unique = sorted(dict.fromkeys(texts), key=len)
-    number = {text: i for i, text in enumerate(unique)}
+    index_of = {text: index for index, text in enumerate(unique)}
     features: list[Tensor] = []
     device = _device(model)
-    with _evaluating(model), torch.inference_mode(), progress("texts", len(unique)) as advance:
+    with _evaluating(model), torch.inference_mode(), progress_bar("texts", len(unique)) as advance:
         for first in range(0, len(unique), batch_size):
-            part = unique[first : first + batch_size]
-            tokens = tokenize(part)
-            tokens = trim(tokens) if isinstance(tokens, Tensor) else tokens
-            features.append(unit(model.encode_text(tokens.to(device))))
-            advance(len(part))
-    return _finite(torch.cat(features)[torch.tensor([number[text] for text in texts], device=device)], "texts")
+            batch = unique[first : first + batch_size]
+            tokens = tokenize(batch)
+            # Other tokenizers may have their end of text, or padding that counts, beyond the highest id.
+            tokens = trim_padding(tokens) if isinstance(tokenize, Tokenizer) else tokens
+            features.append(l2_normalize(model.encode_text(tokens.to(device))))
+            advance(len(batch))
+    return _finite(torch.cat(features)[torch.tensor([index_of[text] for text in texts], device=device)], "texts")
 
 
 class _Batch(NamedTuple):
@@ -131,7 +131,7 @@ class _Batch(NamedTuple):
 
 
 class _Batches(Dataset[Any]):
-    """Decoded batches by their number. A user's error is handed over as a value: the loader would garble it."""
+    """Dataset of decoded batches. A `LakeclipError` is returned as a value, as the loader would change its type."""
 
     def __init__(
         self, source: RowSource, transform: EvalTransform, groups: list[list[int]], *, with_captions: bool
@@ -151,19 +151,19 @@ class _Batches(Dataset[Any]):
             return error
 
     def batch(self, index: int, threads: Executor | None = None) -> _Batch:
-        """A batch, its images decoded by these threads."""
-        rows = self._read(self.groups[index])
-        tried = list((map if threads is None else threads.map)(self._decode, rows))
-        squares = [square for square in tried if isinstance(square, Tensor)]
+        """Read a batch, and decode its images in these threads."""
+        rows = self.source.read(self.groups[index], with_captions=self.with_captions)
+        results = list((map if threads is None else threads.map)(self._decode, rows))
+        squares = [result for result in results if isinstance(result, Tensor)]
         side = self.transform.image_size
-        # Channels last, as a decoder gives them and as convolutions want them.
+        # Channels last, the layout of decoders and the faster one for convolutions.
         images = torch.empty((len(squares), side, side, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
         for image, square in zip(images, squares, strict=True):
             image.copy_(square)
         batch = _Batch(images, [], [], [])
-        for position, row, found in zip(self.groups[index], rows, tried, strict=True):
-            if isinstance(found, ImageError):
-                batch.undecodable.append(Undecodable(row.row, found.found or found.what))
+        for position, row, result in zip(self.groups[index], rows, results, strict=True):
+            if isinstance(result, ImageError):
+                batch.undecodable.append(Undecodable(row.row, result.found or result.what))
             else:
                 batch.positions.append(position)
                 batch.captions.append(row.captions)
@@ -175,49 +175,47 @@ class _Batches(Dataset[Any]):
         except ImageError as error:
             return error
 
-    def _read(self, positions: list[int]) -> list[Row]:
-        if self.with_captions or not isinstance(self.source, Lake):
-            return self.source.read(positions)
-        rows = self.source.base_rows(positions).tolist()
-        return [Row(row, image, ()) for row, image in zip(rows, self.source.images(positions), strict=True)]
-
 
 def _decoded(batches: _Batches, num_workers: int, *, ahead: int) -> Iterator[_Batch]:
-    """All batches in order, made by worker processes or by threads.
+    """Yield all batches in order, decoded by worker processes or by threads.
 
     Args:
-        ahead: how many threads make while the caller computes. None where that is on the CPU: the model has all cores
-            then, and each step of it would wait for the thread whose core decodes.
+        ahead: batches that threads decode while the caller computes. Use 0 for a model on the CPU, which uses all cores
+            itself and would wait for the decoding threads.
     """
     if num_workers:
-        # The lake's reader has threads, and a fork while one of them runs crashes.
         loader: DataLoader[Any] = DataLoader(
-            batches, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, multiprocessing_context="spawn"
+            batches,
+            batch_size=None,
+            num_workers=num_workers,
+            collate_fn=_identity,
+            worker_init_fn=WorkerSetup(),
+            multiprocessing_context=worker_context(),
         )
-        yield from handed_over(iter(loader))
+        yield from raise_worker_errors(iter(loader))
         return
-    # Decoders let other threads run. As many as the model has: OMP_NUM_THREADS is heeded by both.
+    # Decoders release the GIL. The model's number of threads also respects OMP_NUM_THREADS.
     with ThreadPoolExecutor(torch.get_num_threads()) as threads, ThreadPoolExecutor(1) as maker:
-        coming: deque[Future[_Batch]] = deque()
+        pending: deque[Future[_Batch]] = deque()
         for index in range(len(batches)):
-            coming.append(maker.submit(batches.batch, index, threads))
-            if len(coming) > ahead:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
+            pending.append(maker.submit(batches.batch, index, threads))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
-#: Whether bars are drawn: not over another's.
+#: False inside `without_progress_bars`.
 _has_bars: ContextVar[bool] = ContextVar("has_bars", default=True)
 
 
 @contextmanager
-def without_bars() -> Iterator[None]:
-    """No bars in here: for scores within a run, which has one of its own."""
+def without_progress_bars() -> Iterator[None]:
+    """Disable progress bars in this context, for an evaluation inside a run that shows its own bar."""
     token = _has_bars.set(False)
     try:
         yield
@@ -226,10 +224,10 @@ def without_bars() -> Iterator[None]:
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with the rate and the time left on standard error, where that is a terminal; yields what moves it."""
+def progress_bar(unit: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar on standard error if it is a terminal; yield a function that advances the bar."""
     columns = (
-        TextColumn(f"[bold]{what}"),
+        TextColumn(f"[bold]{unit}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
@@ -237,26 +235,26 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     )
     is_shown = sys.stderr.isatty() and _has_bars.get()
     with Progress(*columns, console=Console(stderr=True), disable=not is_shown, transient=True) as bar:
-        task = bar.add_task(what, total=total, rate="")
+        task = bar.add_task(unit, total=total, rate="")
 
         def advance(count: int) -> None:
             bar.update(task, advance=count)
             speed = bar.tasks[0].speed
-            bar.update(task, rate=f"{speed:,.0f} {what}/s" if speed else "")
+            bar.update(task, rate=f"{speed:,.0f} {unit}/s" if speed else "")
 
         yield advance
 
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and each part back to what it was: a run may score itself while it trains, some of it locked."""
-    training = {part: part.training for part in model.modules()}
+    """Use evaluation mode in this context, and restore each submodule's mode: a run may have frozen some of them."""
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         yield
     finally:
-        for part, was in training.items():
-            part.training = was
+        for module, is_training in modes.items():
+            module.training = is_training
 
 
 def _device(model: nn.Module) -> torch.device:

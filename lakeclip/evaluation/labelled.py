@@ -1,4 +1,4 @@
-"""The labelled rows of a source as features and targets: what classifiers are scored on, and fitted to."""
+"""Labelled rows of a source as features and targets, to fit and score classifiers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from lakeclip.models.dual_encoder import DualEncoder
 
 @dataclass(frozen=True)
 class LabelledFeatures:
-    """The images that have a label and could be decoded.
+    """Features and classes of the images that have a label and could be decoded.
 
     Attributes:
         features: (images, embed) float32 of unit length, on the model's device.
-        targets: class of each, on the CPU.
-        undecodable: what is left out, to be reported.
+        targets: class of each image, on the CPU.
+        undecodable: skipped images.
     """
 
     features: Float[Tensor, "images embed"]
@@ -43,8 +43,8 @@ def encode_labelled(
     """Encode the images of a source that have a label.
 
     Args:
-        labels: what the rows show; see `read_labels`.
-        num_workers: processes that read and decode; 0 to do it here.
+        labels: class of each row; see `read_labels`.
+        num_workers: processes that read and decode; 0 decodes in this process.
 
     Raises:
         LakeclipError: the source cannot be read, none of its images can be decoded, or the features are not finite.

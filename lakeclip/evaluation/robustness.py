@@ -1,7 +1,7 @@
-"""How much of its accuracy a model keeps on other images: copies made worse by measure, and lakes of another kind.
+"""Robustness: zero-shot accuracy on corrupted copies of images, and on lakes with another distribution.
 
-Zero-shot CLIP is remarkable for what it keeps (Radford et al. 2021, section 3.3), and fine-tuning takes that away; the
-clean score alone does not tell.
+Zero-shot CLIP is unusually robust (Radford et al. 2021, section 3.3), and fine-tuning can take that away without any
+change in the accuracy on clean images.
 """
 
 from __future__ import annotations
@@ -20,31 +20,32 @@ from torch import Tensor
 from lakeclip.data.transforms import EvalTransform
 from lakeclip.errors import ImageError
 from lakeclip.evaluation.classifier import classifier_weights, classify
+from lakeclip.evaluation.classifier_cache import ClassifierCache
 from lakeclip.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from lakeclip.evaluation.distributed import find_shard, gather_parts
 from lakeclip.evaluation.encode import encode_images
 from lakeclip.evaluation.labelled import encode_labelled
 from lakeclip.evaluation.labels import Labels
 from lakeclip.evaluation.prompts import TemplateSet
-from lakeclip.evaluation.remembered import RememberedClassifiers
-from lakeclip.lake.dataset import Lake
-from lakeclip.lake.rows import Row, RowSource
+from lakeclip.evaluation.registry import Evaluation, EvaluationData
+from lakeclip.lake.rows import Indices, Row, RowSource
 from lakeclip.models.clip import CLIP
 from lakeclip.models.dual_encoder import DualEncoder
 from lakeclip.types import Tokenize
 
-#: Features held at once, of all copies together: half a gigabyte with 512 numbers each.
-_COPIES_AT_ONCE = 1 << 18
+#: Features in memory at once, over all copies: half a gigabyte with 512 dimensions.
+_MAX_COPIES = 1 << 18
 
 
 @dataclass(frozen=True)
 class Shift:
-    """Another lake with the same labels: sketches, say, of what the first has photos of.
+    """Distribution shift: the score on another lake with the same labels, for example sketches instead of photos.
 
     Attributes:
-        name: the lake.
+        name: path of the lake.
         top1: zero-shot top-1 (0…1) on it.
-        clean: … and on those images of the first lake whose class it has, too.
-        num_samples: images of it that were scored.
+        clean: zero-shot top-1 on the images of the first lake whose classes also occur in this one.
+        num_samples: images of this lake that were scored.
     """
 
     name: str
@@ -55,16 +56,16 @@ class Shift:
 
 @dataclass(frozen=True)
 class RobustnessResult:
-    """Zero-shot top-1 (0…1) on images as they are, and on others.
+    """Zero-shot top-1 (0…1) on clean images, on corrupted copies, and on other lakes.
 
     Attributes:
-        clean: on the images as they are.
+        clean: top-1 on the clean images.
         top1: corruption → top-1 by severity, in the order of `severities`.
-        severities: 1 (least) to 5.
-        shifts: other lakes.
-        num_samples, num_classes: of the first lake.
-        num_undecodable, num_unlabelled: its rows that were left out.
-        templates: sentences that the names were put into.
+        severities: 1 (weakest) to 5.
+        shifts: scores on other lakes.
+        num_samples, num_classes: images and classes of the first lake.
+        num_undecodable, num_unlabelled: rows of the first lake that were skipped.
+        templates: prompts that the class names were inserted into.
     """
 
     clean: float
@@ -79,16 +80,16 @@ class RobustnessResult:
 
     @property
     def mean(self) -> float:
-        """Over all corruptions and severities."""
+        """Mean top-1 over all corruptions and severities."""
         return float(np.mean(list(self.top1.values())))
 
     @property
     def mean_relative_drop(self) -> float:
-        """Share of the clean accuracy that is lost, over all corruptions and severities; below 0 where it is gained."""
+        """Share of the clean accuracy lost on average over corruptions and severities; negative for a gain."""
         return 1 - self.mean / self.clean if self.clean else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as written by `lakeclip evaluate robustness --json`."""
+        """Return plain values, as written by `lakeclip evaluate robustness --json`."""
         return {
             "clean": self.clean,
             "mean": self.mean,
@@ -96,8 +97,13 @@ class RobustnessResult:
             "severities": list(self.severities),
             "top1": {name: list(scores) for name, scores in self.top1.items()},
             "shifts": [
-                {"lake": one.name, "top1": one.top1, "clean_on_its_classes": one.clean, "num_samples": one.num_samples}
-                for one in self.shifts
+                {
+                    "lake": shift.name,
+                    "top1": shift.top1,
+                    "clean_on_its_classes": shift.clean,
+                    "num_samples": shift.num_samples,
+                }
+                for shift in self.shifts
             ],
             "num_samples": self.num_samples,
             "num_classes": self.num_classes,
@@ -121,37 +127,40 @@ def robustness(
     seed: int = 0,
     batch_size: int = 128,
     num_workers: int = 0,
-    remembered: RememberedClassifiers | None = None,
+    cache: ClassifierCache | None = None,
 ) -> RobustnessResult:
-    """Score a model on a source's labelled images, on copies made worse, and on other sources.
+    """Score a model on a source's labelled images, on corrupted copies of them, and on other sources.
 
     Args:
-        labels: what the rows show; see `read_labels`.
-        corruptions, severities: which copies; at least one of each.
-        shifted: sources with labels that count the same classes.
-        seed: of what is random in the copies.
-        remembered: classifiers of earlier evaluations; see `remembered_classifiers`.
+        labels: class of each row; see `read_labels`.
+        corruptions, severities: at least one of each; every combination is scored.
+        shifted: other sources, with labels that number the classes as `labels` does.
+        seed: seed of the random parts of the corruptions.
+        cache: classifiers of earlier evaluations; see `default_classifier_cache`.
 
     Raises:
         LakeclipError: a source cannot be read, or the model's features are not finite.
     """
-    weights = classifier_weights(model, tokenize, labels.classes, templates.templates, remembered=remembered)
+    weights = classifier_weights(model, tokenize, labels.classes, templates.templates, cache=cache)
     copies = ShiftedCopies(source, transform, [(name, level) for name in corruptions for level in severities], seed)
-    right, num_of_class, num_undecodable = _score_copies(model, copies, labels, weights, batch_size, num_workers)
-    num_samples = int(num_of_class.sum())
-    share = (right.sum(axis=1) / num_samples).tolist()
+    num_right, num_per_class, num_undecodable = _score_copies(model, copies, labels, weights, batch_size, num_workers)
+    num_samples = int(num_per_class.sum())
+    top1_of_copy = (num_right.sum(axis=1) / num_samples).tolist()
     shifts = []
-    for other, known in shifted:
-        images = encode_labelled(model, transform, other, known, batch_size=batch_size, num_workers=num_workers)
+    for other, other_labels in shifted:
+        images = encode_labelled(model, transform, other, other_labels, batch_size=batch_size, num_workers=num_workers)
         nearest = classify(images.features, weights, model.logit_scale).nearest[:, 0]
-        both = np.unique(images.targets.numpy())
-        clean = float(right[0, both].sum() / max(1, num_of_class[both].sum()))
+        classes = np.unique(images.targets.numpy())
+        clean = float(num_right[0, classes].sum() / max(1, num_per_class[classes].sum()))
         top1 = float((nearest == images.targets).double().mean())
         shifts.append(Shift(other.path, top1, clean, len(nearest)))
-    width = len(severities)
+    num_levels = len(severities)
     return RobustnessResult(
-        clean=share[0],
-        top1={name: tuple(share[1 + i * width : 1 + (i + 1) * width]) for i, name in enumerate(corruptions)},
+        clean=top1_of_copy[0],
+        top1={
+            name: tuple(top1_of_copy[1 + index * num_levels : 1 + (index + 1) * num_levels])
+            for index, name in enumerate(corruptions)
+        },
         severities=tuple(severities),
         shifts=tuple(shifts),
         num_samples=num_samples,
@@ -170,46 +179,44 @@ def _score_copies(
     batch_size: int,
     num_workers: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """Right answers, (copies, classes); images, (classes,); and how many could not be decoded."""
-    each, num_classes = copies.num_each, len(labels.classes)
+    """Count correct predictions (copies, classes), images (classes,), and images that could not be decoded."""
+    num_copies, num_classes = copies.num_copies, len(labels.classes)
     target_of = dict(zip(labels.positions, labels.targets, strict=True))
-    right = np.zeros((each, num_classes), np.int64)
-    total = np.zeros(num_classes, np.int64)
-    broken: set[int] = set()
+    num_right = np.zeros((num_copies, num_classes), np.int64)
+    num_images = np.zeros(num_classes, np.int64)
+    undecodable: set[int] = set()
     positions = np.array(labels.positions)
-    for part in np.array_split(positions, math.ceil(len(positions) * each / _COPIES_AT_ONCE)):
+    for part in np.array_split(positions, math.ceil(len(positions) * num_copies / _MAX_COPIES)):
         images = encode_images(
             model,
             copies,
-            # What is there is as large as it is to be: nothing is resized again.
+            # The copies already have the model's size, so this transform resizes nothing.
             copies.transform,
-            positions=(part[:, None] * each + np.arange(each)).ravel().tolist(),
+            positions=(part[:, None] * num_copies + np.arange(num_copies)).ravel().tolist(),
             with_captions=False,
-            # Whole images, so that none is decoded for two batches.
-            batch_size=batch_size // each * each or batch_size,
+            # All copies of an image in one batch, so that it is decoded once.
+            batch_size=batch_size // num_copies * num_copies or batch_size,
             num_workers=num_workers,
         )
-        position, copy = np.divmod(np.array(images.positions), each)
-        targets = np.array([target_of[one] for one in position.tolist()])
-        is_right = classify(images.features, weights, model.logit_scale).nearest[:, 0] == torch.from_numpy(targets)
-        np.add.at(right, (copy, targets), is_right.numpy())
-        total += np.bincount(targets[copy == 0], minlength=num_classes)
-        broken |= {one.row for one in images.undecodable}
-    return right, total, len(broken)
+        position, copy = np.divmod(np.array(images.positions), num_copies)
+        targets = np.array([target_of[index] for index in position.tolist()])
+        nearest = classify(images.features, weights, model.logit_scale).nearest[:, 0]
+        np.add.at(num_right, (copy, targets), (nearest == torch.from_numpy(targets)).numpy())
+        num_images += np.bincount(targets[copy == 0], minlength=num_classes)
+        undecodable |= {image.row for image in images.undecodable}
+    return num_right, num_images, len(undecodable)
 
 
-class ShiftedCopies:
-    """A `RowSource` of the images of another, each as it is and then once for each shift; decoded once for all.
+class ShiftedCopies(RowSource):
+    """A `RowSource` of copies of another source's images: each image clean, then once per corruption.
 
-    At `index` is copy `index % num_each` of the image at `index // num_each`, already cut to the model's square.
-    Picklable.
+    Index `i` is copy `i % num_copies` of image `i // num_copies`, cropped and resized for the model. An image is
+    decoded once for all of its copies. Picklable.
 
     Args:
         shifts: (corruption, severity) of each copy but the first.
-        seed: of what is random in them.
+        seed: seed of the random parts of the corruptions.
     """
-
-    query = None
 
     def __init__(
         self, source: RowSource, transform: EvalTransform, shifts: Sequence[tuple[str, int]], seed: int
@@ -218,46 +225,28 @@ class ShiftedCopies:
         self.transform = transform
         self.shifts = list(shifts)
         self.seed = seed
-        self.num_each = 1 + len(self.shifts)
-
-    @property
-    def path(self) -> str:
-        """That of the source."""
-        return self.source.path
-
-    @property
-    def version(self) -> str:
-        """That of the source, and the shifts."""
-        return f"{self.source.version} {self.shifts} {self.seed}"
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """Those of the source."""
-        return self.source.columns
+        self.num_copies = 1 + len(self.shifts)
+        self.path = source.path
+        self.version = f"{source.version} {self.shifts} {seed}"
+        self.columns = source.columns
 
     def __len__(self) -> int:
-        return len(self.source) * self.num_each
+        return len(self.source) * self.num_copies
 
     def column(self, name: str) -> list[object]:
-        """The values of one column, for every copy."""
-        return [value for value in self.source.column(name) for _ in range(self.num_each)]
+        """Return the values of one column, for every copy."""
+        return [value for value in self.source.column(name) for _ in range(self.num_copies)]
 
     def __getitem__(self, index: int) -> dict[str, object]:
-        return self.source[index // self.num_each]
+        return self.source[index // self.num_copies]
 
-    def read(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> list[Row]:
-        """The copies at these indices, without captions. One that cannot be decoded is handed on as it was stored."""
-        wanted = [divmod(int(index), self.num_each) for index in indices]
-        originals = sorted({position for position, _ in wanted})
-        read = {position: self._decode(row) for position, row in zip(originals, self._read(originals), strict=True)}
-        return [self._copy(*read[position], copy) for position, copy in wanted]
-
-    def _read(self, positions: list[int]) -> list[Row]:
-        if not isinstance(self.source, Lake):
-            return self.source.read(positions)
-        # A lake may have no captions.
-        rows = self.source.base_rows(positions).tolist()
-        return [Row(row, image, ()) for row, image in zip(rows, self.source.images(positions), strict=True)]
+    def read(self, indices: Indices, *, with_captions: bool = False) -> list[Row]:
+        """Read the copies at these indices, without captions; an undecodable image is returned as stored."""
+        requested = [divmod(int(index), self.num_copies) for index in indices]
+        originals = sorted({position for position, _ in requested})
+        rows = self.source.read(originals, with_captions=False)
+        read = {position: self._decode(row) for position, row in zip(originals, rows, strict=True)}
+        return [self._copy(*read[position], copy) for position, copy in requested]
 
     def _decode(self, row: Row) -> tuple[Row, NDArray[np.uint8] | None]:
         try:
@@ -271,6 +260,29 @@ class ShiftedCopies:
         if copy:
             name, severity = self.shifts[copy - 1]
             pixels = np.ascontiguousarray(corrupt(pixels, name, severity, seed=self.seed, row=row.row))
-        # The plainest format there is: what the encoder reads are bytes, and here they cost next to nothing.
+        # The encoder reads encoded bytes; PPM costs next to nothing to write and to decode.
         height, width = pixels.shape[:2]
         return Row(row.row, b"P6\n%d %d\n255\n" % (width, height) + pixels.tobytes(), ())
+
+
+def _score(data: EvaluationData) -> dict[str, float]:
+    """Return the mean top-1 over corruptions of severity 3; each process scores its shard of the images."""
+    shard = find_shard(data.model)
+    labels = data.labels.select_rows(data.rows.positions[shard.items])
+
+    def count_right() -> tuple[float, int]:
+        result = robustness(
+            data.model, data.tokenize, data.transform, data.rows.source, labels, data.rows.templates, severities=(3,)
+        )
+        return result.mean * result.num_samples, result.num_samples
+
+    num_right, num_images = zip(*gather_parts(count_right, shard.count), strict=True)
+    return {"robustness_top1": float(sum(num_right) / sum(num_images))}
+
+
+EVALUATION = Evaluation(
+    _score,
+    about="Classify corrupted copies of the images by the class names alone.",
+    needs=("labels",),
+    curves={"robustness_top1": "zero-shot top-1, corrupted copies"},
+)

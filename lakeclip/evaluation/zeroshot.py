@@ -1,24 +1,26 @@
-"""Zero-shot classification, scored: an image's class is that whose prompts are nearest (Radford et al. 2021, 3.1)."""
+"""Zero-shot classification: an image gets the class whose prompts are nearest (Radford et al. 2021, section 3.1)."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
 from lakeclip.data.transforms import EvalTransform
-from lakeclip.evaluation.calibration import Calibration, calibration
-from lakeclip.evaluation.classifier import Answers, classifier_weights, classify
+from lakeclip.evaluation.calibration import Calibration, compute_calibration
+from lakeclip.evaluation.chance import Standing, compare_with_chance
+from lakeclip.evaluation.classifier import Predictions, classifier_weights, classify
+from lakeclip.evaluation.classifier_cache import ClassifierCache
 from lakeclip.evaluation.labelled import encode_labelled
 from lakeclip.evaluation.labels import Labels
 from lakeclip.evaluation.prompts import TemplateSet
-from lakeclip.evaluation.remembered import RememberedClassifiers
+from lakeclip.evaluation.registry import Evaluation, EvaluationData
+from lakeclip.evaluation.significance import wilson_interval
 from lakeclip.lake.rows import RowSource
 from lakeclip.models.clip import CLIP
 from lakeclip.models.dual_encoder import DualEncoder
@@ -27,7 +29,7 @@ from lakeclip.types import Tokenize
 
 @dataclass(frozen=True)
 class ClassScore:
-    """One class: how many images it has, how many of them were found, how often its name was given in vain."""
+    """Counts of one class: its images, how many were recognized, and how many false positives it has."""
 
     name: str
     num_samples: int
@@ -36,29 +38,30 @@ class ClassScore:
 
     @property
     def accuracy(self) -> float | None:
-        """Share of its images that were found (recall); None where it has none."""
+        """Recall: share of its images that were recognized; None if it has no images."""
         return self.num_right / self.num_samples if self.num_samples else None
 
     @property
     def precision(self) -> float | None:
-        """Share of the images given its name that are of it; None where none was."""
-        given = self.num_right + self.num_false
-        return self.num_right / given if given else None
+        """Share of the images predicted as this class that belong to it; None if there are none."""
+        num_predicted = self.num_right + self.num_false
+        return self.num_right / num_predicted if num_predicted else None
 
 
 @dataclass(frozen=True)
 class ZeroShotResult:
-    """A zero-shot classification, counted.
+    """Scores of a zero-shot classification.
 
     Attributes:
         classes: names, in the order of the matrix.
-        confusion: (classes, classes) counts, true class down and predicted class across.
-        top1: share of images (0…1) whose nearest class is theirs.
-        top5: share whose class is among the five nearest; 1 where there are no more than five classes.
-        templates: sentences that the names were put into.
-        num_unlabelled, num_undecodable: rows that were left out.
-        calibration: how far the model's confidence can be believed; None where only answers were counted.
-        cleaned: label → class name, of those that are said otherwise than they are written.
+        confusion: (classes, classes) counts; rows are true classes, columns are predicted classes.
+        top1: share of images (0…1) whose nearest class is correct.
+        top5: share whose class is among the five nearest; 1 if there are at most five classes.
+        templates: prompts that the class names were inserted into.
+        num_unlabelled, num_undecodable: rows that were skipped.
+        calibration: calibration of the model's confidence; None if it was not computed.
+        cleaned: label → class name, for labels whose name was cleaned for the prompts.
+        is_correct: (images,) for each image that could be decoded; empty if it was not recorded.
     """
 
     classes: tuple[str, ...]
@@ -70,6 +73,9 @@ class ZeroShotResult:
     num_undecodable: int = 0
     calibration: Calibration | None = None
     cleaned: dict[str, str] = field(default_factory=dict)
+    is_correct: Bool[np.ndarray, " images"] = field(
+        default_factory=lambda: np.zeros(0, dtype=np.bool_), repr=False, compare=False
+    )
 
     @property
     def num_samples(self) -> int:
@@ -78,44 +84,58 @@ class ZeroShotResult:
 
     @property
     def chance(self) -> float:
-        """Accuracy of guessing blindly."""
+        """Accuracy of guessing at random."""
         return 1 / len(self.classes)
+
+    @property
+    def standing(self) -> Standing:
+        """Top-1 compared with guessing: at random, or at random in the proportions of the model's own predictions.
+
+        The second matters if the classes have different numbers of images: a model that always predicts the most
+        frequent class knows nothing, but has more than one in `len(classes)` right.
+        """
+        rows, columns = self.confusion.sum(axis=1), self.confusion.sum(axis=0)
+        blind = float((rows * columns).sum() / max(1, self.num_samples) ** 2)
+        return compare_with_chance(self.top1, max(self.chance, blind), self.num_samples)
 
     @property
     def per_class(self) -> tuple[ClassScore, ...]:
         """Every class, in the order of `classes`."""
-        right = np.diagonal(self.confusion)
-        columns = zip(self.classes, self.confusion.sum(axis=1), right, self.confusion.sum(axis=0) - right, strict=True)
-        return tuple(ClassScore(name, int(n), int(hit), int(false)) for name, n, hit, false in columns)
+        num_right = np.diagonal(self.confusion)
+        num_false = self.confusion.sum(axis=0) - num_right
+        columns = zip(self.classes, self.confusion.sum(axis=1), num_right, num_false, strict=True)
+        return tuple(ClassScore(name, int(total), int(right), int(false)) for name, total, right, false in columns)
 
     @property
     def mean_per_class(self) -> float:
-        """Accuracy where every class that has images counts the same."""
+        """Mean of the classes' accuracies; classes without images are ignored."""
         return float(np.mean([score.accuracy for score in self.per_class if score.accuracy is not None]))
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % confidence interval of `top1` (Wilson 1927): how far another sample of this size might differ."""
-        n, z = self.num_samples, 1.96
-        centre = (self.top1 + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * math.sqrt(self.top1 * (1 - self.top1) / n + z * z / (4 * n * n))
-        return max(0.0, centre - half), min(1.0, centre + half)
+        """95% confidence interval of `top1` (Wilson 1927)."""
+        return wilson_interval(self.top1, self.num_samples)
 
     def confusions(self, most: int = 10) -> list[tuple[str, str, int]]:
-        """The commonest mistakes: (true class, predicted class, count), most common first."""
+        """Return the most common mistakes as (true class, predicted class, count), most common first."""
         wrong = self.confusion * (1 - np.eye(len(self.classes), dtype=np.int64))
         order = np.argsort(wrong, axis=None, kind="stable")[::-1][:most]
-        pairs = [divmod(int(i), len(self.classes)) for i in order]
-        return [(self.classes[a], self.classes[b], int(wrong[a, b])) for a, b in pairs if wrong[a, b]]
+        pairs = [divmod(int(index), len(self.classes)) for index in order]
+        return [
+            (self.classes[true], self.classes[predicted], int(wrong[true, predicted]))
+            for true, predicted in pairs
+            if wrong[true, predicted]
+        ]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as written by `lakeclip evaluate zeroshot --json`."""
+        """Return plain values, as written by `lakeclip evaluate zeroshot --json`."""
         return {
             "top1": self.top1,
             "top5": self.top5,
             "mean_per_class": self.mean_per_class,
             "top1_interval_95": list(self.interval),
             "chance": self.chance,
+            "verdict": self.standing.verdict,
             "calibration": self.calibration.to_json() if self.calibration else None,
             "num_samples": self.num_samples,
             "num_unlabelled": self.num_unlabelled,
@@ -146,57 +166,82 @@ def zero_shot(
     *,
     batch_size: int = 128,
     num_workers: int = 0,
-    remembered: RememberedClassifiers | None = None,
+    cache: ClassifierCache | None = None,
 ) -> ZeroShotResult:
     """Score a model on the labelled images of a source.
 
     Args:
-        labels: what the rows show; see `read_labels`.
-        templates: what the class names are put into; see `find_templates`.
-        remembered: classifiers of earlier evaluations; see `remembered_classifiers`.
+        labels: class of each row; see `read_labels`.
+        templates: prompts for the class names; see `find_templates`.
+        cache: classifiers of earlier evaluations; see `default_classifier_cache`.
 
     Raises:
         LakeclipError: the source cannot be read, or the model's features are not finite.
     """
-    weights = classifier_weights(model, tokenize, labels.classes, templates.templates, remembered=remembered)
+    weights = classifier_weights(model, tokenize, labels.classes, templates.templates, cache=cache)
     images = encode_labelled(model, transform, source, labels, batch_size=batch_size, num_workers=num_workers)
-    answers = classify(images.features, weights, model.logit_scale)
-    return count_answers(answers, images.targets, labels, templates, num_undecodable=len(images.undecodable))
+    predictions = classify(images.features, weights, model.logit_scale)
+    return score_predictions(predictions, images.targets, labels, templates, num_undecodable=len(images.undecodable))
 
 
-def count_answers(
-    answers: Answers,
+def score_predictions(
+    predictions: Predictions,
     targets: Int64[Tensor, " images"],
     labels: Labels,
     templates: TemplateSet,
     *,
     num_undecodable: int = 0,
 ) -> ZeroShotResult:
-    """The result of a classification.
+    """Score the predictions of a zero-shot classifier.
 
     Args:
-        answers: to each image that could be decoded.
-        targets: its class.
-        labels, templates: what was asked for, and how.
+        predictions: for each image that could be decoded.
+        targets: class of each.
+        labels, templates: what the classifier was built from.
     """
-    confusion, top5 = count(answers.nearest, targets, len(labels.classes))
+    confusion, num_top5 = confusion_counts(predictions.nearest, targets, len(labels.classes))
+    is_correct = predictions.nearest[:, 0] == targets
     return ZeroShotResult(
         classes=labels.classes,
         confusion=confusion,
         top1=float(np.trace(confusion) / len(targets)),
-        top5=top5 / len(targets),
+        top5=num_top5 / len(targets),
         templates=templates,
         num_unlabelled=labels.num_unlabelled,
         num_undecodable=num_undecodable,
-        calibration=calibration(answers.confidence, answers.nearest[:, 0] == targets),
+        calibration=compute_calibration(predictions.confidence, is_correct),
         cleaned=labels.cleaned,
+        is_correct=is_correct.numpy(),
     )
 
 
-def count(
+def confusion_counts(
     nearest: Int64[Tensor, "images nearest"], targets: Int64[Tensor, " images"], num_classes: int
 ) -> tuple[NDArray[np.int64], int]:
-    """The confusion matrix (true class down, predicted across), and how many images have theirs among the nearest."""
+    """Return the confusion matrix (rows: true class, columns: predicted) and the number of top-k hits."""
     confusion = torch.bincount(targets * num_classes + nearest[:, 0], minlength=num_classes**2)
     matrix: NDArray[np.int64] = confusion.view(num_classes, num_classes).numpy()
     return matrix, int((nearest == targets[:, None]).any(dim=1).sum())
+
+
+def _score(data: EvaluationData) -> dict[str, float]:
+    """Score zero-shot classification on encoded images."""
+    assert data.targets is not None
+    weights = classifier_weights(data.model, data.tokenize, data.classes, data.rows.templates.templates).cpu()
+    predictions = classify(data.features, weights, data.model.logit_scale.detach().cpu())
+    result = score_predictions(predictions, data.targets, data.labels, data.rows.templates)
+    assert result.calibration is not None
+    return {
+        "zeroshot_top1": result.top1,
+        "zeroshot_top5": result.top5,
+        "zeroshot_mean_per_class": result.mean_per_class,
+        "zeroshot_calibration_error": result.calibration.error,
+    }
+
+
+EVALUATION = Evaluation(
+    _score,
+    about="Classify images by the class names alone.",
+    needs=("labels",),
+    curves={"zeroshot_top1": "zero-shot top-1"},
+)

@@ -1,4 +1,4 @@
-"""Filling in a lake's missing images from their addresses, in place: the first time, or again after failures."""
+"""Download the images that a lake lacks into their rows, for the first time or after failures."""
 
 from __future__ import annotations
 
@@ -9,76 +9,84 @@ from collections.abc import Iterator
 import numpy as np
 
 from lakeclip.errors import LakeError
+from lakeclip.ingestion.download import DownloadOptions, Downloads
+from lakeclip.ingestion.progress import ProgressBar
+from lakeclip.ingestion.result import IngestResult
+from lakeclip.ingestion.sources.base import Sample, Samples
+from lakeclip.ingestion.sources.column_roles import infer_roles
+from lakeclip.ingestion.validate import validate_samples
+from lakeclip.ingestion.writer import LakeWriter
 from lakeclip.lake import engine
-from lakeclip.lake.check import check_all
 from lakeclip.lake.dataset import Lake, open_lake
-from lakeclip.lake.download import DownloadOptions, Downloads
-from lakeclip.lake.ingest import Bar, IngestReport
+from lakeclip.lake.folder.records import Rejected
 from lakeclip.lake.schema import COLUMNS, UNUSABLE
-from lakeclip.lake.sources.base import Rejected, Sample, Samples
-from lakeclip.lake.sources.roles import find_roles
-from lakeclip.lake.write import LakeWriter
 
-#: Addresses read at once.
+#: Number of URLs per read.
 _BLOCK = 2_000
 
 
 def fill_images(
-    path: str, options: DownloadOptions, *, query: str | None = None, url_column: str | None = None
-) -> IngestReport:
-    """Download the image of every row that has an address and no image, and put it into that row.
+    path: str,
+    options: DownloadOptions,
+    *,
+    query: str | None = None,
+    url_column: str | None = None,
+    progress: bool | None = None,
+) -> IngestResult:
+    """Download the image of every row that has a URL and no image, and store it in that row.
 
-    Stopped at any moment, it leaves whole rows, and goes on when it is called again. What fails keeps its reason in the
-    column `unusable`, and is tried again by the next call.
+    An interruption leaves only complete rows, and the next call resumes. The column `unusable` holds the reason of each
+    failure; the next call tries these rows again.
 
     Args:
-        path: a lake that lakeclip made, of rows with addresses.
-        options: limits and manners of the downloads.
-        query: which of those rows to try, such as `contains(unusable, 'timed out')`.
-        url_column: column with the addresses; found by default.
+        path: a lake that lakeclip wrote, with URLs.
+        options: limits of the downloads.
+        query: WHERE clause that selects the rows to try, such as `contains(unusable, 'timed out')`.
+        url_column: column with the URLs; inferred by default.
+        progress: whether to show a progress bar; by default only if stderr is a terminal.
 
     Raises:
-        LakeError: it is no such lake, or the query is wrong.
-        OutputError: it cannot be written; what has been committed stays.
+        LakeError: the lake has no such rows, or the query is wrong.
+        OutputError: the lake cannot be written. What has been committed stays.
     """
     lake = open_lake(path, query, include_unusable=True)
     if lake.columns.get(UNUSABLE) != "text":
         raise LakeError(f"no row of the lake at {path} lacks its image", next_step="there is nothing to download")
-    texts = {name: kind for name, kind in lake.columns.items() if name not in COLUMNS}
-    column = find_roles(texts, f"the lake at {path}", image_column=url_column, files=False).url
+    metadata = {name: kind for name, kind in lake.columns.items() if name not in COLUMNS}
+    column = infer_roles(metadata, f"the lake at {path}", image_column=url_column, files=False).url
     with LakeWriter(path, existing=True) as writer:
         started = time.perf_counter()
-        rows = _without_image(lake)
-        report = IngestReport(engine.normal_path(path), [path], rows_before=lake.total_rows - len(rows))
-        source = Downloads(Samples(path, _addresses(lake, rows, column), len(rows)), options)
-        with warnings.catch_warnings(), Bar([source]) as bar:
+        rows = _rows_without_image(lake)
+        result = IngestResult(engine.normalize_path(path), [path], rows_before=lake.num_total_rows - len(rows))
+        source = Downloads(Samples(path, _url_samples(lake, rows, column), len(rows)), options)
+        with warnings.catch_warnings(), ProgressBar([source], progress) as bar:
             warnings.simplefilter("ignore")
-            for _, item, info in check_all([source]):
-                assert not isinstance(item, Rejected), "a row without an image stays one"
-                assert info is not None, "so it has an ImageInfo, if an empty one"
+            for _, item, info in validate_samples([source]):
+                assert not isinstance(item, Rejected), "a sample with a URL is never rejected"
+                assert info is not None, "only rejected items have no ImageInfo"
                 writer.replace(int(item.key), item.image, info, item.unusable)
                 if item.unusable:
-                    report.unusable[item.unusable.partition(":")[0]] += 1
+                    result.add_unusable(item.unusable)
                 else:
-                    report.rows += 1
-                bar.show(report.rows)
-    report.columns = writer.columns
-    report.mapping = {path: {"image address": column}}
-    report.seconds = time.perf_counter() - started
-    return report
+                    result.rows += 1
+                bar.update(result.rows)
+    result.add_downloads(source.num_fetched, source.num_failed)
+    result.columns = writer.columns
+    result.mapping = {path: {"image address": column}}
+    result.seconds = time.perf_counter() - started
+    return result
 
 
-def _without_image(lake: Lake) -> list[int]:
-    """Indices of the rows that lack an image."""
-    found: list[int] = []
+def _rows_without_image(lake: Lake) -> list[int]:
+    rows: list[int] = []
     for start in range(0, len(lake), 100_000):
-        places = np.arange(start, min(start + 100_000, len(lake)))
-        found += [place for place, kind in zip(places.tolist(), lake.values("format", places), strict=True) if not kind]
-    return found
+        block = np.arange(start, min(start + 100_000, len(lake)))
+        rows += [row for row, kind in zip(block.tolist(), lake.values("format", block), strict=True) if not kind]
+    return rows
 
 
-def _addresses(lake: Lake, indices: list[int], column: str) -> Iterator[Sample]:
-    """Rows as samples whose key is the number of the row."""
+def _url_samples(lake: Lake, indices: list[int], column: str) -> Iterator[Sample]:
+    """Yield a sample for each row, with the row number as its key."""
     for start in range(0, len(indices), _BLOCK):
         block = indices[start : start + _BLOCK]
         for row, url in zip(lake.base_rows(block).tolist(), lake.values(column, block), strict=True):

@@ -1,4 +1,4 @@
-"""Marking rows of a lake as unusable, so that later runs leave them out."""
+"""Mark rows of a lake as unusable, so that later runs skip them."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ _BLOCK = 100_000
 
 
 def mark_unusable(path: str, reasons: Mapping[int, str]) -> int:
-    """Write into a lake's column `unusable` why rows cannot be used; the column is made where there is none.
+    """Write the reasons why rows cannot be used into a lake's column `unusable`, which is created if necessary.
 
-    It is a new version of the lake: a run that began with an older one reads that as it was.
+    This creates a new version of the lake; a run that started with an older version is not affected.
 
     Args:
-        path: the lake's; not a tag's, which cannot change.
-        reasons: row → why.
+        path: path of a lake, without a tag: a tagged version cannot change.
+        reasons: row → reason.
 
     Returns:
-        How many rows were marked that were not before.
+        Number of rows that were not marked before.
 
     Raises:
-        LakeError: the lake cannot be opened, or has become shorter, or uses the column's name for something else.
-        OutputError: it cannot be written.
+        LakeError: the lake cannot be opened, is shorter than expected, or uses the column for something else.
+        OutputError: the lake cannot be written.
     """
-    normal = engine.normal_path(path)
+    normal = engine.normalize_path(path)
     try:
-        dataset = engine.deeplake().open(normal, token=engine.keep_token(None))
+        dataset = engine.deeplake().open(normal, token=engine.get_token())
     except Exception as error:
-        raise engine.explain(error, normal) from None
+        raise engine.lake_error(error, normal) from None
     kind = type_names(dataset).get(UNUSABLE, "")
     if kind not in ("", "text") or (reasons and max(reasons) >= len(dataset)):
         raise LakeError(
-            f"rows of the lake at {path} cannot be marked as unusable",
+            f"cannot mark rows of the lake at {path} as unusable",
             found=f"a column {UNUSABLE} of type {kind}" if kind not in ("", "text") else f"{len(dataset):,} rows",
         )
     marked = 0
@@ -53,7 +53,5 @@ def mark_unusable(path: str, reasons: Mapping[int, str]) -> int:
         dataset.commit(f"{marked} rows marked as unusable")
     except Exception as error:
         dataset.rollback()
-        raise OutputError(
-            f"rows of the lake at {path} cannot be marked as unusable", found=engine.one_line(error)
-        ) from None
+        raise OutputError(f"cannot mark rows of the lake at {path} as unusable", found=engine.one_line(error)) from None
     return marked

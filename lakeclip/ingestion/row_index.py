@@ -1,176 +1,219 @@
-"""What a lake holds already: an ingest that was cut short goes on, one that is repeated adds only what is new.
-
-A row is named for good by its part (a tar, a table, a folder) and its key within that. What has been committed is read
-back from the rows themselves; there is no second book that a crash could leave behind or ahead of them.
-"""
+"""Index of rows of a lake, to find those that hold a certain sample."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lakeclip.lake.query import count_values, quote
-from lakeclip.lake.schema import COLUMNS, SOURCE, clean_text
-from lakeclip.lake.sources.base import Around, Rejected, Sample, Source
+from lakeclip.ingestion.limits import storable_captions
+from lakeclip.ingestion.metadata_columns import MetadataColumns
+from lakeclip.ingestion.sources.base import Sample
+from lakeclip.lake.schema import UNUSABLE, Kind, convert, dump_captions, kind_of
+from lakeclip.lake.values import clean_text
 
-#: Key in the dataset's metadata.
-_STATE = "lakeclip.ingest"
-_READ_TO_THE_END = "; read to the end: "
-_BLOCK = 100_000
-
-
-class State(NamedTuple):
-    """How the last ingest into a lake ended, or that it has not.
-
-    Attributes:
-        complete: everything that it was to read has been read.
-        sources: what that was.
-    """
-
-    complete: bool
-    sources: list[str]
+#: Number of rows that are read at once.
+_BLOCK = 20_000
+#: Number of rows whose images are read at once to compare them.
+_IMAGE_BLOCK = 16
+#: Limit on the rows of equal hashes that are compared with a sample.
+_MAX_COMPARED = 8
 
 
-def read_state(dataset: Any) -> State | None:
-    """The state of a lake's last ingest; None where there has been none."""
-    if _STATE not in dataset.metadata.keys():  # noqa: SIM118 Deep Lake's metadata is no dictionary
-        # Stopped between the making of the lake and its first note.
-        ours = {column.name for column in dataset.schema.columns} == {*COLUMNS, SOURCE}
-        return State(False, []) if ours and not len(dataset) else None
-    stored = json.loads(dataset.metadata[_STATE])
-    return State(stored["complete"], stored["sources"])
-
-
-def write_state(dataset: Any, sources: Sequence[Source], *, complete: bool) -> None:
-    """Note what an ingest reads, and whether it is through. Takes effect at once, beside the versions."""
-    dataset.metadata[_STATE] = json.dumps({"complete": complete, "sources": short_names(sources)})
-    dataset.commit()
-
-
-def short_names(sources: Sequence[Source]) -> list[str]:
-    """What the sources are called, without the folders of the machine they were on."""
-    pieces = [source.name.split(" … ") for source in sources]
-    return [" … ".join(os.path.basename(path.rstrip("/")) for path in paths) for paths in pieces]
-
-
-def commit_message(first: int, stop: int, parts: Sequence[str], whole: Sequence[tuple[str, int]]) -> str:
-    """What a commit says of its rows: where they are from, and which parts (with their stamps) end with them."""
-    named = parts if len(parts) <= 4 else [*parts[:2], "…", parts[-1]]
-    message = f"rows {first}-{stop - 1}" if stop > first else "no rows"
-    message += f" from {', '.join(named)}" if named else ""
-    return message + (_READ_TO_THE_END + json.dumps(whole) if whole else "")
-
-
-def whole_parts(dataset: Any) -> set[tuple[str, int]]:
-    """Parts that were read to their end, and their stamps then, by the commits' messages."""
-    found: set[tuple[str, int]] = set()
-    for version in dataset.history:
-        if match := re.search(re.escape(_READ_TO_THE_END) + r"(\[.*\])$", version.message or ""):
-            found.update((part, stamp) for part, stamp in json.loads(match[1]))
-    return found
-
-
-class Ledger:
-    """The names of the rows of a lake as it was when this was made. Holds one part's in memory, 13 bytes a row."""
-
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
-        self._counts = Counter(count_values(dataset, SOURCE) if len(dataset) else {})
-        self._part: str | None = None
-        self._names = np.empty(0, np.uint64)
-        self._crc32 = np.empty(0, np.uint32)
-        self._taken = np.empty(0, np.bool_)
-
-    def find(self, part: str, sample: Sample) -> Literal["new", "known", "changed"]:
-        """Whether a sample is in the lake. Each of several rows of one name is found once.
-
-        Returns:
-            "changed" where a row of its name is there with another image.
-        """
-        part = clean_text(part)
-        if not self._counts[part]:
-            return "new"
-        if part != self._part:
-            self._load(part)
-        name = _hash(clean_text(sample.key))
-        first = np.searchsorted(self._names, name, "left")
-        stop = np.searchsorted(self._names, name, "right")
-        free = np.flatnonzero(~self._taken[first:stop])
-        if not len(free):
-            return "new"
-        crc32 = zlib.crc32(sample.image)
-        # What an address gives may be another picture each time, or none.
-        same = free[(self._crc32[first + free] == crc32)] if sample.image and not sample.url else free
-        if not len(same):
-            return "changed"
-        self._taken[first + same[0]] = True
-        return "known"
-
-    def _load(self, part: str) -> None:
-        rows = self._rows_of(part)
-        names, sums = np.empty(len(rows), np.uint64), np.empty(len(rows), np.uint32)
-        for start in range(0, len(rows), _BLOCK):
-            block = rows[start : start + _BLOCK]
-            keys = _values(self._dataset, "key", block)
-            names[start : start + len(block)] = [_hash(key or "") for key in keys]
-            sums[start : start + len(block)] = np.asarray(_values(self._dataset, "crc32", block), np.uint32)
-        order = np.argsort(names, kind="stable")
-        self._part, self._names, self._crc32 = part, names[order], sums[order]
-        self._taken = np.zeros(len(rows), np.bool_)
-
-    def _rows_of(self, part: str) -> NDArray[np.int64]:
-        clause = f"{SOURCE} == {quote(part)}"
-        view = self._dataset.query(f"select row from (select row_number() as row, *) where {clause}")  # noqa: S608
-        return np.asarray(view["row"][:], np.int64).reshape(-1)
-
-
-class Fresh(Around):
-    """Of a source, what a lake does not hold yet (a `Source`).
+class Contents:
+    """Captions and metadata of rows and samples, in a form in which they can be compared.
 
     Args:
-        source: what is read.
-        ledger: what the lake holds.
-
-    Attributes:
-        known: how many samples were passed over, for they are in the lake.
+        dataset: the lake.
+        types: its columns, name → type.
     """
 
-    def __init__(self, source: Source, ledger: Ledger) -> None:
-        super().__init__(source)
-        self._ledger = ledger
-        self.known = 0
+    def __init__(self, dataset: Any, types: Mapping[str, str]) -> None:
+        self._dataset = dataset
+        self._columns = MetadataColumns(dataset, types)
+        # Why an image is missing is not part of what its source contains.
+        self._kinds = {name: kind for name, kind in sorted(self._columns.kinds.items()) if name != UNUSABLE}
 
-    def __iter__(self) -> Iterator[Sample | Rejected]:
-        for item in self._source:
-            if isinstance(item, Rejected):
-                yield item
+    def hash_rows(self, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Return a hash of each of these rows, which increase."""
+        columns = [["" if text is None else text for text in read_values(self._dataset, "captions", rows)]]
+        columns += [list(map(repr, self._values(name, rows))) for name in self._kinds]
+        return np.array([_hash_texts(texts) for texts in zip(*columns, strict=True)], np.uint64)
+
+    def hash_sample(self, sample: Sample) -> np.uint64 | None:
+        """Return the same hash of a sample; None if no row can hold it, because a column would have to change."""
+        values: dict[str, object] = {**self._columns.plain_values(sample.metadata)}
+        texts = [_captions(sample)]
+        for name, kind in self._kinds.items():
+            value = values.pop(name, None)
+            if value is not None and kind_of([value], kind) is not kind:
+                return None
+            texts.append(repr(convert(value, kind)))
+        if any(value is not None for value in values.values()):
+            return None
+        return np.uint64(_hash_texts(texts))
+
+    def is_equal(self, row: int, sample: Sample) -> bool:
+        """Return whether a row holds the captions and the metadata of a sample; it may hold further columns."""
+        numbers = np.array([row])
+        if (read_values(self._dataset, "captions", numbers)[0] or "") != _captions(sample):
+            return False
+        for name, value in self._columns.plain_values(sample.metadata).items():
+            if name not in self._kinds:
+                if value is not None:
+                    return False
                 continue
-            found = self._ledger.find(self.part, item)
-            if found == "new":
-                yield item
-            elif found == "known":
-                self.known += 1
-            else:
-                yield Rejected(item.key, "changed since it was ingested: the row stays as it was")
+            kind = self._kinds[name]
+            if value is not None and kind_of([value], kind) is not kind:
+                return False
+            if repr(self._values(name, numbers)[0]) != repr(convert(value, kind)):
+                return False
+        return True
+
+    def address_column(self, sample: Sample) -> str | None:
+        """Return the text column with the address of a sample's image; None if it is in none."""
+        for name, value in sample.metadata.items():
+            if isinstance(value, str) and value.strip() == sample.url:
+                column = next(iter(self._columns.plain_values({name: value})))
+                return column if self._kinds.get(column) is Kind.TEXT else None
+        return None
+
+    def addresses(self, column: str, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Return a hash of each row's address of its image."""
+        return np.array([hash_text(str(value).strip()) for value in self._values(column, rows)], np.uint64)
+
+    def _values(self, name: str, rows: NDArray[np.int64]) -> list[object]:
+        values = read_values(self._dataset, name, rows)
+        return ["" if value is None else value for value in values]
 
 
-def _hash(key: str) -> np.uint64:
-    return np.uint64(int.from_bytes(hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=8).digest(), "little"))
+class RowIndex:
+    """Index of rows by key, image and content. It takes 41 bytes a row, as of its creation, and 12 for addresses.
+
+    Each row is matched at most once.
+
+    Args:
+        dataset: the lake.
+        contents: its captions and metadata.
+        rows: numbers of the rows, increasing.
+    """
+
+    def __init__(self, dataset: Any, contents: Contents, rows: NDArray[np.int64]) -> None:
+        self._dataset = dataset
+        self._contents = contents
+        self._rows = rows
+        self._keys, self._content = np.empty(len(rows), np.uint64), np.empty(len(rows), np.uint64)
+        self._crc32 = np.empty(len(rows), np.uint32)
+        self.is_matched = np.zeros(len(rows), np.bool_)
+        for start in range(0, len(rows), _BLOCK):
+            block = rows[start : start + _BLOCK]
+            stop = start + len(block)
+            self._keys[start:stop] = [hash_text(key or "") for key in read_values(dataset, "key", block)]
+            self._crc32[start:stop] = np.asarray(read_values(dataset, "crc32", block), np.int64).astype(np.uint32)
+            self._content[start:stop] = contents.hash_rows(block)
+        self._by_key, self._by_content, self._by_image = (
+            np.argsort(values, kind="stable").astype(np.uint32) for values in (self._keys, self._content, self._crc32)
+        )
+        self._images: tuple[int, list[bytes]] = (0, [])
+        self._addresses: dict[str, tuple[NDArray[np.uint64], NDArray[np.uint32]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def row(self, entry: int) -> int:
+        """Return the row number of an entry."""
+        return int(self._rows[entry])
+
+    def with_key(self, key: str) -> NDArray[np.uint32]:
+        """Return the unmatched entries of a key."""
+        return self._find(self._keys, self._by_key, np.uint64(hash_text(clean_text(key))))
+
+    def with_content(self, content: np.uint64 | None) -> NDArray[np.uint32]:
+        """Return the unmatched entries with certain captions and metadata."""
+        return self._find(self._content, self._by_content, content) if content is not None else _NONE
+
+    def with_image(self, crc32: int) -> NDArray[np.uint32]:
+        """Return the unmatched entries whose images have a checksum."""
+        return self._find(self._crc32, self._by_image, np.uint32(crc32))
+
+    def with_address(self, sample: Sample) -> NDArray[np.uint32]:
+        """Return the unmatched entries whose images have the address of a sample's image."""
+        column = self._contents.address_column(sample)
+        if column is None:
+            return _NONE
+        if column not in self._addresses:
+            hashes = np.empty(len(self._rows), np.uint64)
+            for start in range(0, len(self._rows), _BLOCK):
+                block = self._rows[start : start + _BLOCK]
+                hashes[start : start + len(block)] = self._contents.addresses(column, block)
+            self._addresses = {column: (hashes, np.argsort(hashes, kind="stable").astype(np.uint32))}
+        return self._find(*self._addresses[column], np.uint64(hash_text(sample.url)))
+
+    def crc32_of(self, entries: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """Return the checksums of the images of entries."""
+        return self._crc32[entries]
+
+    def has_content(self, entry: int, sample: Sample, content: np.uint64 | None) -> bool:
+        """Return whether an entry holds the captions and metadata of a sample, whose hash is `content`."""
+        return bool(self._content[entry] == content) or self._contents.is_equal(self.row(entry), sample)
+
+    def first_equal(self, entries: NDArray[np.uint32], image: bytes) -> int | None:
+        """Return the first entry with this image, byte for byte."""
+        crc32 = np.uint32(zlib.crc32(image))
+        for entry in entries[self._crc32[entries] == crc32][:_MAX_COMPARED].tolist():
+            if self._image(self.row(entry)) == image:
+                return int(entry)
+        return None
+
+    def _image(self, row: int) -> bytes:
+        start, images = self._images
+        if not start <= row < start + len(images):
+            start = row
+            images = [image or b"" for image in self._dataset["image"][row : row + _IMAGE_BLOCK]]
+            self._images = (start, images)
+        return bytes(images[row - start])
+
+    def _find(self, values: NDArray[Any], order: NDArray[np.uint32], value: Any) -> NDArray[np.uint32]:
+        first = np.searchsorted(values, value, "left", sorter=order)
+        stop = np.searchsorted(values, value, "right", sorter=order)
+        entries = order[first:stop]
+        return entries[~self.is_matched[entries]]
 
 
-def _values(dataset: Any, column: str, rows: NDArray[np.int64]) -> list[Any]:
-    """Values of increasing rows: a slice where they lie close together, for a list costs more."""
+_NONE = np.empty(0, np.uint32)
+
+
+def _captions(sample: Sample) -> str:
+    return dump_captions(storable_captions(sample, Counter()))
+
+
+def has_address(sample: Sample) -> bool:
+    """Return whether the address of a sample's image is part of its metadata."""
+    return any(isinstance(value, str) and value.strip() == sample.url for value in sample.metadata.values())
+
+
+def hash_text(text: str) -> int:
+    """Return a hash of 64 bits."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "little")
+
+
+def _hash_texts(texts: Sequence[str]) -> int:
+    return hash_text("\0".join(texts))
+
+
+def read_values(dataset: Any, column: str, rows: NDArray[np.int64]) -> list[Any]:
+    """Return the values of increasing rows. Rows that are close together are read as a slice, which is faster."""
+    if not len(rows):
+        return []
     first, stop = int(rows[0]), int(rows[-1]) + 1
     if stop - first <= 2 * len(rows):
         values = dataset[column][first:stop]
-        return [values[place] for place in (rows - first).tolist()]
-    return list(dataset[column][rows.tolist()])
+        values = values if isinstance(values, list) else values.tolist()
+        return [values[offset] for offset in (rows - first).tolist()]
+    values = dataset[column][rows.tolist()]
+    return list(values if isinstance(values, list) else values.tolist())

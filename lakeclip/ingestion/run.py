@@ -1,130 +1,126 @@
-"""From sources to a lake: check every image, write what is good, account for what is not."""
+"""Ingest sources into a lake: validate every image, write the usable samples, and report the others."""
 
 from __future__ import annotations
 
-import sys
+import os
 import time
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import cast, get_args
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from lakeclip.errors import SourceError
+from lakeclip.errors import ConfigError
+from lakeclip.ingestion.dedup import DeduplicatedSource, ExistingRows, OnChange
+from lakeclip.ingestion.download import DownloadOptions, Downloads
+from lakeclip.ingestion.fill_images import fill_images
+from lakeclip.ingestion.limits import unstorable_reason
+from lakeclip.ingestion.progress import ProgressBar
+from lakeclip.ingestion.result import IngestResult
+from lakeclip.ingestion.sources.base import Account, Source, account_of, notes_of
+from lakeclip.ingestion.sources.open import open_sources
+from lakeclip.ingestion.state import base_names, completed_parts
+from lakeclip.ingestion.target import check_target, clear_target, remove_lake
+from lakeclip.ingestion.validate import validate_samples
+from lakeclip.ingestion.writer import LakeWriter
 from lakeclip.lake import engine
-from lakeclip.lake.check import check_all
-from lakeclip.lake.download import DownloadOptions, Downloads
-from lakeclip.lake.ledger import Fresh, Ledger, short_names, whole_parts
-from lakeclip.lake.sources.base import Collision, Rejected, Source
-from lakeclip.lake.sources.open import open_sources
-from lakeclip.lake.target import check_target, clear_target, remove_lake
-from lakeclip.lake.write import LakeWriter
-
-#: What is left out is listed by name up to here, and counted beyond: a source may have no end of it.
-MAX_LISTED = 100_000
-
-
-@dataclass
-class IngestReport:
-    """The account of an ingest.
-
-    Attributes:
-        lake: path of the lake.
-        sources: what was read.
-        rows: rows that were added.
-        rows_before: rows that the lake held already, where it was gone on with.
-        known: what the sources hold that is among those.
-        without_caption: rows that were added and have none.
-        unusable: why rows that were added cannot be trained on, and how many each.
-        reasons: how many could not become a row, by kind of reason.
-        rejected: the first `MAX_LISTED` of them, and why.
-        collisions: files that claim the same name, and what was done about it.
-        ignored: suffixes of files that are neither images, captions nor metadata, and how many have them.
-        columns: the lake's columns and their types.
-        mapping: what was taken from which column, for sources that have columns.
-        seconds: time it took.
-    """
-
-    lake: str
-    sources: list[str]
-    rows: int = 0
-    rows_before: int = 0
-    known: int = 0
-    without_caption: int = 0
-    unusable: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)
-    rejected: list[Rejected] = field(default_factory=list)
-    collisions: list[Collision] = field(default_factory=list)
-    ignored: Counter[str] = field(default_factory=Counter)
-    columns: dict[str, str] = field(default_factory=dict)
-    mapping: dict[str, dict[str, str]] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    @property
-    def rows_per_second(self) -> float:
-        """Rows written per second, all in all."""
-        return self.rows / self.seconds if self.seconds else 0.0
-
-    def reject(self, item: Rejected) -> None:
-        """Put something that could not become a row into the account."""
-        self.reasons[item.reason.partition(":")[0]] += 1
-        if len(self.rejected) < MAX_LISTED:
-            self.rejected.append(item)
-
-    def to_dict(self) -> dict[str, object]:
-        """As plain values, for JSON."""
-        return {
-            "lake": self.lake,
-            "sources": self.sources,
-            "rows": self.rows,
-            "rows_before": self.rows_before,
-            "known": self.known,
-            "without_caption": self.without_caption,
-            "unusable": dict(self.unusable),
-            "rejected": [item._asdict() for item in self.rejected],
-            "reasons": dict(self.reasons),
-            "collisions": [item._asdict() for item in self.collisions],
-            "ignored": dict(self.ignored),
-            "columns": self.columns,
-            "mapping": self.mapping,
-            "seconds": round(self.seconds, 3),
-            "rows_per_second": round(self.rows_per_second, 1),
-        }
+from lakeclip.lake.folder.records import Rejected
 
 
 def ingest(
-    sources: Sequence[str],
-    lake: str,
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    lake: str | os.PathLike[str],
     *,
     overwrite: bool = False,
     append: bool = False,
+    on_change: str = "update",
     image_column: str | None = None,
-    caption_column: str | None = None,
+    caption_column: str | Sequence[str] | None = None,
     query: str | None = None,
-    download: DownloadOptions | None = None,
-) -> IngestReport:
-    """Read folders, tars, tables and lakes into a lake.
+    caption_template: str | None = None,
+    encoding: str | None = None,
+    delimiter: str | None = None,
+    image_root: str | os.PathLike[str] | None = None,
+    download: bool | DownloadOptions = False,
+    progress: bool | None = None,
+) -> IngestResult:
+    """Ingest image-caption pairs into a lake, as `lakeclip ingest` does.
+
+    Images are kept byte for byte. An interrupted ingest resumes if it is called again with the same sources: every
+    sample becomes exactly one row.
+
+        result = lakeclip.ingest(["photos/", "train-{0000..0003}.tar"], "pairs.lake")
+        print(result.rows, result.reasons)
 
     Args:
-        sources: see `open_sources`.
-        lake: where the lake is or will be.
-        overwrite: replace the lake that is there. Anything else that is there is never touched.
-        append: add to the lake that is there what it does not hold yet.
-        image_column: column of tables and lakes with the images, or with their addresses or paths; found by default.
-        caption_column: column of tables and lakes with the captions; found by default.
-        query: which rows of lakes to read.
-        download: fetch the images of rows that have only an address.
+        sources: folders of images and captions, WebDataset tar files, tables, other lakes, or data of a format that was
+            registered with `register_source`; wildcards and ranges such as `train-{0000..0003}.tar` are expanded.
+            Empty, together with `download`: download the images that the lake lacks, including failed ones.
+        lake: folder or URL of the lake.
+        overwrite: replace an existing lake, once the first usable sample has been found. Anything that is not a lake is
+            never overwritten.
+        append: add the samples that an existing lake does not hold yet, and update those that have changed.
+        on_change: what to do with samples that have changed since they were ingested: "update" stores them in their
+            rows, "keep" leaves the rows as they are and reports them, "add" adds further rows.
+        image_column: column of tables and lakes with the images, their URLs or their file names; inferred by default.
+        caption_column: column of tables and lakes, or key of JSON, with the captions; several names give several
+            captions per image, in this order. Inferred by default.
+        query: WHERE clause that selects rows of lakes, such as `width > 200`.
+        caption_template: caption with names of columns or keys in braces, such as `a photo of a {label}`.
+        encoding: encoding of text files, such as `gb18030`; detected by default.
+        delimiter: separator of the columns of CSV files, one character; detected by default.
+        image_root: folder that file names of images in tables are relative to; by default that of the table.
+        download: download the images of samples that have only a URL; `DownloadOptions` sets limits.
+        progress: whether to show a progress bar on stderr; by default only if it is a terminal.
+
+    Returns:
+        Number of rows added, and what was rejected or ignored, with reasons.
 
     Raises:
-        SourceError: a source is missing, or nothing in any of them can become a row; what was there is then left alone.
-        LakeError: there is a lake already, or something that is not a lake.
-        OutputError: the lake cannot be written, or its disk is full.
+        ConfigError: the arguments contradict one another.
+        SourceError: a source is missing, or none contains a usable sample; an existing lake is then left unchanged.
+        LakeError: the lake exists already, or its path holds something else.
+        OutputError: the lake cannot be written, or the disk is full. What has been committed stays.
     """
-    check_target(lake, sources, overwrite=overwrite, append=append)
-    opened = open_sources(sources, image_column=image_column, caption_column=caption_column, query=query)
-    return fill_lake(opened, lake, overwrite=overwrite, append=append, download=download)
+    if on_change not in get_args(OnChange):
+        raise ConfigError(
+            "on_change says what to do with samples that have changed",
+            found=repr(on_change),
+            allowed=", ".join(map(repr, get_args(OnChange))),
+        )
+    names = [os.fspath(name) for name in ([sources] if isinstance(sources, (str, os.PathLike)) else sources)]
+    path = os.fspath(lake)
+    options = DownloadOptions() if download is True else download or None
+    if not names and options is not None:
+        if overwrite or append or caption_column or caption_template or encoding or delimiter or image_root:
+            raise ConfigError(
+                "overwrite, append and options for reading need a source",
+                found=f"only the lake {path}, whose missing images are to be downloaded",
+            )
+        return fill_images(path, options, query=query, url_column=image_column, progress=progress)
+    check_target(path, names, overwrite=overwrite, append=append)
+    reading = {
+        "image_column": image_column,
+        "caption_column": caption_column,
+        "query": query,
+        "caption_template": caption_template,
+        "encoding": encoding,
+        "delimiter": delimiter,
+        "image_root": os.fspath(image_root) if image_root is not None else None,
+    }
+    opened = open_sources(names, **reading)  # type: ignore[arg-type]
+    chosen = {name: value for name, value in reading.items() if value is not None}
+    return fill_lake(
+        opened,
+        path,
+        overwrite=overwrite,
+        append=append,
+        on_change=cast(OnChange, on_change),
+        download=options,
+        progress=progress,
+        reads_all=query is None,
+        reading=zlib.crc32(repr(chosen).encode("utf-8", "replace")) if chosen else 0,
+    )
 
 
 def fill_lake(
@@ -133,140 +129,148 @@ def fill_lake(
     *,
     overwrite: bool = False,
     append: bool = False,
+    on_change: OnChange = "update",
     download: DownloadOptions | None = None,
-) -> IngestReport:
-    """Write opened sources into a lake: a new one, or the one that an ingest of them was filling when it was cut short.
+    progress: bool | None = None,
+    reads_all: bool = True,
+    reading: int = 0,
+) -> IngestResult:
+    """Write opened sources into a new lake, or into the lake that an interrupted ingest of the same sources left.
 
-    Every sample becomes one row, however often that happens: what the lake holds is passed over.
+    Every sample becomes one row, however often this is called: samples that the lake holds are skipped.
 
     Args:
-        sources: where the samples come from.
-        lake: where the lake is or will be; see `check_target`.
-        overwrite: replace the lake that is there, once the first good row has been found.
-        append: add to the lake that is there what it does not hold yet.
-        download: fetch the images of samples that have only an address.
+        sources: sources of the samples.
+        lake: folder or URL of the lake; see `check_target`.
+        overwrite: replace an existing lake, once the first usable sample has been found.
+        append: add the samples that an existing lake does not hold yet.
+        on_change: what to do with samples of which the lake holds an earlier version.
+        download: download the images of samples that have only a URL.
+        progress: whether to show a progress bar; by default only if stderr is a terminal.
+        reads_all: whether the sources yield all that they have, so that other rows of theirs are no longer in them.
+        reading: number that stands for the options of the sources; a file that was read with others is read again.
 
     Raises:
-        SourceError: there is no good row at all; no lake is made then.
+        AccountError: something that was read was neither stored nor left out with a reason.
+        SourceError: there is no usable sample; no lake is created then.
         LakeError: see `check_target`.
-        OutputError: the lake cannot be written. What has been committed of it stays, and the message says how much.
-        KeyboardInterrupt: the same, on Ctrl-C.
+        OutputError: the lake cannot be written. What has been committed stays, and the message says how much.
+        KeyboardInterrupt: the same, after Ctrl-C.
     """
-    path = engine.normal_path(lake)
-    goes_on = check_target(lake, overwrite=overwrite, append=append, names=short_names(sources))
-    report = IngestReport(path, [source.name for source in sources])
+    path = engine.normalize_path(lake)
+    resumes = check_target(lake, overwrite=overwrite, append=append, names=base_names(sources))
+    result = IngestResult(path, [source.name for source in sources])
     started = time.perf_counter()
     writer: LakeWriter | None = None
-    fresh: list[Fresh] = []
-    read: Sequence[Source] = sources
+    deduplicated: list[DeduplicatedSource] = []
+    downloads: list[Downloads] = []
     try:
-        if goes_on:
+        existing = ExistingRows()
+        if resumes:
             writer = LakeWriter(path, existing=True)
-            writer.begin(sources)
             dataset = engine.open_dataset(path)
-            report.rows_before = len(dataset)
-            ledger, whole = Ledger(dataset), whole_parts(dataset)
-            for source in sources:
-                source.skip_parts(whole)
-            read = fresh = [Fresh(source, ledger) for source in sources]
+            result.rows_before = len(dataset)
+            existing = ExistingRows(dataset, writer.paths, writer.rows_before)
+        update = writer.update if writer is not None else None
+        deduplicated = [
+            DeduplicatedSource(source, existing, on_change, update, reads_all=reads_all) for source in sources
+        ]
+        readers: Sequence[Source] = deduplicated
+        if writer is not None:
+            writer.paths = existing.names.paths
+            writer.start(sources)
+            completed = {(part, fingerprint ^ reading) for part, fingerprint in completed_parts(dataset)}
+            for reader in deduplicated:
+                reader.skip_parts(completed)
         if download is not None:
-            read = [Downloads(source, download) for source in read]
-        # What Pillow thinks of odd files is in the account, where it matters.
-        with warnings.catch_warnings(), Bar(read) as bar:
+            readers = downloads = [Downloads(source, download) for source in readers]
+        # Pillow's warnings about odd files are redundant: the result lists every file that cannot be used.
+        with warnings.catch_warnings(), ProgressBar(readers, progress) as bar:
             warnings.simplefilter("ignore")
-            here = ""
-            for part, item, info in check_all(read):
+            current_part = ""
+            recorded: set[str] = set()
+            for part, item, info in validate_samples(readers):
                 if isinstance(item, Rejected):
-                    report.reject(item)
+                    result.add_rejected(item)
+                    continue
+                assert info is not None, "only rejected items have no ImageInfo"
+                if reason := unstorable_reason(item, info, part):
+                    result.add_rejected(Rejected(f"{part}: {item.key}"[:300] if part else item.key[:300], reason))
                     continue
                 if writer is None:
                     clear_target(path, overwrite=overwrite)
                     writer = LakeWriter(path)
-                    writer.begin(sources)
-                if part != here:
-                    _end_parts(writer, sources, here)
-                    here = part
-                assert info is not None, "only what is rejected has none"
-                writer.append(item, info, part)
-                report.rows += 1
-                report.without_caption += not item.captions
+                    writer.paths = existing.names.paths
+                    writer.start(sources)
+                if part != current_part:
+                    _complete_parts(writer, deduplicated, recorded, reading, current_part)
+                    current_part = part
+                if item.replaces is None:
+                    writer.append(item, info, part)
+                    result.rows += 1
+                    result.without_caption += not item.captions
+                else:
+                    writer.update(item.replaces, item, info)
+                    result.updated += 1
+                    result.updated_images += 1
                 if item.unusable:
-                    report.unusable[item.unusable.partition(":")[0]] += 1
-                bar.show(report.rows)
+                    result.add_unusable(item.unusable)
+                bar.update(result.rows)
         if writer is not None:
-            _end_parts(writer, sources, here)
+            _complete_parts(writer, deduplicated, recorded, reading)
             writer.close(sources)
     except BaseException as error:
         if writer is not None:
             writer.abandon()
-        if writer is not None and not writer.rows and not goes_on:
+        if writer is not None and not writer.rows and not resumes:
             remove_lake(path)
         elif writer is not None and isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(f"{path} holds {writer.rows:,} rows; the same command goes on from there") from None
+            raise KeyboardInterrupt(f"{path} holds {writer.rows:,} rows; run the same command to resume") from None
         raise
     for source in sources:
-        report.collisions += source.collisions
-        report.ignored += source.ignored
+        result.collisions += source.collisions
+        result.ignored += source.ignored
+        account_of(source).check(source.name)
+        result.account.add(account_of(source))
+        result.notes += notes_of(source)
         if source.mapping:
-            report.mapping[source.name] = source.mapping
-    report.known = sum(source.known for source in fresh)
-    report.seconds = time.perf_counter() - started
+            result.mapping[source.name] = source.mapping
+    for finished in downloads:
+        result.add_downloads(finished.num_fetched, finished.num_failed)
+    _add_outcomes(result, deduplicated)
+    result.seconds = time.perf_counter() - started
     if writer is None:
-        raise _nothing_good(report)
-    report.columns = writer.columns
-    return report
+        raise result.no_rows_error()
+    result.columns = writer.columns
+    result.changed, result.renamed = writer.changed, writer.renamed
+    return result
 
 
-def _end_parts(writer: LakeWriter, sources: Sequence[Source], part: str) -> None:
-    """Note that a part's last sample has been written, if its source has come to its end."""
+def _complete_parts(
+    writer: LakeWriter, sources: Sequence[Source], recorded: set[str], reading: int, part: str | None = None
+) -> None:
+    """Record that all samples of a part, or of all parts, have been written, if a source has read them to the end."""
     for source in sources:
-        for ended in source.ended:
-            if ended[0] == part:
-                writer.end_part(*ended)
+        for name, fingerprint in source.completed:
+            if name not in recorded and part in (None, name):
+                writer.complete_part(name, fingerprint ^ reading)
+                recorded.add(name)
 
 
-class Bar:
-    """Progress in the sources' own units, with rows per second; nothing where stderr is not a terminal."""
-
-    def __init__(self, sources: Sequence[Source]) -> None:
-        self._sources = sources
-        self._progress = Progress(
-            TextColumn("ingest"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[rows]:,} rows, {task.fields[rate]:,.0f} rows/s"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
-        )
-        self._task = self._progress.add_task("ingest", total=sum(source.size for source in sources), rows=0, rate=0.0)
-        self._started = time.perf_counter()
-
-    def __enter__(self) -> Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def show(self, rows: int) -> None:
-        if rows % 64 == 0:
-            rate = rows / (time.perf_counter() - self._started)
-            done = sum(source.position for source in self._sources)
-            self._progress.update(self._task, completed=done, rows=rows, rate=rate)
-
-
-def _nothing_good(report: IngestReport) -> SourceError:
-    reasons = "; ".join(f"{count:,} × {reason}" for reason, count in report.reasons.most_common(5))
-    examples = ", ".join(f"{item.key} ({item.reason})" for item in report.rejected[:2])
-    found = f"{reasons}; for example {examples}" if reasons else "nothing"
-    if report.ignored:
-        found += "; files of no known kind: " + ", ".join(
-            f"{n:,} {suffix}" for suffix, n in report.ignored.most_common(5)
-        )
-    return SourceError(
-        f"nothing in {', '.join(report.sources)} can become a row",
-        found=found,
-        allowed="images with .txt captions that share their name",
-    )
+def _add_outcomes(result: IngestResult, sources: Sequence[DeduplicatedSource]) -> None:
+    """Add what became of the samples to the result, and check that this is all of them."""
+    result.updated += sum(source.num_updated for source in sources)
+    result.known = sum(source.num_known for source in sources)
+    result.elsewhere = sum(source.num_elsewhere for source in sources)
+    result.removed = sum(source.num_removed for source in sources)
+    for source in sources:
+        result.moved |= source.moved
+    account = Account()
+    account.add_read("samples", sum(source.num_samples for source in sources))
+    account.add_used("samples", result.rows + result.updated)
+    account.add_left_out("samples", "in the lake already", result.known)
+    by_sources = sum((source.source_reasons for source in sources), Counter[str]())
+    for reason, count in (result.reasons - by_sources).items():
+        account.add_left_out("samples", reason, count)
+    account.check(", ".join(result.sources))
+    result.account.add(account)

@@ -1,1 +1,1 @@
-"""The lake: sources in, Deep Lake datasets, rows out. Nothing outside this folder imports deeplake."""
+"""Reading Deep Lake datasets and folders of pairs. No other package imports deeplake."""

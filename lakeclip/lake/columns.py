@@ -1,4 +1,4 @@
-"""Which column of a lake holds the images, and which the captions: found by name and type, or named by the user."""
+"""Find a lake's image and caption columns by name and type, unless the user names them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ URL_NAMES = (
     "uri",
     "src",
 )
-#: … of columns with names of image files.
+#: Of columns with the names of image files.
 PATH_NAMES = (
     "filepath",
     "file_path",
@@ -51,7 +51,7 @@ PATH_NAMES = (
 
 
 def type_names(dataset: Any) -> dict[str, str]:
-    """Column name → type, in plain words: "text", "bytes", "int64", "image", "link[image]", "sequence[text]", …"""
+    """Return column name → type name: "text", "bytes", "int64", "image", "link[image]", "sequence[text]", …"""
     return {definition.name: _type_name(definition.dtype) for definition in dataset.schema.columns}
 
 
@@ -69,24 +69,24 @@ def _type_name(dtype: Any) -> str:
 
 
 def is_readable(type_name: str) -> bool:
-    """Whether a column may be read at all: a sequence takes the process down in half of all runs."""
+    """Return True if a column can be read safely: reading a sequence crashes the process in half of all runs."""
     return not type_name.startswith("sequence[")
 
 
-def find_image_column(columns: dict[str, str], wanted: str | None, path: str) -> str:
-    """The column with encoded images.
+def find_image_column(columns: dict[str, str], chosen: str | None, path: str) -> str:
+    """Return the name of the column with encoded images.
 
     Args:
         columns: name → type.
-        wanted: the user's choice, if there is one.
+        chosen: the user's choice, if there is one.
         path: the lake's path, for errors.
 
     Raises:
-        LakeError: there is none, or the one that was chosen is not usable; the columns are listed.
+        LakeError: no column is usable, or the chosen one is not; the columns are listed.
     """
     usable = {name for name, kind in columns.items() if kind in ("bytes", "image")}
-    if wanted is not None:
-        return _chosen(wanted, "image", usable, columns, path, "image or bytes")
+    if chosen is not None:
+        return _check_chosen(chosen, "image", usable, columns, path, "image or bytes")
     if found := match_name(usable, IMAGE_NAMES):
         return found
     images = [name for name in usable if columns[name] == "image"]
@@ -103,11 +103,11 @@ def find_image_column(columns: dict[str, str], wanted: str | None, path: str) ->
     )
 
 
-def find_caption_column(columns: dict[str, str], wanted: str | None, path: str) -> str:
-    """The column with captions: see `find_image_column`."""
+def find_caption_column(columns: dict[str, str], chosen: str | None, path: str) -> str:
+    """Return the name of the column with captions; see `find_image_column`."""
     usable = {name for name, kind in columns.items() if kind == "text"}
-    if wanted is not None:
-        return _chosen(wanted, "caption", usable, columns, path, "text")
+    if chosen is not None:
+        return _check_chosen(chosen, "caption", usable, columns, path, "text")
     if found := match_name(usable, CAPTION_NAMES):
         return found
     raise LakeError(
@@ -119,12 +119,15 @@ def find_caption_column(columns: dict[str, str], wanted: str | None, path: str) 
 
 
 def list_columns(columns: dict[str, str]) -> str:
-    """All columns with their types, on one line."""
+    """Return all columns with their types, on one line."""
     return ", ".join(f"{name} ({kind})" for name, kind in columns.items()) or "no columns"
 
 
 def match_name(usable: Collection[str], names: tuple[str, ...]) -> str | None:
-    """Of the columns that are usable, the one whose name comes first among these names; None if none has any."""
+    """Return the usable column whose name comes first among these names; None if no column has one of them.
+
+    Case is ignored.
+    """
     for name in names:
         matches = sorted(column for column in usable if column.lower() == name)
         if matches:
@@ -132,12 +135,12 @@ def match_name(usable: Collection[str], names: tuple[str, ...]) -> str | None:
     return None
 
 
-def _chosen(wanted: str, role: str, usable: set[str], columns: dict[str, str], path: str, types: str) -> str:
-    if wanted in usable:
-        return wanted
-    what = f"is of type {columns[wanted]}" if wanted in columns else "does not exist"
+def _check_chosen(name: str, role: str, usable: set[str], columns: dict[str, str], path: str, types: str) -> str:
+    if name in usable:
+        return name
+    problem = f"is of type {columns[name]}" if name in columns else "does not exist"
     raise LakeError(
-        f"the {role} column {wanted!r} {what} in the lake at {path}",
+        f"the {role} column {name!r} {problem} in the lake at {path}",
         found=list_columns(columns),
         allowed=f"a column of type {types}",
     )

@@ -3,102 +3,111 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lakeclip.errors import ConfigError
 from lakeclip.lake.dataset import Lake
-from lakeclip.lake.rows import Row
+from lakeclip.lake.rows import Indices, Row, RowSource
 
-#: Between the lakes of a mixture, where one text names them all.
+#: Separates the lakes of a mixture in one text.
 SEPARATOR = " + "
 
 
-class Lakes:
-    """Lakes one after another (a `RowSource`), each with its share of what is trained on.
+class LakeMixture(RowSource):
+    """Lakes one after another, each with its share of every training batch.
 
     Attributes:
-        parts: the lakes.
-        shares: of each; they need not add up to 1.
-        offsets: index of each lake's first row among all.
+        path: the lakes' paths and shares.
+        version: the lakes' versions.
+        query: the query, the same for all of them.
+        columns: those that all of the lakes have, with the same type.
     """
 
-    def __init__(self, parts: Sequence[Lake], shares: Sequence[float]) -> None:
-        self.parts = list(parts)
-        self.shares = list(shares)
-        self.offsets = [0, *accumulate(len(part) for part in parts)][:-1]
-        self._row_offsets = np.array([0, *accumulate(part.total_rows for part in parts)][:-1])
-        self._ends = np.array(list(accumulate(len(part) for part in parts)))
+    is_queryable: ClassVar[bool] = True
 
-    @property
-    def path(self) -> str:
-        """The lakes' paths and shares."""
-        return SEPARATOR.join(f"{part.path}:{share:g}" for part, share in zip(self.parts, self.shares, strict=True))
-
-    @property
-    def version(self) -> str:
-        """The lakes' versions."""
-        return SEPARATOR.join(part.version for part in self.parts)
-
-    @property
-    def query(self) -> str | None:
-        """The query, the same for all of them."""
-        return self.parts[0].query
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """Columns that all of the lakes have, of the same type."""
-        first, *others = (part.columns.items() for part in self.parts)
-        return {name: kind for name, kind in first if all((name, kind) in other for other in others)}
+    def __init__(self, lakes: Sequence[Lake], shares: Sequence[float]) -> None:
+        self._lakes = list(lakes)
+        self._shares = list(shares)
+        self._ends = np.cumsum([len(lake) for lake in lakes])
+        self._row_offsets = np.array([0, *accumulate(lake.num_total_rows for lake in lakes)])
+        self.path = SEPARATOR.join(f"{lake.path}:{share:g}" for lake, share in zip(lakes, shares, strict=True))
+        self.version = SEPARATOR.join(lake.version for lake in lakes)
+        self.query = lakes[0].query
+        first, *others = (lake.columns.items() for lake in lakes)
+        self.columns = {name: kind for name, kind in first if all((name, kind) in other for other in others)}
+        self.is_remote = any(lake.is_remote for lake in lakes)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def read(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> list[Row]:
-        """The rows at these indices, in this order. A `Row.row` counts on from lake to lake: see `locate`."""
-        positions = np.asarray(indices, np.int64).reshape(-1)
-        which = np.searchsorted(self._ends, positions, "right")
-        rows: list[Row | None] = [None] * len(positions)
-        for index in np.unique(which).tolist():
-            own = np.flatnonzero(which == index)
-            offset = int(self._row_offsets[index])
-            for place, row in zip(own, self.parts[index].read(positions[own] - self.offsets[index]), strict=True):
-                rows[place] = row._replace(row=row.row + offset)
-        return [row for row in rows if row is not None]
+    @property
+    def num_total_rows(self) -> int:
+        """Number of rows of all lakes before the query."""
+        return int(self._row_offsets[-1])
 
     @property
-    def is_remote(self) -> bool:
-        """Whether rows of any of them come over a network."""
-        return any(part.is_remote for part in self.parts)
+    def parts(self) -> list[Lake]:
+        """The lakes."""
+        return self._lakes
 
-    def prefetch(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> None:
-        """See `Lake.prefetch`."""
-        positions = np.asarray(indices, np.int64).reshape(-1)
-        which = np.searchsorted(self._ends, positions, "right")
-        for index in np.unique(which).tolist():
-            self.parts[index].prefetch(positions[which == index] - self.offsets[index])
+    @property
+    def shares(self) -> list[float]:
+        """Share of each lake in every batch; they need not add up to 1."""
+        return self._shares
+
+    @property
+    def offsets(self) -> list[int]:
+        """Index of each lake's first row."""
+        return [0, *self._ends.tolist()[:-1]]
+
+    def read(self, indices: Indices, *, with_captions: bool = True) -> list[Row]:
+        """Return the rows at these indices, in this order.
+
+        `Row.row` counts the rows of all lakes; `locate` converts it to a lake and its row number.
+        """
+        rows: dict[int, Row] = {}
+        for number, positions, own_indices in self._by_lake(indices):
+            offset = int(self._row_offsets[number])
+            own_rows = self._lakes[number].read(own_indices, with_captions=with_captions)
+            for position, row in zip(positions.tolist(), own_rows, strict=True):
+                rows[position] = row._replace(row=row.row + offset)
+        return [rows[position] for position in range(len(rows))]
+
+    def prefetch(self, indices: Indices) -> None:
+        """Start to fetch rows of the remote lakes among them, and return at once."""
+        for number, _, own_indices in self._by_lake(indices):
+            self._lakes[number].prefetch(own_indices)
+
+    def _by_lake(self, indices: Indices) -> Iterator[tuple[int, NDArray[Any], NDArray[Any]]]:
+        """Yield the number of each lake that has some of the rows, their positions in `indices`, and their indices."""
+        wanted = np.asarray(indices, np.int64).reshape(-1)
+        numbers = np.searchsorted(self._ends, wanted, "right")
+        for number in np.unique(numbers).tolist():
+            positions = np.flatnonzero(numbers == number)
+            yield number, positions, wanted[positions] - self.offsets[number]
 
     def locate(self, row: int) -> tuple[str, int]:
-        """The lake and the row in it that a `Row.row` means."""
-        index = int(np.searchsorted(self._row_offsets, row, "right")) - 1
-        return self.parts[index].path, row - int(self._row_offsets[index])
+        """Return the path of the lake that a `Row.row` comes from, and its row number there."""
+        number = int(np.searchsorted(self._row_offsets, row, "right")) - 1
+        return self._lakes[number].path, row - int(self._row_offsets[number])
 
     def column(self, name: str) -> list[object]:
-        """The values of one column, for every row."""
-        return [value for part in self.parts for value in part.column(name)]
+        """Return the values of one column, for every row."""
+        return [value for lake in self._lakes for value in lake.column(name)]
 
     def __getitem__(self, index: int) -> dict[str, object]:
         index = range(len(self))[index]
-        which = int(np.searchsorted(self._ends, index, "right"))
-        return self.parts[which][index - self.offsets[which]]
+        number = int(np.searchsorted(self._ends, index, "right"))
+        return self._lakes[number][index - self.offsets[number]]
 
 
 def parse_share(name: str) -> tuple[str, float | None]:
-    """A lake's path and its share: `a.lake:0.7` → ("a.lake", 0.7); None where there is none.
+    """Split a lake's path from its share: `a.lake:0.7` → ("a.lake", 0.7); the share is None if none is given.
 
     Raises:
         ConfigError: the share is not above 0.

@@ -1,4 +1,4 @@
-"""Trouble with the storage of a remote lake: what kind it is, and what a user can do about it."""
+"""Failures of the storage of a remote lake: their kinds, and errors that tell the user what to do."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from enum import Enum
 from pathlib import Path
 
 from lakeclip.errors import LakeError
-from lakeclip.lake import deadline
+from lakeclip.lake import timeouts
 
 
-class Trouble(Enum):
-    """What is wrong with the storage of a remote lake."""
+class StorageFailure(Enum):
+    """The kinds of failures; the values begin an error message."""
 
     NETWORK = "cannot reach the storage of"
     DENIED = "the storage refuses access to"
@@ -20,54 +20,53 @@ class Trouble(Enum):
     OTHER = "cannot read"
 
 
-def trouble(error: Exception) -> Trouble:
-    """What kind of trouble an error of Deep Lake's (or one that was made of it) is about."""
-    said = str(error)
-    if isinstance(error, deadline.TookTooLongError):
-        return Trouble.NETWORK
-    for kind, signs in _SIGNS.items():
-        if re.search(signs, said, re.IGNORECASE):
-            return kind
-    return Trouble.OTHER
-
-
 # In this order: a refusal may be reported by an error about the network, never the other way round.
-_SIGNS = {
-    Trouble.DENIED: r"status=40[13]\b|access.?denied|INVALID_ACCESS_KEY|SignatureDoesNotMatch|ExpiredToken|"
+_PATTERNS = {
+    StorageFailure.DENIED: r"status=40[13]\b|access.?denied|INVALID_ACCESS_KEY|SignatureDoesNotMatch|ExpiredToken|"
     "unauthorized",
-    Trouble.MISSING: r"status=404\b|NoSuchBucket|NoSuchKey|another lake has taken|no longer has the version",
-    Trouble.NETWORK: r"network connection|curlCode|status=(-1|429|5\d\d)\b|SlowDown|timed? ?out|no answer for",
+    StorageFailure.MISSING: r"status=404\b|NoSuchBucket|NoSuchKey|was replaced by another|no longer has the version",
+    StorageFailure.NETWORK: r"network connection|curlCode|status=(-1|429|5\d\d)\b|SlowDown|timed? ?out|no answer for",
 }
 
 
-def explain_trouble(kind: Trouble, path: str, found: str, next_step: str = "") -> LakeError:
-    """Trouble with the storage of a remote lake, as one a user can act on.
+def classify_failure(error: Exception) -> StorageFailure:
+    """Return the kind of an error that Deep Lake raised, or of a `LakeError` made from one."""
+    if isinstance(error, timeouts.RequestTimeoutError):
+        return StorageFailure.NETWORK
+    for failure, pattern in _PATTERNS.items():
+        if re.search(pattern, str(error), re.IGNORECASE):
+            return failure
+    return StorageFailure.OTHER
+
+
+def storage_error(failure: StorageFailure, path: str, found: str, next_step: str = "") -> LakeError:
+    """Return the error to raise for a storage failure.
 
     Args:
-        kind: what kind.
+        failure: its kind.
         path: the lake's path.
-        found: what was said of it.
-        next_step: what to do besides; by default, what to check.
+        found: the message of the original error.
+        next_step: a further step, beside the settings to check.
     """
-    place = path
+    subject = path
     advice = {
-        Trouble.NETWORK: "check the network and that the server runs",
-        Trouble.DENIED: "check the credentials, and that they may read it",
-        Trouble.MISSING: "check the address",
-        Trouble.OTHER: "",
-    }[kind]
+        StorageFailure.NETWORK: "check the network and that the server runs",
+        StorageFailure.DENIED: "check the credentials, and that they may read it",
+        StorageFailure.MISSING: "check the address",
+        StorageFailure.OTHER: "",
+    }[failure]
     if "NoSuchBucket" in found:
-        place = f"bucket {path.split('/')[2]}"
-    if path.startswith("s3://") and kind is not Trouble.OTHER:
+        subject = f"bucket {path.split('/')[2]}"
+    if path.startswith("s3://") and failure is not StorageFailure.OTHER:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         found += f"; endpoint: {endpoint}" if endpoint else ""
-        if kind is Trouble.DENIED:
-            found += f"; credentials: {_credentials() or 'none'}"
+        if failure is StorageFailure.DENIED:
+            found += f"; credentials: {_aws_credentials() or 'none'}"
             advice += ": AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-    return LakeError(f"{kind.value} {place}", found=found, next_step="; ".join(filter(None, (advice, next_step))))
+    return LakeError(f"{failure.value} {subject}", found=found, next_step="; ".join(filter(None, (advice, next_step))))
 
 
-_CREDENTIALS = (
+_CREDENTIAL_VARIABLES = (
     "AWS_ACCESS_KEY_ID",
     "AWS_PROFILE",
     "AWS_WEB_IDENTITY_TOKEN_FILE",
@@ -76,9 +75,9 @@ _CREDENTIALS = (
 )
 
 
-def _credentials() -> str:
-    """Where AWS's credentials come from; '' if there are none to be seen."""
-    for name in _CREDENTIALS:
+def _aws_credentials() -> str:
+    """Return the variable or file that AWS's credentials come from; '' if there is none."""
+    for name in _CREDENTIAL_VARIABLES:
         if os.environ.get(name):
             return f"${name}"
     for variable, default in (("AWS_SHARED_CREDENTIALS_FILE", "credentials"), ("AWS_CONFIG_FILE", "config")):
@@ -88,9 +87,12 @@ def _credentials() -> str:
     return ""
 
 
-def spare_metadata_service(path: str) -> None:
-    """Where there can be no answer, do not ask Amazon's machines' own service for credentials: it takes a minute."""
-    if not path.startswith("s3://") or _credentials() or "AWS_EC2_METADATA_DISABLED" in os.environ:
+def disable_ec2_metadata(path: str) -> None:
+    """Turn off the look-up of credentials in the EC2 metadata service on machines that are not Amazon's.
+
+    There the look-up cannot succeed, and takes a minute to fail.
+    """
+    if not path.startswith("s3://") or _aws_credentials() or "AWS_EC2_METADATA_DISABLED" in os.environ:
         return
     try:
         vendor = Path("/sys/class/dmi/id/sys_vendor").read_text() + Path("/sys/class/dmi/id/bios_version").read_text()

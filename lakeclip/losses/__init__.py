@@ -1,4 +1,4 @@
-"""What the towers are trained to agree on."""
+"""The contrastive, sigmoid and distillation losses, and the registry of losses by name."""
 
 from lakeclip.losses.contrastive import contrastive_loss
 from lakeclip.losses.distillation import Targets, distillation_loss, sinkhorn, softmax_targets, transport_targets

@@ -1,8 +1,8 @@
-"""The contrastive objective of CLIP (Radford et al. 2021, arXiv 2103.00020, figure 3), on one process or many.
+"""The contrastive loss of CLIP (Radford et al. 2021, arXiv 2103.00020, figure 3), on one process or many.
 
-It is the symmetric cross-entropy of `cross_entropy.py` for the answers T_ij = 1/|P(i)| for all j in P(i), the right
-answers of i. Those are the pair itself, and the rows that share an id with it (all of them right alike, as in UniCL:
-Yang et al. 2022, arXiv 2204.03610, section 3.2). With a label smoothing ε,
+It is the symmetric cross-entropy of `cross_entropy.py` with the targets T_ij = 1/|P(i)| for every j in P(i), the
+positives of image i: its own text, and every row that shares an id with it. All positives weigh the same, as in UniCL
+(Yang et al. 2022, arXiv 2204.03610, section 3.2). With label smoothing ε,
 
     Q = (1 - ε)(T + Tᵀ) + 2ε/N
 """
@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lakeclip.losses.cross_entropy import cross_entropy
-from lakeclip.losses.exchange import gather, pack, place, unpack
-from lakeclip.losses.tiles import Tile, fits_a_tile, grid, share_an_id, with_gradients
+from lakeclip.losses.distributed import all_gather, pack_features, rank_info, unpack_features
+from lakeclip.losses.tiles import Tile, attach_gradients, fits_one_tile, shared_id_mask, tile_slices
 
 
 def contrastive_loss(
@@ -23,106 +23,106 @@ def contrastive_loss(
     text_features: Float[Tensor, "batch embed"],
     logit_scale: Float[Tensor, ""],
     *,
-    same: Int[Tensor, "batch keys"] | None = None,
+    positive_ids: Int[Tensor, "batch keys"] | None = None,
     label_smoothing: float = 0.0,
-    alone: bool = False,
+    local_only: bool = False,
 ) -> Float[Tensor, ""]:
-    """Symmetric cross-entropy: each image must pick its text out of the global batch, and each text its image.
+    """Return the mean cross-entropy of each image over all texts of the global batch, and of each text over all images.
 
-    The mean of the processes' losses is the loss of the global batch, and so is the mean of the gradients that each
-    back-propagates, which is what DistributedDataParallel takes. Memory grows with batch × embed; arithmetic is float32
-    or better. Differentiable once.
+    The mean of the processes' losses is the loss of the global batch, and the mean of their gradients is its gradient,
+    as DistributedDataParallel expects. Memory grows with batch × embed. Arithmetic is float32 or better. Differentiable
+    once.
 
     Args:
-        image_features: this process's images, unit length. All processes hold equally many.
+        image_features: this process's images, unit length. Every process must hold the same number.
         text_features: their texts, unit length, in the same order.
         logit_scale: logarithm of the factor on the cosine similarities.
-        same: hashes; rows that agree in any column are right answers for each other, evenly. 0 agrees with nothing.
-        label_smoothing: share of the answer that is spread evenly over the global batch, as in `F.cross_entropy`.
-        alone: compare within this process only.
+        positive_ids: hashes. Rows that share one in any column are equal positives of each other; 0 means missing.
+        label_smoothing: share of the target that is spread evenly over the global batch, as in `F.cross_entropy`.
+        local_only: compare within this process only.
     """
     inputs = (image_features, text_features, logit_scale)
     wants_gradients = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     # Half precision has too few digits for similarities that are scaled up to 100.
     with torch.no_grad(), torch.autocast(image_features.device.type, enabled=False):
-        precise = torch.promote_types(image_features.dtype, torch.float32)
-        images, texts = image_features.to(precise), text_features.to(precise)
-        scale = logit_scale.to(precise).exp()
-        rank, world = place(alone=alone)
-        texts, keys = unpack(gather(pack(texts, same), world), texts.shape[1])
-        if wants_gradients and keys is None and not label_smoothing and world == 1 and fits_a_tile(images, texts):
-            loss, *features_gradients = _at_once(images, texts, scale)
+        dtype = torch.promote_types(image_features.dtype, torch.float32)
+        images, texts = image_features.to(dtype), text_features.to(dtype)
+        scale = logit_scale.to(dtype).exp()
+        rank, world = rank_info(local_only=local_only)
+        texts, ids = unpack_features(all_gather(pack_features(texts, positive_ids), world), texts.shape[1])
+        if wants_gradients and ids is None and not label_smoothing and world == 1 and fits_one_tile(images, texts):
+            loss, *feature_gradients = _single_tile_loss(images, texts, scale)
         else:
-            own = slice(rank * len(images), (rank + 1) * len(images))
-            answers = _Answers(images, texts, own, keys, label_smoothing, world)
-            loss, *features_gradients = cross_entropy(images, texts, scale, answers, own, world, wants_gradients)
+            local_rows = slice(rank * len(images), (rank + 1) * len(images))
+            targets = _PositiveTargets(images, texts, local_rows, ids, label_smoothing, world)
+            loss, *feature_gradients = cross_entropy(images, texts, scale, targets, local_rows, world, wants_gradients)
         if not wants_gradients:
             return loss
-        gradients = (*features_gradients, torch.linalg.vecdot(features_gradients[0], images).sum())
-    return with_gradients(loss, gradients, inputs)
+        gradients = (*feature_gradients, torch.linalg.vecdot(feature_gradients[0], images).sum())
+    return attach_gradients(loss, gradients, inputs)
 
 
-def _at_once(images: Tensor, texts: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The plain case, one process whose matrix is one tile: the loss and its gradients of images and of texts."""
-    share = 1 / (2 * len(images))
+def _single_tile_loss(images: Tensor, texts: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss and its gradients of images and texts, for one process whose matrix fits one tile."""
+    weight = 1 / (2 * len(images))
     logits = images.mul(scale) @ texts.T
     by_row, by_column = logits.log_softmax(dim=1), logits.log_softmax(dim=0)
-    loss = (by_row.diagonal() + by_column.diagonal()).sum() * -share
+    loss = (by_row.diagonal() + by_column.diagonal()).sum() * -weight
     gradient = by_row.exp_().add_(by_column.exp_())
     gradient.diagonal().sub_(2)
-    gradient.mul_(scale * share)
+    gradient.mul_(scale * weight)
     return loss, gradient @ texts, gradient.T @ images
 
 
-class _Answers:
-    """Q of the module's head, for one process's images against all texts.
+class _PositiveTargets:
+    """The matrix Q of the module docstring, for one process's images against all texts.
 
     Args:
-        own: where this process's texts are among all.
-        keys: of all pairs, or None where each pair has one answer.
+        local_rows: rows of this process's texts among all texts.
+        ids: positive ids of all pairs, or None if each pair is its own only positive.
     """
 
     def __init__(
-        self, images: Tensor, texts: Tensor, own: slice, keys: Tensor | None, smoothing: float, world: int
+        self, images: Tensor, texts: Tensor, local_rows: slice, ids: Tensor | None, smoothing: float, world: int
     ) -> None:
-        self._first, self._own_keys, self._keys = own.start, None if keys is None else keys[own], keys
-        self._certain, self._evenly = 1 - smoothing, 2 * smoothing / len(texts)
-        if keys is not None:
-            number = images.new_zeros(len(images))
-            for rows, columns in grid(images, texts):
-                number[rows] += self._agree(rows, columns).sum(dim=1)
-            # 1/|P|: agreeing is mutual, so a row has as many answers as its column.
-            self._column_share = 1 / gather(number, world)
-            self._row_share = self._column_share[own]
+        self._first, self._local_ids, self._ids = local_rows.start, None if ids is None else ids[local_rows], ids
+        self._positive_weight, self._uniform_weight = 1 - smoothing, 2 * smoothing / len(texts)
+        if ids is not None:
+            num_positives = images.new_zeros(len(images))
+            for rows, columns in tile_slices(images, texts):
+                num_positives[rows] += self._positive_mask(rows, columns).sum(dim=1)
+            # 1/|P|: sharing an id is symmetric, so row i has as many positives as column i.
+            self._column_share = 1 / all_gather(num_positives, world)
+            self._row_share = self._column_share[local_rows]
 
     def score(self, tile: Tile) -> Tensor:
-        """ΣQS of a tile."""
-        if self._keys is not None:
-            score = (self._shares(tile) * tile.values).sum()
+        """Return ΣQS over a tile."""
+        if self._ids is not None:
+            score = (self._positive_part(tile) * tile.values).sum()
         else:
-            score = tile.values.diagonal(self._diagonal(tile)).sum() * (2 * self._certain)
-        return score + self._evenly * tile.values.sum() if self._evenly else score
+            score = tile.values.diagonal(self._diagonal(tile)).sum() * (2 * self._positive_weight)
+        return score + self._uniform_weight * tile.values.sum() if self._uniform_weight else score
 
     def subtract_from(self, gradient: Tensor, tile: Tile) -> None:
-        """Take Q of a tile off a matrix."""
-        if self._keys is not None:
-            gradient.sub_(self._shares(tile))
+        """Subtract a tile of Q from a matrix, in place."""
+        if self._ids is not None:
+            gradient.sub_(self._positive_part(tile))
         else:
-            gradient.diagonal(self._diagonal(tile)).sub_(2 * self._certain)
-        if self._evenly:
-            gradient.sub_(self._evenly)
+            gradient.diagonal(self._diagonal(tile)).sub_(2 * self._positive_weight)
+        if self._uniform_weight:
+            gradient.sub_(self._uniform_weight)
 
-    def _shares(self, tile: Tile) -> Tensor:
-        """What is certain of Q."""
+    def _positive_part(self, tile: Tile) -> Tensor:
+        """Return a tile of Q without label smoothing's uniform part."""
         both = self._row_share[tile.rows, None] + self._column_share[tile.columns]
-        return both.mul_(self._agree(tile.rows, tile.columns)).mul_(self._certain)
+        return both.mul_(self._positive_mask(tile.rows, tile.columns)).mul_(self._positive_weight)
 
-    def _agree(self, rows: slice, columns: slice) -> Tensor:
-        assert self._keys is not None
-        assert self._own_keys is not None
-        return share_an_id(self._own_keys[rows], self._keys[columns], self._first + rows.start - columns.start)
+    def _positive_mask(self, rows: slice, columns: slice) -> Tensor:
+        assert self._ids is not None
+        assert self._local_ids is not None
+        return shared_id_mask(self._local_ids[rows], self._ids[columns], self._first + rows.start - columns.start)
 
     def _diagonal(self, tile: Tile) -> int:
-        """Where in a tile images meet their own texts, as for `torch.diagonal`; beyond it if they do not."""
+        """Return the offset for `torch.diagonal` at which images meet their own texts; outside the tile if none do."""
         diagonal: int = self._first + tile.rows.start - tile.columns.start
         return diagonal

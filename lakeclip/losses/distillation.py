@@ -1,17 +1,18 @@
-"""Self-distillation: the student learns a teacher's opinion of which images and texts of a batch match.
+"""Self-distillation: the student learns from a teacher how well each image and text of a batch match.
 
-A caption may describe several images of a batch, and an image may answer to several captions, yet the contrastive
-objective calls every pair but the given ones wrong. A teacher, an average of the student itself, says how well the
-others match, and the student is asked for its distribution (a soft target) beside the given pairs:
+A caption may describe several images of a batch, and an image may fit several captions, yet the contrastive loss treats
+every pair except the given ones as a negative. A teacher, a moving average of the student, scores all pairs, and the
+student learns the teacher's distribution (a soft target) in addition to the given pairs:
 
     loss = α · contrastive + (1 - α) · KL(target ‖ student)
 
-Two ways to make the target from the teacher's features v (images) and t (texts):
+There are two ways to compute the target from the teacher's features v (images) and t (texts):
 
 - `softmax_targets`: the teacher's own softmax (Cheng et al. 2021, arXiv 2104.08945, section 3.2).
 - `transport_targets`: an optimal transport between the images and the texts of the batch (OTTER: Wu et al. 2021, arXiv
-  2112.09445, section 3.2), at the cost C = -(v·vᵀ + t·tᵀ + v·tᵀ) without the diagonal, which the contrastive part has.
-  Everybody gets as much as everybody else, so no caption that suits all images takes all of their targets.
+  2112.09445, section 3.2), at the cost C = -(v·vᵀ + t·tᵀ + v·tᵀ). The diagonal is left out, because the contrastive
+  part covers it. Every image and every text receives the same total mass, so a caption that fits all images cannot take
+  all of their targets.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lakeclip.losses.cross_entropy import cross_entropy
-from lakeclip.losses.exchange import gather, log_sum_exp, place
-from lakeclip.losses.tiles import Tile, with_gradients
+from lakeclip.losses.distributed import all_gather, all_reduce_logsumexp, rank_info
+from lakeclip.losses.tiles import Tile, attach_gradients
 
 
 class Targets(NamedTuple):
-    """What the teacher thinks of this process's images and all texts, for every pair two probabilities.
+    """The teacher's two probabilities for each pair of one of this process's images and one of all texts.
 
     Attributes:
-        of_images: (batch, all), that the image's text is this one; rows sum to 1.
-        of_texts: (batch, all), that the text's image is this one; columns sum to 1 over all processes.
+        image_to_text: (batch, all), the probability of the text given the image; rows sum to 1.
+        text_to_image: (batch, all), the probability of the image given the text; columns sum to 1 over all processes.
     """
 
-    of_images: Float[Tensor, "batch all"]
-    of_texts: Float[Tensor, "batch all"]
+    image_to_text: Float[Tensor, "batch all"]
+    text_to_image: Float[Tensor, "batch all"]
 
 
 def distillation_loss(
@@ -46,36 +47,36 @@ def distillation_loss(
     logit_scale: Float[Tensor, ""],
     targets: Targets,
 ) -> Float[Tensor, ""]:
-    """KL divergence of the student's distributions from the targets: the mean of both directions, 0 where they agree.
+    """Return the KL divergence of the student's distributions from the targets, averaged over both directions.
 
-    As with `contrastive_loss`, the mean of the processes' losses and gradients is that of the global batch.
-    Differentiable once, not with respect to the targets.
+    It is 0 where they agree. As with `contrastive_loss`, the mean of the processes' losses and gradients is that of the
+    global batch. Differentiable once, not with respect to the targets.
 
     Args:
-        image_features: the student's, of this process's images, unit length.
-        text_features: of their texts, in the same order.
-        logit_scale: logarithm of the factor on the student's similarities, which has its own here.
-        targets: of the same pairs.
+        image_features: the student's features of this process's images, unit length.
+        text_features: the student's features of their texts, unit length, in the same order.
+        logit_scale: logarithm of the factor on the student's similarities; it may differ from the contrastive part's.
+        targets: the teacher's targets for the same pairs.
     """
     inputs = (image_features, text_features, logit_scale)
     wants_gradients = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     with torch.no_grad(), torch.autocast(image_features.device.type, enabled=False):
-        precise = torch.promote_types(image_features.dtype, torch.float32)
-        images, texts = image_features.to(precise), text_features.to(precise)
-        rank, world = place(alone=False)
-        texts = gather(texts.contiguous(), world)
-        own = slice(rank * len(images), (rank + 1) * len(images))
-        answers = _Soft((targets.of_images + targets.of_texts).to(precise))
-        loss, *features_gradients = cross_entropy(
-            images, texts, logit_scale.to(precise).exp(), answers, own, world, wants_gradients
+        dtype = torch.promote_types(image_features.dtype, torch.float32)
+        images, texts = image_features.to(dtype), text_features.to(dtype)
+        rank, world = rank_info(local_only=False)
+        texts = all_gather(texts.contiguous(), world)
+        local_rows = slice(rank * len(images), (rank + 1) * len(images))
+        target_matrix = _SoftTargets((targets.image_to_text + targets.text_to_image).to(dtype))
+        loss, *feature_gradients = cross_entropy(
+            images, texts, logit_scale.to(dtype).exp(), target_matrix, local_rows, world, wants_gradients
         )
-        # Cross-entropy less the targets' own entropy, of which the processes have a part each.
-        entropy = torch.special.entr(targets.of_images).sum() + torch.special.entr(targets.of_texts).sum()
-        loss = torch.sub(loss, entropy.to(precise) / (2 * len(images)))
+        # KL is the cross-entropy minus the entropy of the targets, to which each process contributes its own rows.
+        entropy = torch.special.entr(targets.image_to_text).sum() + torch.special.entr(targets.text_to_image).sum()
+        loss = torch.sub(loss, entropy.to(dtype) / (2 * len(images)))
         if not wants_gradients:
             return loss
-        gradients = (*features_gradients, torch.linalg.vecdot(features_gradients[0], images).sum())
-    return with_gradients(loss, gradients, inputs)
+        gradients = (*feature_gradients, torch.linalg.vecdot(feature_gradients[0], images).sum())
+    return attach_gradients(loss, gradients, inputs)
 
 
 def softmax_targets(
@@ -83,16 +84,16 @@ def softmax_targets(
     text_features: Float[Tensor, "batch embed"],
     logit_scale: Float[Tensor, ""],
 ) -> Targets:
-    """The teacher's softmax of each image over all texts of the global batch, and of each text over all images.
+    """Return the teacher's softmax of each image over all texts of the global batch, and of each text over all images.
 
     Args:
-        image_features, text_features: the teacher's, of this process's pairs, unit length.
-        logit_scale: the teacher's own.
+        image_features, text_features: the teacher's features of this process's pairs, unit length.
+        logit_scale: logarithm of the factor on the teacher's similarities.
     """
-    images, texts = _precise(image_features), _precise(text_features)
-    _, world = place(alone=False)
-    logits = logit_scale.detach().to(images.dtype).exp() * images @ gather(texts.contiguous(), world).T
-    columns = log_sum_exp(logits.logsumexp(dim=0), world)
+    images, texts = _at_least_float32(image_features), _at_least_float32(text_features)
+    _, world = rank_info(local_only=False)
+    logits = logit_scale.detach().to(images.dtype).exp() * images @ all_gather(texts.contiguous(), world).T
+    columns = all_reduce_logsumexp(logits.logsumexp(dim=0), world)
     return Targets(logits.softmax(dim=1), (logits - columns).exp())
 
 
@@ -103,28 +104,29 @@ def transport_targets(
     epsilon: float = 0.15,
     iterations: int = 5,
 ) -> Targets:
-    """The optimal transport between all images and all texts of the global batch, each pair's own left out.
+    """Return targets from the optimal transport between all images and texts of the global batch, without the diagonal.
 
-    For the texts it is solved from their side, so that both directions are treated alike. A global batch of one pair
-    has nothing else to be matched with, and its target is itself.
+    The plan is solved twice, once starting from the rows and once from the columns, so that both directions are treated
+    alike. The target of a global batch of one pair is that pair.
 
     Args:
-        image_features, text_features: the teacher's, of this process's pairs, unit length.
-        epsilon: of the entropy that is added. Towards 0 the targets become a matching of one to one, towards infinity
-            all alike.
-        iterations: of Sinkhorn's algorithm, in both directions each.
+        image_features, text_features: the teacher's features of this process's pairs, unit length.
+        epsilon: weight of the entropy. Towards 0 the targets become a one-to-one matching, towards infinity uniform.
+        iterations: Sinkhorn iterations, for each of the two directions.
     """
-    images, texts = _precise(image_features), _precise(text_features)
-    rank, world = place(alone=False)
-    everyone = gather(torch.cat([images, texts], dim=1), world)
-    all_images, all_texts = everyone.chunk(2, dim=1)
+    images, texts = _at_least_float32(image_features), _at_least_float32(text_features)
+    rank, world = rank_info(local_only=False)
+    gathered = all_gather(torch.cat([images, texts], dim=1), world)
+    all_images, all_texts = gathered.chunk(2, dim=1)
     cost = -(images @ all_images.T + texts @ all_texts.T + images @ all_texts.T)
-    if len(everyone) > 1:
+    if len(gathered) > 1:
         cost.diagonal(rank * len(images)).fill_(torch.inf)
     by_rows = sinkhorn(cost, epsilon=epsilon, iterations=iterations, world=world)
     by_columns = sinkhorn(cost, epsilon=epsilon, iterations=iterations, world=world, columns_first=True)
-    # The iterations end with the other side, so shares are made whole once more.
-    return Targets(by_rows.softmax(dim=1), (by_columns - log_sum_exp(by_columns.logsumexp(dim=0), world)).exp())
+    # The last half-iteration scaled the other side, so normalise once more.
+    return Targets(
+        by_rows.softmax(dim=1), (by_columns - all_reduce_logsumexp(by_columns.logsumexp(dim=0), world)).exp()
+    )
 
 
 def sinkhorn(
@@ -135,16 +137,18 @@ def sinkhorn(
     world: int = 1,
     columns_first: bool = False,
 ) -> Float[Tensor, "rows columns"]:
-    """The logarithm of the transport plan between as many rows as columns, all of the same weight.
+    """Return the logarithm of the transport plan between N rows and N columns of equal weight.
 
-    exp(f_i + g_j - cost_ij / ε), f and g such that rows and columns sum to 1/N: by turns for the one and the other, as
-    far as `iterations` go (Sinkhorn 1967; Cuturi 2013, arXiv 1306.0895). In logarithms, where no cost and no ε is too
-    large or too small.
+    The plan is exp(f_i + g_j - cost_ij / ε). Each iteration sets f so that the rows sum to 1/N, then g so that the
+    columns do (Sinkhorn 1967; Cuturi 2013, arXiv 1306.0895). Computed in logarithms, so that no cost and no ε
+    overflows.
 
     Args:
         cost: this process's rows; infinite where nothing may be transported.
-        world: processes that hold the other rows, equally many each.
-        columns_first: begin each iteration with the columns, as for the transposed matrix.
+        epsilon: weight of the entropy.
+        iterations: number of updates of f and g.
+        world: number of processes; each holds equally many rows.
+        columns_first: update g before f, which equals transposing the matrix.
     """
     kernel = cost / -epsilon
     weight = -math.log(cost.shape[1])
@@ -154,7 +158,7 @@ def sinkhorn(
         torch.sub(weight, (kernel + g).logsumexp(dim=1, keepdim=True), out=f)
 
     def fit_columns() -> None:
-        torch.sub(weight, log_sum_exp((kernel + f).logsumexp(dim=0), world), out=g)
+        torch.sub(weight, all_reduce_logsumexp((kernel + f).logsumexp(dim=0), world), out=g)
 
     for _ in range(iterations):
         for fit in (fit_columns, fit_rows) if columns_first else (fit_rows, fit_columns):
@@ -162,25 +166,25 @@ def sinkhorn(
     return kernel + f + g
 
 
-class _Soft:
-    """Answers that are a whole matrix, rows of this process's images."""
+class _SoftTargets:
+    """A target matrix that is given entry by entry, in the rows of this process's images."""
 
-    def __init__(self, answers: Float[Tensor, "batch all"]) -> None:
-        self._answers = answers
+    def __init__(self, matrix: Float[Tensor, "batch all"]) -> None:
+        self._matrix = matrix
 
     def score(self, tile: Tile) -> Tensor:
-        """ΣQS of a tile."""
-        score: Tensor = torch.linalg.vecdot(self._of(tile), tile.values).sum()
+        """Return ΣQS over a tile."""
+        score: Tensor = torch.linalg.vecdot(self._block(tile), tile.values).sum()
         return score
 
     def subtract_from(self, gradient: Tensor, tile: Tile) -> None:
-        """Take Q of a tile off a matrix."""
-        gradient.sub_(self._of(tile))
+        """Subtract a tile of Q from a matrix, in place."""
+        gradient.sub_(self._block(tile))
 
-    def _of(self, tile: Tile) -> Tensor:
-        return self._answers[tile.rows, tile.columns]
+    def _block(self, tile: Tile) -> Tensor:
+        return self._matrix[tile.rows, tile.columns]
 
 
-def _precise(features: Tensor) -> Tensor:
-    """Half precision has too few digits for what is divided by ε."""
+def _at_least_float32(features: Tensor) -> Tensor:
+    """Detach features and cast them to float32 or better: half precision has too few digits to be divided by ε."""
     return features.detach().to(torch.promote_types(features.dtype, torch.float32))

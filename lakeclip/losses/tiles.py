@@ -1,4 +1,4 @@
-"""The similarity matrix a tile at a time: what lets a loss over batch × batch pairs live in batch × dim memory."""
+"""The similarity matrix one tile at a time, so that a loss over batch × batch pairs needs batch × embed memory."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-#: Side of a tile. On a CPU it stays in the cache between the product that makes it and the products that use it; a GPU
-#: would spend its time on starting so small ones.
-_SIDE, _SIDE_GPU = 1024, 4096
-#: A matrix of at most so many entries is kept from the first pass for the second.
-_KEPT = 2**24
+#: Rows and columns of a tile. On a CPU, a tile of 1,024 stays in the cache between the product that makes it and the
+#: products that use it. A GPU would spend its time launching kernels for tiles that small.
+_TILE_SIZE, _TILE_SIZE_GPU = 1024, 4096
+#: A matrix of at most this many entries is kept from the first pass for the second.
+_MAX_CACHED_ENTRIES = 2**24
 
 
 class Tile(NamedTuple):
-    """A part of a matrix."""
+    """A block of a matrix."""
 
     rows: slice
     columns: slice
     values: Tensor
 
 
-class Logits:
-    """scale · images @ textsᵀ, tile by tile, as often as it is iterated.
+class LogitTiles:
+    """Iterable over the tiles of scale · images @ textsᵀ.
 
     Args:
-        passes: how often it will be; the last time, a tile may be overwritten by whoever gets it.
+        passes: number of times it will be iterated. In the last pass the caller may overwrite a tile.
     """
 
     def __init__(
@@ -40,75 +40,76 @@ class Logits:
         passes: int,
     ) -> None:
         self._images, self._texts, self._scale = images, texts, scale
-        self._is_kept = passes > 1 and len(images) * len(texts) <= _KEPT
-        self._kept: list[Tile] = []
+        self._is_cached = passes > 1 and len(images) * len(texts) <= _MAX_CACHED_ENTRIES
+        self._cache: list[Tile] = []
 
     def __iter__(self) -> Iterator[Tile]:
-        if self._kept:
-            yield from self._kept
+        if self._cache:
+            yield from self._cache
             return
         scaled = self._images[:0]
-        for rows, columns in grid(self._images, self._texts):
+        for rows, columns in tile_slices(self._images, self._texts):
             if columns.start == 0:
                 scaled = self._images[rows] * self._scale
             tile = Tile(rows, columns, scaled @ self._texts[columns].T)
-            if self._is_kept:
-                self._kept.append(tile)
+            if self._is_cached:
+                self._cache.append(tile)
             yield tile
 
 
-def fits_a_tile(images: Tensor, texts: Tensor) -> bool:
-    """Whether one tile is the whole matrix."""
-    return max(len(images), len(texts)) <= _side(images)
+def fits_one_tile(images: Tensor, texts: Tensor) -> bool:
+    """Return True if a single tile covers the matrix."""
+    return max(len(images), len(texts)) <= _tile_size(images)
 
 
-def _side(images: Tensor) -> int:
-    return _SIDE if images.device.type == "cpu" else _SIDE_GPU
+def _tile_size(images: Tensor) -> int:
+    return _TILE_SIZE if images.device.type == "cpu" else _TILE_SIZE_GPU
 
 
-def grid(images: Tensor, texts: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of each tile, row by row."""
-    side = _side(images)
-    for top in range(0, len(images), side):
-        for left in range(0, len(texts), side):
-            yield slice(top, min(top + side, len(images))), slice(left, min(left + side, len(texts)))
+def tile_slices(images: Tensor, texts: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Yield the rows and the columns of each tile, row by row."""
+    size = _tile_size(images)
+    for top in range(0, len(images), size):
+        for left in range(0, len(texts), size):
+            yield slice(top, min(top + size, len(images))), slice(left, min(left + size, len(texts)))
 
 
-def share_an_id(
-    own: Int[Tensor, "rows keys"], others: Int[Tensor, "columns keys"], diagonal: int
+def shared_id_mask(
+    row_ids: Int[Tensor, "rows keys"], column_ids: Int[Tensor, "columns keys"], diagonal: int
 ) -> Bool[Tensor, "rows columns"]:
-    """Which pairs are right answers for each other: they agree in some key that is not 0, or are the same pair.
+    """Return True for positives: a row and a column that share a nonzero id in the same key, or that are one pair.
 
     Args:
-        diagonal: where the same pairs stand, as for `torch.diagonal`; beyond the matrix for nowhere.
+        diagonal: offset of the diagonal on which a row meets its own pair, as for `torch.diagonal`; outside the matrix
+            if no row does.
     """
-    found = torch.zeros(len(own), len(others), dtype=torch.bool, device=own.device)
-    found.diagonal(diagonal).fill_(True)
-    for mine, theirs in zip(own.unbind(1), others.unbind(1), strict=True):
-        found |= (mine[:, None] == theirs) & (mine != 0)[:, None]
-    return found
+    mask = torch.zeros(len(row_ids), len(column_ids), dtype=torch.bool, device=row_ids.device)
+    mask.diagonal(diagonal).fill_(True)
+    for row_key, column_key in zip(row_ids.unbind(1), column_ids.unbind(1), strict=True):
+        mask |= (row_key[:, None] == column_key) & (row_key != 0)[:, None]
+    return mask
 
 
-class Known(torch.autograd.Function):
-    """A value whose gradients were computed together with it: what is left for backward is a product."""
+class PrecomputedGrad(torch.autograd.Function):
+    """Autograd function of a value whose gradients are already computed; backward only scales them."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, gradients: tuple[Tensor, ...], *inputs: Tensor) -> Tensor:
-        """The value. `gradients` are those with respect to `inputs`, in their order."""
+        """Return the value. `gradients` are those with respect to `inputs`, in the same order."""
         ctx.save_for_backward(*gradients)
         return value.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients, each times the gradient of the value."""
+        """Return the gradients, each multiplied by the gradient of the value."""
         return None, None, *(gradient * upstream for gradient in ctx.saved_tensors)
 
 
-def with_gradients(value: Tensor, gradients: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> Tensor:
-    """`value` as if autograd had derived it from `inputs`; each gradient in its input's dtype."""
-    fitting = tuple(gradient.to(x.dtype) for gradient, x in zip(gradients, inputs, strict=True))
-    # Typed in some versions of PyTorch, and not in others.
-    apply: Any = Known.apply
-    result: Tensor = apply(value, fitting, *inputs)
+def attach_gradients(value: Tensor, gradients: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> Tensor:
+    """Return `value` with a backward pass that gives each of `inputs` its gradient, in the input's dtype."""
+    cast = tuple(gradient.to(x.dtype) for gradient, x in zip(gradients, inputs, strict=True))
+    # `Function.apply` is typed in some versions of PyTorch only.
+    apply: Any = PrecomputedGrad.apply
+    result: Tensor = apply(value, cast, *inputs)
     return result

@@ -1,6 +1,6 @@
-"""Gradient checkpointing: activations computed again in the backward pass instead of kept (Chen et al. 2016).
+"""Activation checkpointing: activations are recomputed in the backward pass instead of stored (Chen et al. 2016).
 
-The paper trained with it (Radford et al. 2021, section 2.5).
+CLIP was trained with it (Radford et al. 2021, section 2.5).
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-#: off: all are kept. selective: what matrix products, convolutions and attention give is kept, and the cheap rest
-#: between them computed again. on: only what enters a block is kept.
+#: off: store all activations. selective: store the outputs of matrix products, convolutions and attention, and
+#: recompute the cheap operations between them. on: store only the inputs of each block.
 Recompute = Literal["off", "selective", "on"]
 
 _aten = torch.ops.aten
-_COSTLY = {
+_EXPENSIVE = {
     _aten.mm.default,
     _aten.addmm.default,
     _aten.bmm.default,
@@ -30,8 +30,8 @@ _COSTLY = {
 }
 
 
-def recomputed(block: Callable[..., Tensor], recompute: Recompute, *inputs: Any) -> Tensor:
-    """What `block` makes of the inputs; its activations are kept only as far as `recompute` says."""
+def maybe_checkpoint(block: Callable[..., Tensor], recompute: Recompute, *inputs: Any) -> Tensor:
+    """Call `block`, and store its activations only as far as `recompute` allows."""
     if recompute == "off" or not torch.is_grad_enabled():
         return block(*inputs)
     if recompute == "on":
@@ -43,11 +43,11 @@ def recomputed(block: Callable[..., Tensor], recompute: Recompute, *inputs: Any)
 
 
 def set_recompute(model: nn.Module, recompute: Recompute) -> None:
-    """Let every part of a model that knows how compute its activations again, or keep them."""
-    for part in model.modules():
-        if hasattr(part, "recompute"):
-            setattr(part, "recompute", recompute)  # noqa: B010 – a module's attributes have no types
+    """Set the checkpointing mode of every submodule that has a `recompute` attribute."""
+    for module in model.modules():
+        if hasattr(module, "recompute"):
+            setattr(module, "recompute", recompute)  # noqa: B010 – mypy takes module attributes for Tensor | Module
 
 
 def _policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if op in _COSTLY else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if op in _EXPENSIVE else CheckpointPolicy.PREFER_RECOMPUTE

@@ -1,4 +1,4 @@
-"""A model's arithmetic in bfloat16, to encode with: twice as fast or more on processors with instructions for it."""
+"""Conversion of a model to bfloat16 for encoding: at least twice as fast on processors with bfloat16 instructions."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from lakeclip.models.transformer import LayerNorm
 
 
 def to_bfloat16(model: CLIP | DualEncoder) -> None:
-    """Round a model's weights to bfloat16, in place; it then computes in it, and can be trained no more.
+    """Round a model's weights to bfloat16 in place, so that it computes in bfloat16; it must not be trained afterwards.
 
-    Half as much memory is read as with autocast, which rounds the same weights anew for every batch. Norms stay float32
-    where they can take another type in: they are small, and what they scale runs through the whole model. So does the
-    temperature. Features differ from float32's by about 0.002, 0.9999 as a cosine.
+    This reads half as much memory as autocast, which rounds the same weights again for every batch. Norms that accept
+    bfloat16 inputs keep float32 weights: they are small, and their output runs through the whole model. The logit scale
+    stays float32 too. Features differ from float32's by about 0.002, or 0.9999 as a cosine.
     """
-    kept = (LayerNorm, nn.modules.batchnorm._BatchNorm)
-    for part in model.modules():
-        if isinstance(part, kept):
+    float32_norms = (LayerNorm, nn.modules.batchnorm._BatchNorm)
+    for module in model.modules():
+        if isinstance(module, float32_norms):
             continue
-        for parameter in part.parameters(recurse=False):
+        for parameter in module.parameters(recurse=False):
             if parameter is not model.logit_scale and parameter.is_floating_point():
                 parameter.data = parameter.data.to(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""CLIP from two encoders that the user brings, pretrained or not: an image module and a text model."""
+"""CLIP from any image encoder and any text encoder, pretrained or not."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lakeclip.models.clip import CLIP, IMAGE_MEAN, IMAGE_STD, INITIAL_LOGIT_SCAL
 
 
 class CLIPText(nn.Module):
-    """The text tower of a CLIP alone: token ids (batch, context) → features (batch, embed).
+    """The text tower of a CLIP as a module: token ids (batch, context) → features (batch, embed).
 
     Args:
-        model: loses what is not of its text tower.
+        model: the CLIP. It is modified: its image tower, logit scale and bias are deleted.
     """
 
     def __init__(self, model: CLIP) -> None:
@@ -30,28 +30,33 @@ class CLIPText(nn.Module):
 
 
 class DualEncoder(nn.Module):
-    """An image encoder and a text encoder that meet in one space, with `CLIP`'s methods.
+    """Image encoder and text encoder with a shared embedding space and the methods of `CLIP`.
 
-    A bias-free linear head is put on an encoder whose features are not `embed_dim` wide; the other gets none. A pooler
-    whose output is not used is frozen, so that every parameter left to train gets a gradient.
+    An encoder whose features are not `embed_dim` wide gets a linear head without bias. A pooler whose output is not
+    used is frozen, so that every trainable parameter gets a gradient.
 
     Args:
-        image_encoder: any module that turns (batch, 3, height, width) into (batch, dim).
+        image_encoder: any module that maps (batch, 3, height, width) to (batch, dim).
         text_encoder: any Hugging Face `AutoModel` that encodes text, or a `CLIPText`.
         embed_dim: width of the shared space. Default: the text encoder's, so that only the images may need a head.
-        average_word_embeddings: the text feature is the mean of the last hidden states under the attention mask.
-            Otherwise it is the pooled output, or the first token's hidden state of a model that has none.
-        image_dim: width of the image encoder's features. Default: found by encoding one black image.
+        average_word_embeddings: use the mean of the last hidden states under the attention mask as the text feature.
+            Otherwise it is the pooled output, or the first token's hidden state if the model has none.
+        image_dim: width of the image encoder's features. Default: measured by encoding one black image.
         image_size: side of that image in pixels.
-        image_mean, image_std: what uint8 images are normalised with; set those that the image encoder was trained with.
+        image_mean, image_std: statistics for normalising uint8 images; use those of the image encoder's training.
 
     Raises:
-        ModelError: an encoder is of a kind that cannot be used.
+        ModelError: an encoder is of an unsupported kind.
     """
 
     image_mean: Tensor
     image_std: Tensor
     logit_bias: None = None
+
+    @property
+    def scalars(self) -> dict[str, nn.Parameter]:
+        """The learned scalars of the loss by name."""
+        return {"logit_scale": self.logit_scale}
 
     def __init__(
         self,
@@ -68,9 +73,10 @@ class DualEncoder(nn.Module):
         super().__init__()
         text_dim, self.pad_token = _text_sizes(text_encoder)
         embed_dim = embed_dim or text_dim
-        image_dim = image_dim or _probe(image_encoder, image_size)
+        image_dim = image_dim or _probe_image_dim(image_encoder, image_size)
         self.embed_dim, self.image_dim = embed_dim, image_dim
         self.average_word_embeddings = average_word_embeddings
+        self.image_size = image_size
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         self.image_projection = _head(image_dim, embed_dim)
@@ -83,10 +89,10 @@ class DualEncoder(nn.Module):
             pooler.requires_grad_(False)
 
     def encode_image(self, images: Num[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embed"]:
-        """Image features, not scaled to unit length.
+        """Encode images to features, not scaled to unit length.
 
         Args:
-            images: uint8 pixels, which are normalised here; or floating point that has been normalised already.
+            images: uint8 pixels, which are normalised here, or floating point, which must be normalised already.
         """
         if images.dtype == torch.uint8:
             dtype = next(self.image_encoder.parameters(), self.image_mean).dtype
@@ -95,10 +101,10 @@ class DualEncoder(nn.Module):
         return features
 
     def encode_text(self, texts: Int[Tensor, "batch context"] | Mapping[str, Tensor]) -> Float[Tensor, "batch embed"]:
-        """Text features, not scaled to unit length.
+        """Encode texts to features, not scaled to unit length.
 
         Args:
-            texts: what the encoder's own tokenizer returns (a `BatchEncoding`, or a dict of tensors); or token ids, in
+            texts: the output of the encoder's own tokenizer (a `BatchEncoding`, or a dict of tensors), or token ids, in
                 which the encoder's padding token is masked.
         """
         if isinstance(self.text_encoder, CLIPText):
@@ -119,7 +125,7 @@ class DualEncoder(nn.Module):
         images: Num[Tensor, "images 3 height width"],
         texts: Int[Tensor, "texts context"] | Mapping[str, Tensor],
     ) -> tuple[Float[Tensor, "images texts"], Float[Tensor, "texts images"]]:
-        """Logits of each image over the texts, and of each text over the images."""
+        """Return the logits of each image over the texts, and of each text over the images."""
         return cosine_logits(self.encode_image(images), self.encode_text(texts), self.logit_scale)
 
     def _pool(self, outputs: Any, mask: Int[Tensor, "batch context"]) -> Float[Tensor, "batch dim"]:
@@ -136,22 +142,30 @@ def _head(dim: int, embed_dim: int) -> nn.Module:
 
 
 def _text_sizes(text_encoder: nn.Module) -> tuple[int, int | None]:
-    """The width of a text model's hidden states, and the id that it pads with."""
+    """Return the width of a text model's hidden states and its padding id.
+
+    Raises:
+        ModelError: the model is not an encoder of `transformers`.
+    """
     if isinstance(text_encoder, CLIPText):
         return text_encoder.clip.config.embed_dim, None
     config = getattr(text_encoder, "config", None)
     width = getattr(config, "hidden_size", None)
     if not isinstance(width, int) or getattr(config, "is_encoder_decoder", False):
         raise ModelError(
-            "the text encoder cannot be used",
+            "this text encoder is not supported",
             found=type(text_encoder).__name__,
-            allowed="a Hugging Face encoder, such as AutoModel.from_pretrained gives for a BERT",
+            allowed="an encoder of Hugging Face transformers, e.g. AutoModel.from_pretrained of a BERT",
         )
     return width, getattr(config, "pad_token_id", None)
 
 
-def _probe(image_encoder: nn.Module, image_size: int) -> int:
-    """The width of an image encoder's features, found by encoding one black image; the encoder stays as it was."""
+def _probe_image_dim(image_encoder: nn.Module, image_size: int) -> int:
+    """Return the width of an image encoder's features, measured on one black image; leave the encoder unchanged.
+
+    Raises:
+        ModelError: the encoder fails, or does not return one vector per image.
+    """
     training = {module: module.training for module in image_encoder.modules()}
     like = next(image_encoder.parameters(), torch.zeros(()))
     image = torch.zeros(1, 3, image_size, image_size, device=like.device, dtype=like.dtype)
@@ -159,16 +173,16 @@ def _probe(image_encoder: nn.Module, image_size: int) -> int:
     try:
         with torch.no_grad():
             features = image_encoder(image)
-    except Exception as error:  # whatever a stranger's module may raise
+    except Exception as error:  # a user's module may raise anything
         raise ModelError(
             "the image encoder cannot encode an image",
             found=f"{type(error).__name__}: {error}",
-            allowed=f"a module that turns {tuple(image.shape)} into (1, dim); set image_size to the size that it takes",
+            allowed=f"a module that maps {tuple(image.shape)} to (1, dim); set image_size to the encoder's input size",
         ) from error
     finally:
         for module, was in training.items():
             module.training = was
     if not isinstance(features, Tensor) or features.ndim != 2:
         found = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
-        raise ModelError("the image encoder does not give one vector per image", found=found, allowed="(batch, dim)")
+        raise ModelError("the image encoder does not return one vector per image", found=found, allowed="(batch, dim)")
     return int(features.shape[1])

@@ -1,7 +1,7 @@
-"""Towers by name, from the libraries that hold pretrained ones; and made again, without weights, from what they were.
+"""Pretrained towers by name from torchvision, timm and transformers, and their architectures rebuilt from checkpoints.
 
-A tower's origin is a plain dict, kept in checkpoints: "library" and "name", and for those that need them the "config"
-that the library makes the same architecture from.
+A tower's origin is a plain dict that checkpoints store: "library" and "name", and, if the library needs it, the
+"config" from which it builds the same architecture.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _TEXT = (
 
 @dataclasses.dataclass(frozen=True)
 class TowersConfig:
-    """A `DualEncoder` of towers that can be made again by name, as its checkpoint describes it; of plain types.
+    """Description of a `DualEncoder` in its checkpoint, from which its towers are rebuilt; all values have plain types.
 
     Attributes:
         image, text: the towers' origins.
         image_dim: width of the image tower's features.
-        image_resolution: side of the images in pixels.
+        image_resolution: side of the square images in pixels.
     """
 
     image: dict[str, Any]
@@ -51,11 +51,63 @@ class TowersConfig:
     image_std: tuple[float, float, float]
 
 
-class ImageTower(NamedTuple):
-    """Images (batch, 3, image_size, image_size), normalised with mean and std, to features (batch, dim).
+@dataclasses.dataclass(frozen=True)
+class OwnTowersConfig:
+    """Description of a `DualEncoder` whose towers a user made in Python, so that only the user can build them again.
 
     Attributes:
-        image_size: side in pixels that it was trained with; others will often do.
+        image_class, text_class: names of the towers' classes.
+        image_dim: width of the image tower's features.
+        image_resolution: side of the square images in pixels.
+    """
+
+    image_class: str
+    text_class: str
+    embed_dim: int
+    image_dim: int
+    average_word_embeddings: bool
+    image_resolution: int
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, model: DualEncoder) -> OwnTowersConfig:
+        """Describe a model."""
+        # The buffers are float32, or less after a conversion of the model.
+        mean, std = (
+            tuple(round(float(value), 4) for value in values.tolist()) for values in (model.image_mean, model.image_std)
+        )
+        return cls(
+            type(model.image_encoder).__name__,
+            type(model.text_encoder).__name__,
+            embed_dim=model.embed_dim,
+            image_dim=model.image_dim,
+            average_word_embeddings=model.average_word_embeddings,
+            image_resolution=model.image_size,
+            image_mean=mean,
+            image_std=std,
+        )
+
+    def differences(self, other: OwnTowersConfig) -> list[str]:
+        """List the settings that the weights do not show, and in which two models differ: "name this, not other"."""
+        found = []
+        for name in ("average_word_embeddings", "image_resolution"):
+            this, that = getattr(self, name), getattr(other, name)
+            found += [f"{name} {this}, not {that}"] if this != that else []
+        for name in ("image_mean", "image_std"):
+            this, that = getattr(self, name), getattr(other, name)
+            # Half precision has three digits.
+            if any(abs(a - b) > 3e-3 for a, b in zip(this, that, strict=True)):
+                found.append(f"{name} {tuple(this)}, not {tuple(that)}")
+        return found
+
+
+class ImageTower(NamedTuple):
+    """An image tower: normalised images (batch, 3, image_size, image_size) → features (batch, dim).
+
+    Attributes:
+        image_size: side of its training images in pixels; other sizes often work too.
+        mean, std: statistics with which the images must be normalised.
     """
 
     module: nn.Module
@@ -66,7 +118,7 @@ class ImageTower(NamedTuple):
 
 
 class TextTower(NamedTuple):
-    """Texts to features; `tokenizer` is the Hugging Face one it was trained with, None for CLIP's own."""
+    """A text tower: texts → features. `tokenizer` is its Hugging Face tokenizer, or None for CLIP's own."""
 
     module: nn.Module
     origin: dict[str, Any]
@@ -75,112 +127,116 @@ class TextTower(NamedTuple):
 
 
 def load_image_tower(name: str) -> ImageTower:
-    """A pretrained image tower, its classifier taken off.
+    """Load a pretrained image tower without its classifier.
 
     Args:
         name: torchvision:NAME, timm:NAME or hf:NAME.
 
     Raises:
-        ModelError: there is no such model, its library is not installed, or its weights cannot be had.
+        ModelError: the model does not exist, its library is not installed, or its weights cannot be downloaded.
     """
     library, _, model = name.partition(":")
     if library not in ("torchvision", "timm", "hf") or not model:
-        raise ModelError(f"there is no image encoder {name!r}", allowed=_IMAGE)
-    loaded = _library(library, name)
+        raise ModelError(f"unknown image encoder {name!r}", allowed=_IMAGE)
+    loaded = _import_library(library, name)
     try:
         if library == "timm":
             encoder = loaded.create_model(model, pretrained=True, num_classes=0)
             data = import_module("timm.data").resolve_model_data_config(encoder)
             return ImageTower(encoder, _origin(library, model), data["input_size"][-1], data["mean"], data["std"])
         if library == "hf":
-            return _from_hub(loaded, model)
+            return _load_from_hub(loaded, model)
         weights = loaded.get_model_weights(model).DEFAULT
         preset = weights.transforms()
-        encoder = _without_classifier(loaded.get_model(model, weights=weights))
+        encoder = _remove_classifier(loaded.get_model(model, weights=weights))
         size = preset.crop_size[0]
         return ImageTower(encoder, _origin(library, model), size, tuple(preset.mean), tuple(preset.std))
     except (ValueError, RuntimeError, OSError) as error:
-        raise _unobtainable(name, error, _IMAGE) from None
+        raise _load_error(name, error, _IMAGE) from None
 
 
 def load_text_tower(name: str) -> TextTower:
-    """A pretrained text tower and its tokenizer.
+    """Load a pretrained text tower and its tokenizer.
 
     Args:
-        name: hf:NAME of a model on the Hugging Face hub, or hf:FOLDER with one saved by `save_pretrained`.
+        name: hf:NAME of a model on the Hugging Face hub, or hf:FOLDER that `save_pretrained` wrote.
 
     Raises:
-        ModelError: there is no such model, or it cannot be had.
+        ModelError: the model does not exist, or cannot be downloaded.
     """
     library, _, model = name.partition(":")
     if library != "hf" or not model:
-        raise ModelError(f"there is no text encoder {name!r}", allowed=_TEXT)
+        raise ModelError(f"unknown text encoder {name!r}", allowed=_TEXT)
     try:
-        with _quietly():
-            transformers = _library("hf", name)
+        with suppress_output():
+            transformers = _import_library("hf", name)
             encoder = transformers.AutoModel.from_pretrained(model)
             tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
-        raise _unobtainable(name, error, _TEXT) from None
+        raise _load_error(name, error, _TEXT) from None
     return TextTower(encoder, _origin("hf", model, encoder.config.to_dict()), tokenizer)
 
 
-def image_tower_of(model: CLIP, name: str) -> ImageTower:
-    """The image tower of a CLIP."""
-    return ImageTower(
-        model.visual, _origin("clip", name, dataclasses.asdict(model.config)), model.config.image_resolution
-    )
+def clip_image_tower(model: CLIP, name: str) -> ImageTower:
+    """Return the image tower of a CLIP."""
+    config = model.config
+    origin = _origin("clip", name, dataclasses.asdict(config))
+    return ImageTower(model.visual, origin, config.image_resolution, config.image_mean, config.image_std)
 
 
-def text_tower_of(model: CLIP, name: str) -> TextTower:
-    """The text tower of a CLIP, which loses its other one."""
+def clip_text_tower(model: CLIP, name: str) -> TextTower:
+    """Return the text tower of a CLIP, and delete the CLIP's image tower."""
     origin = _origin("clip", name, dataclasses.asdict(model.config))
     return TextTower(CLIPText(model), origin, context_length=model.config.context_length)
 
 
-def remake_image_encoder(origin: dict[str, Any]) -> nn.Module:
-    """The architecture of an image tower, with random weights.
+def rebuild_image_encoder(origin: dict[str, Any]) -> nn.Module:
+    """Build the architecture of an image tower with random weights.
 
     Raises:
-        ModelError: its library is not installed, or does not know it any more.
+        ModelError: its library is not installed, or no longer has the model.
     """
     library, name = str(origin["library"]), str(origin["name"])
     if library == "clip":
         return CLIP(model_config_from_dict(name, origin["config"])).visual
-    loaded = _library(library, f"{library}:{name}")
+    loaded = _import_library(library, f"{library}:{name}")
     try:
         if library == "timm":
             encoder: nn.Module = loaded.create_model(name, pretrained=False, num_classes=0)
             return encoder
         if library == "hf":
-            return HuggingFaceImages(
-                loaded.AutoModel.from_config(_hub_config(loaded, origin["config"]), trust_remote_code=False)
+            return HuggingFaceImageEncoder(
+                loaded.AutoModel.from_config(_config_from_dict(loaded, origin["config"]), trust_remote_code=False)
             )
-        return _without_classifier(loaded.get_model(name, weights=None))
+        return _remove_classifier(loaded.get_model(name, weights=None))
     except (ValueError, RuntimeError) as error:
-        raise _unobtainable(f"{library}:{name}", error, "a library that still knows it") from None
+        raise _load_error(f"{library}:{name}", error, "a version of the library that has it") from None
 
 
-def remake_text_encoder(origin: dict[str, Any]) -> nn.Module:
-    """The architecture of a text tower, with random weights."""
+def rebuild_text_encoder(origin: dict[str, Any]) -> nn.Module:
+    """Build the architecture of a text tower with random weights.
+
+    Raises:
+        ModelError: transformers is not installed.
+    """
     if origin["library"] == "clip":
         return CLIPText(CLIP(model_config_from_dict(str(origin["name"]), origin["config"])))
-    transformers = _library("hf", str(origin["name"]))
+    transformers = _import_library("hf", str(origin["name"]))
     encoder: nn.Module = transformers.AutoModel.from_config(
-        _hub_config(transformers, origin["config"]), trust_remote_code=False
+        _config_from_dict(transformers, origin["config"]), trust_remote_code=False
     )
     return encoder
 
 
-def remake(config: TowersConfig) -> DualEncoder:
-    """The two towers and their heads, with random weights.
+def rebuild_dual_encoder(config: TowersConfig) -> DualEncoder:
+    """Build both towers and their heads with random weights.
 
     Raises:
-        ModelError: a library is not installed, or does not know a tower any more.
+        ModelError: a library is not installed, or no longer has a tower.
     """
     return DualEncoder(
-        remake_image_encoder(config.image),
-        remake_text_encoder(config.text),
+        rebuild_image_encoder(config.image),
+        rebuild_text_encoder(config.text),
         embed_dim=config.embed_dim,
         average_word_embeddings=config.average_word_embeddings,
         image_dim=config.image_dim,
@@ -189,12 +245,12 @@ def remake(config: TowersConfig) -> DualEncoder:
     )
 
 
-class HuggingFaceImages(nn.Module):
-    """A Hugging Face vision model as images → (batch, dim): its pooled output, or its first token's hidden state."""
+class HuggingFaceImageEncoder(nn.Module):
+    """A Hugging Face vision model: images → (batch, dim), its pooled output or its first token's hidden state."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        # Of a model with two towers, the one that sees.
+        # A model with two towers has its image tower here.
         self.model: nn.Module = getattr(model, "vision_model", model)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -203,42 +259,46 @@ class HuggingFaceImages(nn.Module):
         return outputs.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
 
 
-def _from_hub(transformers: Any, model: str) -> ImageTower:
-    with _quietly():
-        encoder = HuggingFaceImages(transformers.AutoModel.from_pretrained(model))
+def _load_from_hub(transformers: Any, model: str) -> ImageTower:
+    with suppress_output():
+        encoder = HuggingFaceImageEncoder(transformers.AutoModel.from_pretrained(model))
     config: Any = encoder.model.config
     size = getattr(config, "image_size", None) or 224
     mean, std = IMAGE_MEAN, IMAGE_STD
     try:
-        # Its settings alone: a processor may need torchvision to be made.
-        reader = import_module("transformers.image_processing_base").ImageProcessingMixin
-        settings, _ = reader.get_image_processor_dict(model)
+        # Read the settings only: building the processor may need torchvision.
+        mixin = import_module("transformers.image_processing_base").ImageProcessingMixin
+        settings, _ = mixin.get_image_processor_dict(model)
         mean, std = tuple(settings.get("image_mean", mean)), tuple(settings.get("image_std", std))
     except (OSError, ValueError):
-        # Saved without one; ImageNet's numbers or CLIP's make little difference to a tower that is trained on.
+        # The model has no image processor. CLIP's statistics are close enough for a tower that is trained further.
         pass
     return ImageTower(encoder, _origin("hf", model, config.to_dict()), int(size), mean, std)
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Without a bar for each file, and without warnings about kernels that other libraries found no use for."""
+def suppress_output(*, quiet: bool = False) -> Iterator[None]:
+    """Disable other libraries' warnings about unused weights, and progress bars unless they are of use on a terminal.
+
+    Args:
+        quiet: suppress progress bars on a terminal too.
+    """
     logging.disable(logging.WARNING)
     try:
-        if not sys.stderr.isatty():
+        if quiet or not sys.stderr.isatty():
             import_module("transformers.utils.logging").disable_progress_bar()
         yield
     finally:
         logging.disable(logging.NOTSET)
 
 
-#: What a tower's origin may name, and the module that is. A checkpoint may be a stranger's: nothing else is imported.
+#: Libraries that an origin may name, and their modules. Nothing else is imported, because checkpoints are untrusted.
 _MODULES = {"torchvision": "torchvision.models", "timm": "timm", "hf": "transformers"}
 
 
-def _library(library: str, name: str) -> Any:
+def _import_library(library: str, name: str) -> Any:
     if library not in _MODULES:
-        raise ModelError(f"the encoder {name!r} is of no library that lakeclip knows", allowed=", ".join(_MODULES))
+        raise ModelError(f"the encoder {name!r} is of an unknown library", allowed=", ".join(_MODULES))
     try:
         return import_module(_MODULES[library])
     except ImportError as error:
@@ -250,31 +310,31 @@ def _library(library: str, name: str) -> Any:
 
 
 def _origin(library: str, name: str, config: dict[str, Any] | None = None) -> dict[str, Any]:
-    return {"library": library, "name": name, "config": _plain(config or {})}
+    return {"library": library, "name": name, "config": _to_plain_types(config or {})}
 
 
-def _plain(value: Any) -> Any:
-    """Of types that a checkpoint may hold."""
+def _to_plain_types(value: Any) -> Any:
+    """Convert a value to the plain types that a checkpoint may hold."""
     if isinstance(value, dict):
-        return {str(key): _plain(part) for key, part in value.items()}
+        return {str(key): _to_plain_types(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
+        return [_to_plain_types(part) for part in value]
     return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)
 
 
-def _hub_config(transformers: Any, values: dict[str, Any]) -> Any:
-    rest = {name: value for name, value in values.items() if name not in ("dtype", "torch_dtype")}
-    return transformers.AutoConfig.for_model(rest.pop("model_type"), **rest)
+def _config_from_dict(transformers: Any, values: dict[str, Any]) -> Any:
+    options = {name: value for name, value in values.items() if name not in ("dtype", "torch_dtype")}
+    return transformers.AutoConfig.for_model(options.pop("model_type"), **options)
 
 
-def _without_classifier(model: nn.Module) -> nn.Module:
-    """torchvision's models end in a linear layer called fc, head, heads or classifier."""
+def _remove_classifier(model: nn.Module) -> nn.Module:
+    """Replace the classifier of a torchvision model, which is called fc, head, heads or classifier, by the identity."""
     for name in ("fc", "head", "heads", "classifier"):
         if hasattr(model, name):
             setattr(model, name, nn.Identity())
             return model
-    raise ModelError("the image encoder's classifier was not found", found=type(model).__name__)
+    raise ModelError("cannot find the classifier of the image encoder", found=type(model).__name__)
 
 
-def _unobtainable(name: str, error: Exception, allowed: str) -> ModelError:
+def _load_error(name: str, error: Exception, allowed: str) -> ModelError:
     return ModelError(f"the encoder {name!r} cannot be loaded", found=str(error).splitlines()[0], allowed=allowed)

@@ -1,7 +1,7 @@
 """The modified ResNet image tower (Radford et al. 2021, section 2.4).
 
-A ResNet-D (He et al. 2018: three stem convolutions) with antialiased strides (Zhang 2019: an average pool before each
-convolution that would have strode) whose global average pool is replaced by attention.
+It is a ResNet-D (He et al. 2018: three stem convolutions) with antialiased strides (Zhang 2019: an average pool before
+each strided convolution, whose stride becomes 1). Attention replaces the global average pool.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lakeclip.models.recompute import Recompute, recomputed
-from lakeclip.models.transformer import attend
-from lakeclip.models.vision_transformer import HEAD_WIDTH, positions_on_grid
+from lakeclip.models.activation_checkpointing import Recompute, maybe_checkpoint
+from lakeclip.models.transformer import multi_head_attention
+from lakeclip.models.vision_transformer import HEAD_WIDTH, resample_position_embedding
 
-#: A bottleneck gives out this many times the channels it computes with.
+#: Output channels of a bottleneck, relative to the channels of its 3×3 convolution.
 EXPANSION = 4
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3 and 1×1 convolutions around a shortcut. All have stride 1: where the map shrinks, it is averaged."""
+    """Bottleneck block: 1×1, 3×3 and 1×1 convolutions of stride 1 with a shortcut; average pools downsample the map."""
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         self.conv3 = nn.Conv2d(channels, channels_out, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels_out)
-        # Each residual branch starts as zero (Goyal et al. 2017, section 5.1): the network starts as its shortcuts.
+        # Each residual branch starts at zero (Goyal et al. 2017, section 5.1), so each block starts as its shortcut.
         nn.init.zeros_(self.bn3.weight)
         self.downsample: nn.Sequential | None = None
         if stride > 1 or channels_in != channels_out:
@@ -44,21 +44,21 @@ class Bottleneck(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch new_channels new_height new_width"]:
-        out = F.relu(_normed(self.conv1, self.bn1, x), inplace=True)
-        out = F.relu(_normed(self.conv2, self.bn2, out), inplace=True)
-        out = _normed(self.conv3, self.bn3, self._shrink(out))
+        out = F.relu(_conv_norm(self.conv1, self.bn1, x), inplace=True)
+        out = F.relu(_conv_norm(self.conv2, self.bn2, out), inplace=True)
+        out = _conv_norm(self.conv3, self.bn3, self._average_pool(out))
         shortcut = x
         if self.downsample is not None:
             conv, norm = self.downsample
-            shortcut = _normed(conv, norm, self._shrink(x))
+            shortcut = _conv_norm(conv, norm, self._average_pool(x))
         return F.relu(out + shortcut, inplace=True)
 
-    def _shrink(self, x: Tensor) -> Tensor:
+    def _average_pool(self, x: Tensor) -> Tensor:
         return F.avg_pool2d(x, self.stride) if self.stride > 1 else x
 
 
 class AttentionPool(nn.Module):
-    """A feature map pooled by attention: the mean over the map, as the one query, attends to the map and to itself."""
+    """Attention pooling: the mean of the feature map is the only query, and attends to the map and to itself."""
 
     def __init__(self, *, side: int, width: int, embed_dim: int) -> None:
         super().__init__()
@@ -73,23 +73,23 @@ class AttentionPool(nn.Module):
             nn.init.normal_(projection.weight, std=std)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch embed"]:
-        cells = x.flatten(2).transpose(1, 2)
-        tokens = torch.cat([cells.mean(dim=1, keepdim=True), cells], dim=1)
-        tokens = tokens + positions_on_grid(self.positional_embedding, x.shape[-1]).to(tokens.dtype)
+        pixels = x.flatten(2).transpose(1, 2)
+        tokens = torch.cat([pixels.mean(dim=1, keepdim=True), pixels], dim=1)
+        tokens = tokens + resample_position_embedding(self.positional_embedding, x.shape[-1]).to(tokens.dtype)
         mean = tokens[:, :1]
-        pooled = attend(self.q_proj(mean), self.k_proj(tokens), self.v_proj(tokens), heads=self.heads)
+        pooled = multi_head_attention(self.q_proj(mean), self.k_proj(tokens), self.v_proj(tokens), heads=self.heads)
         feature: Tensor = self.c_proj(pooled[:, 0])
         return feature
 
 
 class ModifiedResNet(nn.Module):
-    """Stem (¼ of the size), four stages of bottlenecks (1/32), attention pool.
+    """The modified ResNet: a stem (1/4 of the resolution), four stages of bottlenecks (1/32), and attention pooling.
 
     Args:
         resolution: side of the square input in pixels, a multiple of 32.
         layers: bottlenecks in each of the four stages.
-        width: channels after the stem; the stages compute with 1, 2, 4 and 8 times as many, and the pool's tokens are
-            32 times as wide.
+        width: channels after the stem. The stages compute with 1, 2, 4 and 8 times as many, and the tokens of the
+            attention pooling are 32 times as wide.
         embed_dim: width of the shared space.
     """
 
@@ -107,29 +107,29 @@ class ModifiedResNet(nn.Module):
         self.layer3 = _stage(8 * width, 4 * width, layers[2], stride=2)
         self.layer4 = _stage(16 * width, 8 * width, layers[3], stride=2)
         self.attnpool = AttentionPool(side=resolution // 32, width=32 * width, embed_dim=embed_dim)
-        # Channels-last convolutions are 1.1 to 1.5 times as fast. The weights too, so that their gradients' memory has
-        # the same order, which distributed training wants.
+        # Channels-last convolutions are 1.1 to 1.5 times as fast. The weights are channels-last too, so that their
+        # gradients have the same strides, which DistributedDataParallel expects.
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embed"]:
         x = images.contiguous(memory_format=torch.channels_last)
-        x = F.relu(_normed(self.conv1, self.bn1, x), inplace=True)
-        x = F.relu(_normed(self.conv2, self.bn2, x), inplace=True)
-        x = F.relu(_normed(self.conv3, self.bn3, x), inplace=True)
+        x = F.relu(_conv_norm(self.conv1, self.bn1, x), inplace=True)
+        x = F.relu(_conv_norm(self.conv2, self.bn2, x), inplace=True)
+        x = F.relu(_conv_norm(self.conv3, self.bn3, x), inplace=True)
         x = F.avg_pool2d(x, 2)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             for bottleneck in stage:
-                x = recomputed(bottleneck, self.recompute, x)
+                x = maybe_checkpoint(bottleneck, self.recompute, x)
         feature: Tensor = self.attnpool(x)
         return feature
 
 
-def _normed(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
-    """A convolution and its batch norm; where nothing learns, in the one convolution that they are together.
+def _conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    """Apply a convolution and its batch norm, folded into one convolution when neither is being trained.
 
-    That takes a CPU a fifth less time: a norm on its own reads and writes the whole map again.
+    Folding takes a fifth less time on a CPU, because a separate norm reads and writes the whole map again.
     """
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, nn.BatchNorm2d)

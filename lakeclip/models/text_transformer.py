@@ -1,4 +1,4 @@
-"""The blocks of the text tower. Its embeddings and its projection stand in `CLIP` itself, as in OpenAI's layout."""
+"""The blocks of the text tower. Its embeddings and its projection are in `CLIP` itself, as in OpenAI's layout."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lakeclip.models.transformer import Groups, Transformer
+from lakeclip.models.transformer import BlockSettings, Groups, Transformer
 
-#: Making another group costs a CPU about as much as computing so many tokens of padding; a GPU starts each group's
-#: kernels in the time in which it computes about a thousand.
-_TOKENS_PER_GROUP = {"cpu": 4}
-_TOKENS_PER_GROUP_OF_OTHERS = 1024
+#: Overhead of another group, in tokens of padding that can be computed in the same time. It is small on a CPU. A GPU
+#: computes about a thousand tokens in the time that it takes to launch a group's kernels.
+_GROUP_OVERHEAD = {"cpu": 4}
+_GROUP_OVERHEAD_GPU = 1024
 
 
 class TextTransformer(Transformer):
-    """A causal transformer, initialised by its width and depth as OpenAI's released model code does.
+    """Transformer that is initialized by its width and depth as in OpenAI's released code.
 
-    Tokens see only what stands before them, so what stands after the last token read changes nothing, and is not
-    computed.
+    If it is causal, tokens after the one that is read have no effect and are not computed.
     """
 
-    def __init__(self, width: int, layers: int, heads: int) -> None:
-        super().__init__(width, layers, heads, causal=True)
-        # What is added to the residual stream shrinks with depth, so that the stream's variance does not grow with it.
+    def __init__(
+        self, width: int, layers: int, heads: int, *, causal: bool = True, settings: BlockSettings | None = None
+    ) -> None:
+        super().__init__(width, layers, heads, causal=causal, settings=settings or BlockSettings())
+        # The projections into the residual stream shrink with depth, so that its variance does not grow with depth.
         residual_std = width**-0.5 * (2 * layers) ** -0.5
         for name, parameter in self.resblocks.named_parameters():
             if name.endswith("attn.in_proj_weight"):
@@ -39,35 +40,46 @@ class TextTransformer(Transformer):
 
 
 class Packed(NamedTuple):
-    """Captions without their padding.
+    """Captions without their padding, sorted by length.
 
     Attributes:
-        ids: token ids of one caption after another, by length.
-        groups: how many captions of which length.
-        ends: where each caption ends, counted from its start.
-        back: the place among these of each caption of the batch.
+        ids: token ids of all captions, one caption after another.
+        groups: number of captions and length of each group.
+        ends: position of the token that is read in each caption.
+        inverse_order: index among the sorted captions of each caption of the batch.
     """
 
     ids: Int[Tensor, " tokens"]
     groups: Groups
     ends: Int[Tensor, " batch"]
-    back: Int[Tensor, " batch"]
+    inverse_order: Int[Tensor, " batch"]
 
     def positions(self, embedding: Float[Tensor, "context width"]) -> Float[Tensor, "tokens width"]:
-        """The position embedding of every token."""
+        """Return the position embedding of every token."""
         return torch.cat([embedding[:length].repeat(captions, 1) for captions, length in self.groups])
 
 
-def pack(ids: Int[Tensor, "batch context"]) -> Packed:
-    """Lay captions of like length beside each other, up to the end-of-text token, which has the highest id."""
+def find_ends(ids: Int[Tensor, "batch context"], end_token: int | None) -> Int[Tensor, " batch"]:
+    """Return the position of the end of text: of its id's first occurrence, or of the highest id if it is None."""
+    return ids.argmax(dim=-1) if end_token is None else (ids == end_token).int().argmax(dim=-1)
+
+
+def whole_captions(ids: Int[Tensor, "batch context"], ends: Int[Tensor, " batch"]) -> Packed:
+    """Return captions with their padding, for a model that attends to it."""
+    rows = torch.arange(ids.shape[0], device=ids.device)
+    return Packed(ids.flatten(), [(ids.shape[0], ids.shape[1])], ends, rows)
+
+
+def pack_captions(ids: Int[Tensor, "batch context"], end_token: int | None = None) -> Packed:
+    """Sort captions by length, and cut their padding, which is what follows the end of text (see `find_ends`)."""
+    ends = find_ends(ids, end_token)
     if torch.compiler.is_exporting():
-        # A program for any lengths cannot depend on these.
-        rows = torch.arange(ids.shape[0], device=ids.device)
-        return Packed(ids.flatten(), [(ids.shape[0], ids.shape[1])], ids.argmax(dim=-1), rows)
-    ends, order = ids.argmax(dim=-1).sort(stable=True)
-    cost = _TOKENS_PER_GROUP.get(ids.device.type, _TOKENS_PER_GROUP_OF_OTHERS)
-    # A model on the meta device computes nothing, so all its captions count as whole.
-    groups = [(ids.shape[0], ids.shape[1])] if ids.is_meta else group_lengths((ends + 1).tolist(), cost)
+        # An exported program must not depend on the lengths of its example.
+        return whole_captions(ids, ends)
+    ends, order = ends.sort(stable=True)
+    overhead = _GROUP_OVERHEAD.get(ids.device.type, _GROUP_OVERHEAD_GPU)
+    # Tensors on the meta device have no values, so every caption counts as full length.
+    groups = [(ids.shape[0], ids.shape[1])] if ids.is_meta else group_lengths((ends + 1).tolist(), overhead)
     ordered, first, parts = ids[order], 0, []
     for captions, length in groups:
         parts.append(ordered[first : first + captions, :length].reshape(-1))
@@ -75,16 +87,19 @@ def pack(ids: Int[Tensor, "batch context"]) -> Packed:
     return Packed(torch.cat(parts), groups, ends, order.argsort())
 
 
-def group_lengths(lengths: Sequence[int], tokens_per_group: int) -> list[tuple[int, int]]:
-    """Cut ascending lengths into groups, each padded to its longest, at the least cost: tokens, and so many a group."""
+def group_lengths(lengths: Sequence[int], group_overhead: int) -> list[tuple[int, int]]:
+    """Divide ascending lengths into groups, each padded to its longest, at the least cost.
+
+    The cost is the number of tokens plus `group_overhead` for each group. Returns (captions, length) of each group.
+    """
     counts = sorted(Counter(lengths).items())
-    # best[j]: the cost of the first j different lengths, and where their last group begins.
+    # best[j]: the least cost of the first j distinct lengths, and the index at which their last group starts.
     best: list[tuple[int, int]] = [(0, 0)]
     for stop in range(1, len(counts) + 1):
         longest, captions, choices = counts[stop - 1][0], 0, []
         for start in reversed(range(stop)):
             captions += counts[start][1]
-            choices.append((best[start][0] + captions * longest + tokens_per_group, start))
+            choices.append((best[start][0] + captions * longest + group_overhead, start))
         best.append(min(choices))
     groups: list[tuple[int, int]] = []
     stop = len(counts)

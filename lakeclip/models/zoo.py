@@ -1,4 +1,4 @@
-"""The models by name: those shipped in `configs/*.yaml`, the user's own, and what each of them costs."""
+"""Models by name, from the shipped `configs/*.yaml` and from the user's files, with their parameter and FLOP counts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -19,17 +20,30 @@ from lakeclip.errors import ConfigError, ModelError
 from lakeclip.models.clip import CLIP, size_problems
 
 _FIELDS = [field.name for field in fields(ModelConfig)]
+#: What a field may be, where that is not a whole number.
+_ALLOWED = {
+    "vision_layers": "a whole number, or four in brackets",
+    "vision_patch_size": "a whole number, or null",
+    "layer_norm_eps": "a number",
+    **dict.fromkeys(("vision_class_token", "vision_patch_bias", "ln_pre", "causal"), "true or false"),
+    **dict.fromkeys(("image_mean", "image_std"), "three numbers in brackets"),
+    **{
+        name: " or ".join(get_args(kind))
+        for name, kind in get_type_hints(ModelConfig).items()
+        if get_origin(kind) is Literal
+    },
+}
 
 
 def available_models(file: str | Path | None = None) -> dict[str, ModelConfig]:
-    """Every model by its name, in the order of the files.
+    """Return all models by name, in the order of the files.
 
     Args:
-        file: YAML file with models of the user's own, in the layout of the shipped ones. They are added to those, or
-            take the place of those with the same name.
+        file: YAML file with the user's own models, in the layout of the shipped files. They are added to the shipped
+            models, and replace those of the same name.
 
     Raises:
-        ModelError: the file cannot be read, or one of its models cannot be made.
+        ModelError: the file cannot be read, or one of its models is invalid.
     """
     models: dict[str, ModelConfig] = {}
     for shipped in ("RN.yaml", "ViT.yaml"):
@@ -39,42 +53,43 @@ def available_models(file: str | Path | None = None) -> dict[str, ModelConfig]:
 
 
 def model_config(name: str, file: str | Path | None = None) -> ModelConfig:
-    """The sizes of one model.
+    """Return the sizes of a model.
 
     Raises:
-        ModelError: there is no such model (near names are offered), or the file is wrong.
+        ModelError: there is no such model (similar names are suggested), or the file is invalid.
     """
     models = available_models(file)
     if name in models:
         return models[name]
-    plain = {_plain(known): known for known in models}
-    near = [plain[match] for match in difflib.get_close_matches(_plain(name), plain, n=3, cutoff=0.5)]
+    normalized = {_normalize_name(known): known for known in models}
+    matches = difflib.get_close_matches(_normalize_name(name), normalized, n=3, cutoff=0.5)
+    near = [normalized[match] for match in matches]
     raise ModelError(
-        f"there is no model {name!r}" + (f" among the shipped ones and those of {file}" if file else ""),
-        found=f"near names: {', '.join(near)}" if near else "",
+        f"unknown model {name!r}" + (f" (neither shipped nor in {file})" if file else ""),
+        found=f"similar names: {', '.join(near)}" if near else "",
         allowed=", ".join(models),
-        next_step="`lakeclip models` shows them with their sizes; --model-config FILE adds your own",
+        next_step="`lakeclip models` lists them with their sizes; --model-config FILE adds your own",
     )
 
 
 def create_model(name: str, *, model_config_file: str | Path | None = None) -> CLIP:
-    """A new model with random weights: a module with `encode_image`, `encode_text` and `logit_scale`.
+    """Create a model with random weights: a module with `encode_image`, `encode_text` and `logit_scale`.
 
     Raises:
-        ModelError: there is no such model (near names are offered), or the file is wrong.
+        ModelError: there is no such model (similar names are suggested), or the file is invalid.
     """
     return CLIP(model_config(name, model_config_file))
 
 
 def model_config_from_dict(name: str, mapping: Mapping[str, object], *, where: str = "") -> ModelConfig:
-    """Check the sizes of one model, as they stand in a YAML file.
+    """Check the sizes of one model from a YAML file, and return them as a `ModelConfig`.
 
     Args:
-        name: the model's, for the error.
-        where: the file's, for the error.
+        name: name of the model, for the error.
+        where: name of the file, for the error.
 
     Raises:
-        ModelError: a field is missing, unknown or of the wrong kind, or the sizes cannot make a model.
+        ModelError: a field is missing, unknown or of the wrong type, or no model can have these sizes.
     """
     problems: list[str] = []
     config = None
@@ -86,20 +101,20 @@ def model_config_from_dict(name: str, mapping: Mapping[str, object], *, where: s
             if (line := _explain(str(problem["loc"][0]), problem["type"], mapping)) not in problems:
                 problems.append(line)
     if config is None or problems:
-        what = f"model {name!r} cannot be made from its sizes" + (f" in {where}" if where else "")
+        what = f"invalid sizes of model {name!r}" + (f" in {where}" if where else "")
         raise ModelError(what, found="\n           ".join(problems), allowed=f"the fields {', '.join(_FIELDS)}")
     return config
 
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """What a model costs.
+    """Parameter and FLOP counts of a model.
 
     Attributes:
-        parameters: all of them: both towers' and the logit scale.
-        image_parameters, text_parameters: each tower's with its projection; the text's with its embeddings.
-        image_gflops, text_gflops: 10⁹ floating-point operations of one forward pass over one image and over one text
-            of `context_length` tokens. A multiply-add counts as two. A training step takes about three times as many.
+        parameters: number of parameters of both towers and the logit scale.
+        image_parameters, text_parameters: number in each tower with its projection; the text tower's with embeddings.
+        image_gflops, text_gflops: 10⁹ floating-point operations of a forward pass over one image, and over one text of
+            `context_length` tokens. A multiply-add counts as two. A training step takes about three times as many.
         image_resolution: side of the square input in pixels.
         context_length: tokens in the longest caption.
         embed_dim: width of the shared space.
@@ -116,13 +131,13 @@ class ModelSummary:
 
     @property
     def gflops(self) -> float:
-        """10⁹ floating-point operations of one forward pass over one pair."""
+        """10⁹ floating-point operations of a forward pass over one pair."""
         return self.image_gflops + self.text_gflops
 
 
 @cache
 def summarize(config: ModelConfig) -> ModelSummary:
-    """Count a model's parameters and operations, without memory for its weights and without computing."""
+    """Count a model's parameters and operations on the meta device, without allocating or computing anything."""
     with torch.device("meta"), torch.no_grad():
         model = CLIP(config).eval()
         images = torch.zeros(1, 3, config.image_resolution, config.image_resolution)
@@ -146,7 +161,7 @@ def summarize(config: ModelConfig) -> ModelSummary:
 
 
 def _read_models(path: Path) -> dict[str, ModelConfig]:
-    layout = "model names, each with the fields below it, as in lakeclip/models/configs/ViT.yaml"
+    layout = "model names with their fields below, as in lakeclip/models/configs/ViT.yaml"
     try:
         content = read_yaml(path)
     except ConfigError as error:
@@ -165,10 +180,9 @@ def _explain(field: str, problem: str, mapping: Mapping[str, object]) -> str:
         return f"{field}: no such field" + (f"; did you mean {near[0]}?" if near else "")
     if field not in mapping:
         return f"{field}: missing"
-    kind = {"vision_layers": "a whole number, or four in brackets", "vision_patch_size": "a whole number, or null"}
-    return f"{field}: {mapping[field]!r}; {kind.get(field, 'a whole number')}"
+    return f"{field}: {mapping[field]!r}; {_ALLOWED.get(field, 'a whole number')}"
 
 
-def _plain(name: str) -> str:
-    """A name as people mistype it: `vit_b32` for ViT-B/32."""
+def _normalize_name(name: str) -> str:
+    """Return a name without case and punctuation, so that `vit_b32` matches ViT-B/32."""
     return "".join(char for char in name.lower() if char.isalnum())

@@ -1,1 +1,1 @@
-"""What lets a run be trusted: whole checkpoints, faults that say what to do, where weights come from, a second run."""
+"""Record where a checkpoint came from: lineage, environment and the segments of a run."""

@@ -1,6 +1,6 @@
-"""What a run computes with: the code, the libraries and the machine, as far as its arithmetic hangs on them.
+"""Describe the code, libraries and machine of a run, as far as they affect its arithmetic.
 
-Nothing that names the user or the machine: no host name, no user name, no environment variable, no path.
+Nothing identifies the user or the machine: no host name, user name, environment variable or path.
 """
 
 from __future__ import annotations
@@ -9,15 +9,13 @@ import hashlib
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-
-import lakeclip
 
 _LIBRARIES = (
     *("torch", "lightning", "deeplake", "numpy", "simplejpeg", "pillow", "tokenizers", "transformers"),
@@ -28,34 +26,35 @@ _GIT_SECONDS = 10
 
 
 @cache
-def code() -> dict[str, Any]:
-    """The code of this process, as it was when this was first asked.
+def code_version() -> dict[str, Any]:
+    """Return the version of this process's code, as it was at the first call.
 
     Returns:
-        version of lakeclip; sources, a sha256 over the package's files; and of a checkout of git its commit, and
-        whether the package has been changed since.
+        `version` of lakeclip; `sources`, a sha256 over the package's files; and in a git checkout `commit` and
+        `changed`, which is True if the package differs from the commit.
     """
-    package = Path(lakeclip.__file__).parent
+    package = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*")):
         name = path.relative_to(package).as_posix()
-        # A wheel holds the recipes inside the package, a checkout beside it.
+        # A wheel has the recipes inside the package, a checkout beside it.
         if path.suffix in _SOURCES and not name.startswith("recipes/"):
             digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    found: dict[str, Any] = {"version": version("lakeclip"), "sources": digest.hexdigest()}
+    entries: dict[str, Any] = {"version": version("lakeclip"), "sources": digest.hexdigest()}
     if (package.parent / ".git").exists() and (commit := _git(package, "rev-parse", "HEAD")):
-        found |= {"commit": commit, "changed": bool(_git(package, "status", "--porcelain", "--", "."))}
-    return found
+        entries |= {"commit": commit, "changed": bool(_git(package, "status", "--porcelain", "--", "."))}
+    return entries
 
 
-def environment(trainer: L.Trainer | None = None) -> dict[str, Any]:
-    """The libraries, the processor or GPUs, and the settings that decide how sums are made.
+def describe_environment(device: torch.device | None = None, *, gpus: Sequence[int] | None = None) -> dict[str, Any]:
+    """Describe the libraries, the processor or GPUs, and the settings that affect floating-point arithmetic.
 
     Args:
-        trainer: of a run; without one, what this process would have.
+        device: device of the run; by default the one that this process would use.
+        gpus: indices of the run's GPUs; by default all of the machine's.
     """
-    device = trainer.strategy.root_device if trainer else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found: dict[str, Any] = {
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    entries: dict[str, Any] = {
         "python": platform.python_version(),
         **{name: version for name in _LIBRARIES if (version := _version(name))},
         "system": " ".join((platform.system(), platform.machine(), *platform.libc_ver())).strip(),
@@ -67,16 +66,16 @@ def environment(trainer: L.Trainer | None = None) -> dict[str, Any]:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
     if device.type == "cuda":
-        own = trainer.device_ids if trainer else range(torch.cuda.device_count())
-        found |= {
-            "gpus": [torch.cuda.get_device_name(number) for number in own],
+        indices = range(torch.cuda.device_count()) if gpus is None else gpus
+        entries |= {
+            "gpus": [torch.cuda.get_device_name(index) for index in indices],
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
             "cudnn_tf32": torch.backends.cudnn.allow_tf32,
             "cudnn_deterministic": torch.backends.cudnn.deterministic,
             "cudnn_benchmark": torch.backends.cudnn.benchmark,
         }
-    return found
+    return entries
 
 
 def _version(library: str) -> str:
@@ -95,14 +94,14 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def _git(folder: Path, *words: str) -> str:
-    """What git says; nothing where there is none, or it does not answer."""
+def _git(folder: Path, *arguments: str) -> str:
+    """Return the output of git; empty if git is missing, fails or does not answer in time."""
     git = shutil.which("git")
     if git is None:
         return ""
     try:
-        done = subprocess.run(  # noqa: S603 – fixed words
-            [git, "-C", str(folder), *words], capture_output=True, text=True, timeout=_GIT_SECONDS, check=False
+        done = subprocess.run(  # noqa: S603 – fixed arguments
+            [git, "-C", str(folder), *arguments], capture_output=True, text=True, timeout=_GIT_SECONDS, check=False
         )
     except (OSError, subprocess.SubprocessError):
         return ""

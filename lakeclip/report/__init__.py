@@ -1,15 +1,19 @@
-"""Pages for people, each one file that loads nothing.
+"""HTML pages, plots and model cards for people. Each page is one self-contained file.
 
-page        their templates, and how they are written
-report      report.html of a run
-card        MODEL_CARD.md
-comparison_page  several runs side by side
-lake_page   what is in a lake, for `lakeclip inspect --html`
-batch_page  what a step was made of, for `lakeclip inspect --batch N --html`
-facts       where a model comes from, as a table
-account     what became of a run's rows
-history     what a run recorded while it trained
-gallery     examples of retrieval, to look at
-charts      curves as SVG
-plots       results as pictures
+run             `make_report`: report.html and MODEL_CARD.md of a run
+compare_runs    `compare_runs`: several runs side by side
+run_page        report.html as HTML
+comparison      records, settings and scores of compared runs
+comparison_page a comparison as HTML
+lake_page       content of a lake, for `lakeclip inspect --html`
+batch_page      content of a training step, for `lakeclip inspect --batch N --html`
+model_card      MODEL_CARD.md
+run_summary     data, settings and code of a run, as labelled values
+data_summary    rows of a run: total, selected, trained on, unusable
+curves          metrics of a run over steps, pairs or time
+charts          curves as SVG
+gallery         examples of retrieval
+embedding_map   t-SNE map of images
+plots           results as figures for papers
+page            templates, and writing pages to files
 """

@@ -1,4 +1,4 @@
-"""A run's curves as SVG that takes its colours from the page it stands in, light or dark."""
+"""A run's curves as SVG, with colours taken from the surrounding page, light or dark."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lakeclip.evaluation.forgetting import Forgetting
-from lakeclip.evaluation.pages.history import Axis, Curves, axes_of, smooth, thin
+from lakeclip.evaluation.registry import EVALUATIONS
+from lakeclip.report.curves import Axis, Curves, axes_of, smooth, thin
 
-#: Colours that matplotlib draws with, and the CSS variables of the page that they are replaced by.
+#: Placeholder colours that matplotlib draws with; CSS variables of the page replace them.
 _INK, _FAINT = "#010203", "#040506"
 _SERIES = tuple(f"#0a0b{16 + i:02x}" for i in range(10))
-#: Lines that the page's colours can tell apart.
+#: Number of lines that the page has colours for.
 MAX_SERIES = len(_SERIES)
-#: More than a chart's width can show.
+#: A chart is not wide enough to show more.
 _MAX_POINTS = 600
 _VARIABLES = {
     _INK: "var(--muted)",
@@ -32,11 +33,12 @@ _VARIABLES = {
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: a metric of the run, what to call it, and how it is drawn.
+    """One curve: a metric of the run, its label, and its style.
 
     Attributes:
-        is_noisy: draw the mean over neighbouring points, and faintly the points.
-        is_one_of_many: the mean alone, as the points of several lines would hide one another.
+        series: number of its colour, from 1.
+        is_noisy: draw a moving average, and the points faintly behind it.
+        is_one_of_many: draw only the moving average, as the points of several lines would hide one another.
     """
 
     metric: str
@@ -49,7 +51,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart that the report may hold: of shares or of any numbers; large, or one of several in a row."""
+    """One chart of the report: of shares or of any numbers; large, or small beside others."""
 
     title: str
     lines: tuple[Line, ...]
@@ -58,7 +60,7 @@ class Panel:
 
 
 class View(NamedTuple):
-    """A panel over one of its axes: an <svg> that is safe to stand in a page as it is; "" where nothing is known."""
+    """A panel over one axis: an <svg> element that is safe to embed; "" without values."""
 
     axis: Axis
     svg: str
@@ -69,10 +71,10 @@ class Chart:
     """A drawn panel.
 
     Attributes:
-        lines: those that the run has; the page writes the legend.
-        latest: the last value of each, as text.
+        lines: the lines that have values; the page writes the legend.
+        latest: last value of each line, as text.
         views: the panel over each axis; the page shows one of them.
-        summary: the chart in words.
+        summary: description of the chart for screen readers.
     """
 
     title: str
@@ -83,30 +85,21 @@ class Chart:
     is_minor: bool
 
 
-PANELS = (
+_VALIDATION_PANELS = (
     Panel("Loss", (Line("train/loss", "training", 1, is_noisy=True), Line("val/loss", "validation", 2))),
     Panel(
         "Retrieval on the validation split",
         (
-            Line("val/image_to_text_R@1", "image → text, first", 1),
-            Line("val/text_to_image_R@1", "text → image, first", 2),
-            Line("val/image_to_text_R@5", "image → text, first five", 1, is_dashed=True),
-            Line("val/text_to_image_R@5", "text → image, first five", 2, is_dashed=True),
+            Line("val/image_to_text_R@1", "image → text, R@1", 1),
+            Line("val/text_to_image_R@1", "text → image, R@1", 2),
+            Line("val/image_to_text_R@5", "image → text, R@5", 1, is_dashed=True),
+            Line("val/text_to_image_R@5", "text → image, R@5", 2, is_dashed=True),
         ),
         is_share=True,
     ),
-    Panel(
-        "Scores while training",
-        (
-            Line("eval/zeroshot_top1", "zero-shot top-1", 1),
-            Line("eval/probe_top1", "linear probe, top-1", 2),
-            Line("eval/robustness_top1", "zero-shot top-1, copies made worse", 3),
-            Line("eval/image_to_text_R@1", "image → text, first", 4, is_dashed=True),
-            Line("eval/text_to_image_R@1", "text → image, first", 5, is_dashed=True),
-        ),
-        is_share=True,
-    ),
-    Panel("What was known before", (Line("val/kept_top1", "zero-shot top-1, kept", 1),), is_share=True),
+)
+_FURTHER_PANELS = (
+    Panel("Scores on the data to keep", (Line("val/kept_top1", "zero-shot top-1", 1),), is_share=True),
     Panel("Learning rate", (Line("train/lr", "learning rate", 3),), is_minor=True),
     Panel("Inverse temperature", (Line("train/logit_scale", "exp(logit_scale)", 3),), is_minor=True),
     Panel("Samples per second", (Line("train/samples_per_second", "samples/s", 3, is_noisy=True),), is_minor=True),
@@ -114,24 +107,42 @@ PANELS = (
 
 
 def draw_charts(curves: Curves) -> list[Chart]:
-    """The panels that a run has values for, over steps, and over wall-clock time where the run knows it."""
-    return draw_panels(PANELS, axes_of(curves))
+    """Draw the panels that a run has values for, over steps and, if the run recorded it, over wall-clock time."""
+    return draw_panels((*_VALIDATION_PANELS, _evaluation_panel(), *_FURTHER_PANELS), axes_of(curves))
+
+
+def _evaluation_panel() -> Panel:
+    """Make the panel of the scores while training, with a line for every registered curve."""
+    curves = [
+        (score, label, "labels" not in evaluation.needs)
+        for evaluation in EVALUATIONS.values()
+        for score, label in evaluation.curves.items()
+    ]
+    lines = tuple(
+        Line(f"eval/{score}", label, index % MAX_SERIES + 1, is_dashed=is_dashed or index >= MAX_SERIES)
+        for index, (score, label, is_dashed) in enumerate(curves)
+    )
+    return Panel("Scores while training", lines, is_share=True)
 
 
 def draw_panels(panels: Sequence[Panel], axes: Sequence[tuple[Axis, Curves]]) -> list[Chart]:
-    """The panels that there are values for.
+    """Draw the panels that there are values for.
 
     Args:
-        axes: the same curves over each axis. The first has them all; a later one may lack some.
+        axes: the same curves over each axis. The first axis has all of them; a later one may lack some.
     """
     return [chart for panel in panels if (chart := _chart(panel, axes)) is not None]
 
 
-def draw_forgetting(found: Forgetting) -> Chart:
-    """Both scores over the share of the new weights."""
-    panel = Panel("Old and new weights mixed", (Line("new", "new data, R@1", 1), Line("kept", "kept, top-1", 2)), True)
+def draw_forgetting(forgetting: Forgetting) -> Chart:
+    """Draw both scores over the share of the new weights."""
+    panel = Panel(
+        "Interpolation between old and new weights",
+        (Line("new", "new data, R@1", 1), Line("kept", "data to keep, top-1", 2)),
+        True,
+    )
     curves: Curves = {
-        name: [(round(100 * mix.share), getattr(mix, name)) for mix in found.mixes] for name in ("new", "kept")
+        name: [(round(100 * mix.share), getattr(mix, name)) for mix in forgetting.mixes] for name in ("new", "kept")
     }
     chart = _chart(panel, [(Axis("mix", "", "new weights, %"), curves)])
     assert chart is not None
@@ -146,7 +157,7 @@ def _chart(panel: Panel, axes: Sequence[tuple[Axis, Curves]]) -> Chart | None:
     latest = tuple(_format(curves[line.metric][-1][1], is_share=panel.is_share) for line in lines)
     end = max(curves[line.metric][-1][0] for line in lines)
     summary = f"{panel.title} up to {first.label} {end:,}: " + "; ".join(
-        f"{line.label} {_format(curves[line.metric][0][1], is_share=panel.is_share)} at first, {last} at last"
+        f"{line.label} {_format(curves[line.metric][0][1], is_share=panel.is_share)} at the start, {last} at the end"
         for line, last in zip(lines, latest, strict=True)
     )
     views = tuple(
@@ -178,7 +189,7 @@ def _draw(panel: Panel, lines: Sequence[Line], axis: Axis, curves: Curves) -> st
             axes.spines[side].set_visible(False)
         axes.grid(axis="y", linewidth=0.8)
         axes.tick_params(length=0, pad=6)
-        # Steps and pairs are whole; of times there are fractions.
+        # Steps and pairs are integers; times need not be.
         axes.xaxis.set_major_locator(MaxNLocator(4 if panel.is_minor else 5, integer=axis.key != "time"))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x == round(x) else f"{x:g}"))
         axes.yaxis.set_major_locator(MaxNLocator(4 if panel.is_minor else 5))
@@ -212,13 +223,13 @@ def _format(value: float, *, is_share: bool) -> str:
 
 
 def _for_page(svg: str, slug: str) -> str:
-    """The <svg> element alone, with the page's colours, and with ids that do not meet those of another chart."""
+    """Return the bare <svg> element, with the page's colours, and with ids unique among the charts."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)
     svg = re.sub(r'\bid="', f'id="{slug}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\1{slug}-", svg)
-    # The page says how wide it is; the view box keeps the proportions.
+    # The page sets the width; the view box keeps the aspect ratio.
     return re.sub(
         r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1
     )

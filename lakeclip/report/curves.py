@@ -1,4 +1,4 @@
-"""What a run recorded while it trained: Lightning's metrics.csv as one curve per metric."""
+"""Curves of a run: one per metric in Lightning's metrics.csv."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-#: Metric → (step, value) in the order of steps; or, over another axis, (pairs or time, value).
+#: Metric → (step, value) in ascending order of steps; over another axis (pairs or time, value).
 Curves = dict[str, list[tuple[float, float]]]
 
-#: The wall-clock time of the run so far, in seconds, where the run recorded it.
+#: Metric with the wall-clock time since the start of the run, in seconds.
 CLOCK = "train/seconds"
 
 
 class Axis(NamedTuple):
-    """What curves are drawn over.
+    """Horizontal axis of a chart.
 
     Attributes:
-        key: in the page's switch, and in the names of its elements.
-        name: on the switch.
-        label: below the curves.
+        key: identifier in the page's switch and element ids.
+        name: label on the switch.
+        label: label below the curves.
     """
 
     key: str
@@ -35,9 +35,9 @@ PAIRS = Axis("pairs", "pairs seen", "pairs seen")
 
 
 def read_curves(file: Path) -> Curves:
-    """Read a metrics.csv. Empty where there is none; values that are missing or not finite are left out.
+    """Read a metrics.csv; a missing file gives no curves, and missing or non-finite values are skipped.
 
-    A resumed run may have logged some steps twice: the last one counts.
+    If a resumed run logged a step twice, the last value counts.
     """
     if not file.is_file():
         return {}
@@ -55,15 +55,18 @@ def read_curves(file: Path) -> Curves:
 
 
 def over_time(curves: Curves, unit_seconds: float = 1.0) -> Curves:
-    """The same curves over wall-clock time, in units of so many seconds. Empty where the run did not record it.
+    """Convert curves to wall-clock time; empty if the run did not record it.
 
-    What was logged between two readings of the clock is put in proportion between them.
+    The time of a step between two clock readings is interpolated.
+
+    Args:
+        unit_seconds: unit of the axis.
     """
     clock = curves.get(CLOCK)
     if not clock:
         return {}
     steps, seconds = np.array(clock).T
-    # A clock that was set back would draw loops.
+    # A clock that was set back would make the curves go backwards.
     units = np.maximum.accumulate(seconds) / unit_seconds
     return {
         name: [(float(np.interp(step, steps, units)), value) for step, value in points]
@@ -72,19 +75,19 @@ def over_time(curves: Curves, unit_seconds: float = 1.0) -> Curves:
 
 
 def over_pairs(curves: Curves, pairs_per_step: float) -> Curves:
-    """The same curves over the pairs that had been trained on: step 0 ends with the first global batch."""
+    """Convert curves to the number of pairs seen; step 0 ends after the first global batch."""
     return {name: [((step + 1) * pairs_per_step, value) for step, value in points] for name, points in curves.items()}
 
 
 def time_axis(seconds: float) -> tuple[Axis, float]:
-    """The axis that fits a run of this length, and the seconds of its unit."""
+    """Choose the time axis for a run of this length, and return it with its unit in seconds."""
     units = (("hours", 3600.0), ("minutes", 60.0))
     name, unit = next(((name, unit) for name, unit in units if seconds >= 3 * unit), ("seconds", 1.0))
     return Axis("time", "wall-clock", name), unit
 
 
 def axes_of(curves: Curves) -> list[tuple[Axis, Curves]]:
-    """A run's curves over every axis that it recorded."""
+    """Return a run's curves over every axis that it recorded."""
     views = [(STEPS, curves)]
     if clock := curves.get(CLOCK):
         axis, unit = time_axis(clock[-1][1])
@@ -93,7 +96,7 @@ def axes_of(curves: Curves) -> list[tuple[Axis, Curves]]:
 
 
 def smooth(points: list[tuple[float, float]], window: int) -> list[tuple[float, float]]:
-    """The mean over up to `window` points around each, fewer at the ends."""
+    """Compute a centred moving average over `window` points, fewer at the ends."""
     half = window // 2
     around = [points[max(0, i - half) : i + half + 1] for i in range(len(points))]
     return [
@@ -103,7 +106,7 @@ def smooth(points: list[tuple[float, float]], window: int) -> list[tuple[float, 
 
 
 def thin(points: list[tuple[float, float]], most: int) -> list[tuple[float, float]]:
-    """At most so many points, each the mean of as many neighbours: what a chart can show of a long run."""
+    """Reduce a curve to at most `most` points by averaging neighbours."""
     if len(points) <= most:
         return points
     return [(float(x), float(y)) for x, y in (part.mean(axis=0) for part in np.array_split(np.array(points), most))]

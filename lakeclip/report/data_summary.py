@@ -1,4 +1,4 @@
-"""What became of the rows: what there was, what a query kept, what could not be used, which steps were left out."""
+"""Summary of a run's data: rows in the lake, rows selected and trained on, unusable rows, and skipped steps."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lakeclip.checkpoints.folder import SKIPPED
 from lakeclip.data.quarantine import QUARANTINE, read_quarantine
-from lakeclip.lake.several import SEPARATOR
+from lakeclip.lake.mixture import SEPARATOR
 
-#: Where a run lists the steps that it left out: a line of JSON each.
-SKIPPED = "skipped.jsonl"
-
-_EXAMPLES = 5
+_NUM_EXAMPLES = 5
 
 
 @dataclass(frozen=True)
 class Unusable:
-    """Rows that could not be used for one reason; numbers in it stand as "…", as they differ from row to row.
+    """Unusable rows with the same reason; numbers in the reason are replaced by "…", as they differ between rows.
 
     Attributes:
-        examples: the first of them, by their number, and the lake where there are several.
+        examples: the first row numbers, with the lake if there are several.
     """
 
     reason: str
@@ -32,27 +30,27 @@ class Unusable:
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """A step that was not taken, and why."""
+class SkippedStep:
+    """A training step that was skipped, and the reason."""
 
     step: int
     fault: str
 
 
 @dataclass(frozen=True)
-class DataAccount:
-    """Rows in, rows out. What an old checkpoint does not tell is None.
+class DataSummary:
+    """Counts of a run's rows; None for what an old checkpoint does not record.
 
     Attributes:
-        lakes: path and version of each; none for a dataloader of the user's own.
-        query: that all of them were asked.
-        total_rows: in the lakes, before the query.
-        kept_rows: by the query.
-        train_rows: of these, trained on.
-        val_rows: validated on: of those held out, or, where there is one, of the `val_lake`.
-        samples_seen: pairs trained on, repetitions counted.
-        unusable: met in training and validation, the commonest reason first.
-        left_out: steps, in their order.
+        lakes: path and version of each lake; empty for the user's own dataloader.
+        query: query on all lakes.
+        total_rows: rows in the lakes, before the query.
+        kept_rows: rows that the query selects.
+        train_rows: those that were trained on.
+        val_rows: rows validated on, held out or from the `val_lake`.
+        samples_seen: pairs trained on, repetitions included.
+        unusable: groups of unusable rows, the most common reason first.
+        skipped_steps: in ascending order.
     """
 
     lakes: tuple[tuple[str, str], ...]
@@ -64,31 +62,31 @@ class DataAccount:
     val_lake: str | None
     samples_seen: int
     unusable: tuple[Unusable, ...] = ()
-    left_out: tuple[LeftOut, ...] = ()
+    skipped_steps: tuple[SkippedStep, ...] = ()
 
     @property
     def num_unusable(self) -> int:
-        """Rows that could not be used, for any reason."""
-        return sum(one.count for one in self.unusable)
+        """Number of unusable rows."""
+        return sum(group.count for group in self.unusable)
 
     @property
     def held_out_rows(self) -> int | None:
-        """Rows that the query kept and that were not trained on."""
+        """Number of rows that the query selects and that were not trained on."""
         return self.kept_rows - self.train_rows if self.train_rows is not None else None
 
     @property
     def passes(self) -> float | None:
-        """How often each row was seen, on average; None where the rows are not known."""
+        """Mean number of times that each row was seen; None if the number of rows is unknown."""
         rows = self.train_rows or self.kept_rows
         return self.samples_seen / rows if rows else None
 
 
-def read_account(run: Path, lineage: Mapping[str, Any]) -> DataAccount:
-    """The account of a run, from its checkpoint's lineage and the lists in its folder."""
+def read_data_summary(run: Path, lineage: Mapping[str, Any]) -> DataSummary:
+    """Read the data summary of a run from its checkpoint's lineage and the lists in its folder."""
     data, loading = lineage["data"], lineage["config"].get("data", {})
     paths, versions = (str(data[name]).split(SEPARATOR) if data[name] else [] for name in ("path", "version"))
     versions += [""] * (len(paths) - len(versions))
-    return DataAccount(
+    return DataSummary(
         lakes=tuple(zip(paths, versions, strict=False)),
         query=data["query"],
         total_rows=data.get("total_rows"),
@@ -98,27 +96,27 @@ def read_account(run: Path, lineage: Mapping[str, Any]) -> DataAccount:
         val_lake=loading.get("val_lake"),
         samples_seen=lineage["progress"]["samples_seen"],
         unusable=_unusable(run / QUARANTINE),
-        left_out=_left_out(run / SKIPPED),
+        skipped_steps=_left_out(run / SKIPPED),
     )
 
 
 def _unusable(file: Path) -> tuple[Unusable, ...]:
-    found = read_quarantine(file)
-    rows: dict[str, list[str]] = {}
-    for lake, reasons in found.items():
+    quarantine = read_quarantine(file)
+    rows_of: dict[str, list[str]] = {}
+    for lake, reasons in quarantine.items():
         for row, reason in sorted(reasons.items()):
-            where = f"{row:,} of {lake}" if len(found) > 1 else f"{row:,}"
-            rows.setdefault(re.sub(r"\d+(\.\d+)?", "…", reason), []).append(where)
-    ordered = sorted(rows.items(), key=lambda item: (-len(item[1]), item[0]))
-    return tuple(Unusable(reason, len(where), tuple(where[:_EXAMPLES])) for reason, where in ordered)
+            name = f"{row:,} of {lake}" if len(quarantine) > 1 else f"{row:,}"
+            rows_of.setdefault(re.sub(r"\d+(\.\d+)?", "…", reason), []).append(name)
+    ordered = sorted(rows_of.items(), key=lambda item: (-len(item[1]), item[0]))
+    return tuple(Unusable(reason, len(names), tuple(names[:_NUM_EXAMPLES])) for reason, names in ordered)
 
 
-def _left_out(file: Path) -> tuple[LeftOut, ...]:
+def _left_out(file: Path) -> tuple[SkippedStep, ...]:
     if not file.is_file():
         return ()
     steps: dict[int, str] = {}
     for line in file.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
-        # A step that a resumed run came to again is one step.
+        # A resumed run may have skipped the same step again.
         steps[entry["step"]] = entry["fault"]
-    return tuple(LeftOut(step, fault) for step, fault in sorted(steps.items()))
+    return tuple(SkippedStep(step, fault) for step, fault in sorted(steps.items()))

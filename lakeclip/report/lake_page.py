@@ -1,4 +1,4 @@
-"""What is in a lake as one page, whole in itself: the figures, histograms, and rows to look at."""
+"""Self-contained HTML page on the content of a lake: statistics, histograms, and sample rows."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lakeclip.errors import ImageError
-from lakeclip.evaluation.pages.gallery import Picture, thumbnail
-from lakeclip.evaluation.pages.page import page_template, write_page
-from lakeclip.lake.sources.images import ImageInfo, check_image
-from lakeclip.lake.survey.census import TokenCount
-from lakeclip.lake.survey.samples import LakeSample
-from lakeclip.lake.survey.summary import Summary
-from lakeclip.lake.survey.tally import Bin, percent
+from lakeclip.lake.images import ImageInfo, check_image
+from lakeclip.lake.statistics.caption_stats import TokenCount
+from lakeclip.lake.statistics.counters import Bin, format_percent
+from lakeclip.lake.statistics.samples import LakeSample
+from lakeclip.lake.statistics.summary import LakeSummary
+from lakeclip.report.gallery import Picture, thumbnail
+from lakeclip.report.page import page_template, write_page
 
-#: More of a caption or a value than this is not shown.
-_LONGEST = 2_000
-_LONGEST_VALUE = 500
-#: Of what is cut off, the beginning says enough.
-_LONGEST_CUT = 200
-#: Further captions of a row are folded away.
+#: Characters shown of a caption, of a value, and of the truncated part of a caption.
+_MAX_CAPTION = 2_000
+_MAX_VALUE = 500
+_MAX_TRUNCATED = 200
+#: Further captions of a row are collapsed.
 _OPEN_CAPTIONS = 5
 
 
 class CutText(NamedTuple):
-    """A caption as a model reads it: what it keeps, what is cut off, and how many characters are not shown at all."""
+    """A caption as a model reads it: the part it reads, the truncated part, and the number of hidden characters."""
 
     kept: str
     cut: str
@@ -36,7 +35,7 @@ class CutText(NamedTuple):
 
 
 class Card(NamedTuple):
-    """One row as it is shown."""
+    """A row of the lake, prepared for the page."""
 
     sample: LakeSample
     picture: Picture | None
@@ -47,7 +46,7 @@ class Card(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """One bar of a histogram; height is a share of the tallest."""
+    """One bar of a histogram; its height is relative to the tallest bar."""
 
     label: str
     title: str
@@ -57,7 +56,7 @@ class Bar(NamedTuple):
 
 def write_lake_page(
     path: Path,
-    summary: Summary,
+    summary: LakeSummary,
     samples: Sequence[LakeSample],
     faulty: Sequence[LakeSample] = (),
     *,
@@ -66,9 +65,9 @@ def write_lake_page(
     """Write the page.
 
     Args:
-        samples: rows to look at.
-        faulty: rows that cannot be trained on, shown apart.
-        tokens: how a model reads captions; those that are too long show where they are cut.
+        samples: rows to show.
+        faulty: unusable rows, shown separately.
+        tokens: token counts of a model, to show where captions are truncated.
 
     Raises:
         OutputError: the file cannot be written.
@@ -78,13 +77,13 @@ def write_lake_page(
 
 
 def render_lake_page(
-    summary: Summary,
+    summary: LakeSummary,
     samples: Sequence[LakeSample],
     faulty: Sequence[LakeSample],
     *,
     tokens: TokenCount | None,
 ) -> str:
-    """The page as text. Everything that comes from data is escaped, and the page forbids scripts and the network."""
+    """Render the page. All text from data is escaped, and the page forbids scripts and network access."""
     return page_template("lake_page.html.jinja").render(
         summary=summary,
         name=Path(summary.path).name or summary.path,
@@ -101,44 +100,43 @@ def render_lake_page(
     )
 
 
-def _histograms(summary: Summary) -> list[dict[str, Any]]:
-    found = []
+def _histograms(summary: LakeSummary) -> list[dict[str, Any]]:
+    histograms = []
     for title, bins, limit, spread in (
-        ("Words in a caption", summary.words_histogram, None, summary.caption_words),
-        ("Tokens in a caption", summary.tokens_histogram, summary.token_limit, summary.caption_tokens),
+        ("Words per caption", summary.words_histogram, None, summary.caption_words),
+        ("Tokens per caption", summary.tokens_histogram, summary.token_limit, summary.caption_tokens),
     ):
         if bins and spread is not None:
             about = f"{spread.min:,} to {spread.max:,}, median {spread.median:,.0f}, mean {spread.mean:,.1f}"
-            found.append({"title": title, "about": about, "bars": _bars(bins, limit), "limit": limit})
-    return found
+            histograms.append({"title": title, "about": about, "bars": _bars(bins, limit), "limit": limit})
+    return histograms
 
 
 def _bars(bins: Sequence[Bin], limit: int | None) -> list[Bar]:
-    total, most = sum(one.count for one in bins), max(one.count for one in bins)
+    total, most = sum(bin_.count for bin_ in bins), max(bin_.count for bin_ in bins)
     bars = []
-    for one in bins:
-        span = f"{one.low}" if one.high == one.low else f"{one.low} to {one.high}"
-        title = (
-            f"{span if one.high is not None else f'{one.low} and more'}: {one.count:,} ({percent(one.count / total)})"
-        )
-        is_cut = limit is not None and one.low > limit
-        bars.append(Bar(f"{one.low}{'+' if one.high is None else ''}", title, one.count / (most or 1), is_cut))
+    for bin_ in bins:
+        low, high, count = bin_.low, bin_.high, bin_.count
+        span = f"{low} and more" if high is None else f"{low}" if high == low else f"{low} to {high}"
+        is_cut = limit is not None and low > limit
+        title = f"{span}: {count:,} ({format_percent(count / total)})"
+        bars.append(Bar(f"{low}{'+' if high is None else ''}", title, count / (most or 1), is_cut))
     return bars
 
 
-def _role(name: str, summary: Summary) -> str:
+def _role(name: str, summary: LakeSummary) -> str:
     if name in summary.label_columns:
         return "labels"
     return {summary.image_column: "images", summary.caption_column: "captions"}.get(name, "")
 
 
-def _content(name: str, summary: Summary) -> str:
-    return summary.contents[name].words if name in summary.contents else ""
+def _content(name: str, summary: LakeSummary) -> str:
+    return summary.contents[name].one_line if name in summary.contents else ""
 
 
 def _card(sample: LakeSample, tokens: TokenCount | None) -> Card:
     picture, about = None, ""
-    # The header first: a few bytes can claim any size, and what is damaged may still be a picture.
+    # Check the header first: a few bytes can declare any size, and a damaged image may still be decodable.
     info = check_image(sample.image) if sample.image else ""
     if isinstance(info, ImageInfo):
         about = f"{info.format.upper()} {info.width}×{info.height}, {max(1, round(len(sample.image) / 1024)):,} KB"
@@ -152,14 +150,14 @@ def _card(sample: LakeSample, tokens: TokenCount | None) -> Card:
 
 
 def _cut(text: str, tokens: TokenCount | None) -> CutText:
-    """Where a caption ends for a model that reads so many tokens: the longest beginning that it reads whole."""
-    shown = text[:_LONGEST]
+    """Split a caption where a model truncates it: after the longest prefix that fits its tokens."""
+    shown = text[:_MAX_CAPTION]
     if tokens is None or tokens.count(text) <= tokens.limit:
         return CutText(shown, "", len(text) - len(shown))
-    place = bisect.bisect_right(range(len(shown) + 1), tokens.limit, key=lambda end: tokens.count(shown[:end])) - 1
-    cut = shown[place : place + _LONGEST_CUT]
-    return CutText(shown[:place], cut, len(text) - place - len(cut))
+    end = bisect.bisect_right(range(len(shown) + 1), tokens.limit, key=lambda length: tokens.count(shown[:length])) - 1
+    cut = shown[end : end + _MAX_TRUNCATED]
+    return CutText(shown[:end], cut, len(text) - end - len(cut))
 
 
 def _shorten(text: str) -> str:
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
+    return text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]}…"

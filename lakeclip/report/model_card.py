@@ -1,4 +1,4 @@
-"""MODEL_CARD.md: what somebody who is handed a model must know of it (Mitchell et al. 2018, arXiv 1810.03993)."""
+"""MODEL_CARD.md: what a user of the model must know (Mitchell et al. 2018, arXiv 1810.03993)."""
 
 from __future__ import annotations
 
@@ -8,48 +8,50 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lakeclip.evaluation.forgetting import Forgetting
-from lakeclip.evaluation.pages.account import DataAccount
-from lakeclip.evaluation.pages.facts import RunFacts
-from lakeclip.evaluation.pages.page import write_page
-from lakeclip.evaluation.pages.report import RetrievalSection, ZeroShotSection
+from lakeclip.evaluation.run import ZeroShotTestResult
+from lakeclip.report.data_summary import DataSummary
+from lakeclip.report.page import write_page
+from lakeclip.report.run_page import RetrievalSection
+from lakeclip.report.run_summary import RunSummary
 
 FILE_NAME = "MODEL_CARD.md"
 
 _LIMITS = """\
-- It knows the words of its captions and the pictures of its data, and nothing else. Outside of them it answers as
-  surely as within, and is wrong.
-- What the data associates, the model does: also where that is unfair to people. The data was not examined for this.
-- The scores above are of the images named there. Others will give others.
-- Not for deciding about people, and not for identifying them."""
+- The model knows only what its images and captions show. On other data it predicts with the same confidence, and is
+  often wrong.
+- It reproduces the associations in its data, including those that are unfair to people. The data was not examined for
+  this.
+- The scores above hold for the data named there. On other data they differ.
+- Do not use it to make decisions about people or to identify them."""
 
 
-def write_card(
+def write_model_card(
     run: Path,
-    facts: RunFacts,
+    summary: RunSummary,
     *,
-    zeroshot: Sequence[ZeroShotSection] = (),
+    zeroshot: Sequence[ZeroShotTestResult] = (),
     retrieval: RetrievalSection | None = None,
     forgetting: Forgetting | None = None,
     checkpoints: Sequence[Path] = (),
     layouts: Sequence[str] = (),
 ) -> Path:
-    """Write MODEL_CARD.md into a run's folder: data, recipe, scores and limits, from its checkpoint's lineage.
+    """Write MODEL_CARD.md into a run's folder: data, recipe, scores and limits.
 
     Args:
-        checkpoints: files of the run whose hashes the card holds; the first is the one that it is about.
-        layouts: of `lakeclip export`; none for a model that others have no layout for.
+        checkpoints: files whose hashes the card lists; the first is the model that the card describes.
+        layouts: layouts of `lakeclip export` that support the model.
 
     Returns:
-        The page.
+        The path of the card.
 
     Raises:
         OutputError: the folder cannot be written.
     """
     first = checkpoints[0].relative_to(run) if checkpoints else "checkpoints/best.ckpt"
     lines = [
-        f"# {_cell(facts.name)}",
+        f"# {_cell(summary.name)}",
         "",
-        f"A model that puts images and texts into one space ({_cell(facts.model)}), trained with lakeclip.",
+        f"A CLIP model ({_cell(summary.model)}), which embeds images and texts into one space, trained with lakeclip.",
         "",
         "## How to use it",
         "",
@@ -62,13 +64,13 @@ def write_card(
     ]
     if layouts:
         lines += [
-            "For other programs, checked as it is written:",
+            "To export it for other programs; the export is verified:",
             "",
             "```bash",
             f"lakeclip export --checkpoint {first} --to {layouts[0]}",
             "```",
             "",
-            f"`--to` takes {', '.join(layouts)}. Where one of them cannot hold this model, the command says so.",
+            f"`--to` takes {', '.join(layouts)}. The command reports a layout that does not support this model.",
             "",
         ]
     if checkpoints:
@@ -77,19 +79,19 @@ def write_card(
             for path in checkpoints
         ]
         lines += ["## Files", "", *_table(("file", "hash and size"), hashes), ""]
-    for group in facts.groups:
+    for group in summary.groups:
         lines += [f"## {group.title}", "", *_table(("", ""), group.rows), ""]
-        if group.title == "Data" and facts.account:
-            lines += _account(facts.account)
+        if group.title == "Data" and summary.data:
+            lines += _data_notes(summary.data)
     lines += ["## Scores", ""]
     scores = list(_scores(zeroshot, retrieval, forgetting))
-    lines += _table(("on", "score"), scores) if scores else ["None were taken."]
+    lines += _table(("on", "score"), scores) if scores else ["None."]
     lines += ["", "## Limits", "", _LIMITS, ""]
     return write_page(run / FILE_NAME, "\n".join(lines))
 
 
 def _scores(
-    zeroshot: Sequence[ZeroShotSection], retrieval: RetrievalSection | None, forgetting: Forgetting | None
+    zeroshot: Sequence[ZeroShotTestResult], retrieval: RetrievalSection | None, forgetting: Forgetting | None
 ) -> Sequence[tuple[str, str]]:
     rows = []
     for section in zeroshot:
@@ -102,15 +104,15 @@ def _scores(
             )
         )
     if retrieval is not None:
-        found = retrieval.result
-        for way, ranking in (("image → text", found.image_to_text), ("text → image", found.text_to_image)):
+        scores = retrieval.result
+        for direction, ranking in (("image → text", scores.image_to_text), ("text → image", scores.text_to_image)):
             recall = ", ".join(f"R@{k} {share:.1%}" for k, share in ranking.recall.items())
-            about = f"{retrieval.about} {found.num_images:,} images, {found.num_texts:,} captions"
-            rows.append((f"{way}. {about}", recall))
+            about = f"{retrieval.about} {scores.num_images:,} images, {scores.num_texts:,} captions"
+            rows.append((f"{direction}. {about}", recall))
     if forgetting is not None:
         rows.append(
             (
-                f"what was known before, {forgetting.kept_lake}: zero-shot top-1",
+                f"data to keep, {forgetting.kept_lake}: zero-shot top-1",
                 f"{forgetting.before:.1%} before training, {forgetting.mixes[-1].kept:.1%} after, "
                 f"{forgetting.best.kept:.1%} in mixed.ckpt",
             )
@@ -118,16 +120,16 @@ def _scores(
     return rows
 
 
-def _account(account: DataAccount) -> list[str]:
-    """Rows that could not be used, by reason; and the data as it is cited."""
+def _data_notes(data: DataSummary) -> list[str]:
+    """List the unusable rows by reason, and how to cite the data."""
     lines = []
-    if account.unusable:
-        reasons = [(one.reason, f"{one.count:,}: row {', '.join(one.examples)}") for one in account.unusable]
-        lines += ["What could not be used:", "", *_table(("why", "rows"), reasons), ""]
-    if account.lakes:
-        lakes = "; ".join(f"{lake}, version {version}" if version else lake for lake, version in account.lakes)
-        query = f", rows for which {_cell(account.query)}" if account.query else ""
-        lines += [f"To cite the data: {_cell(lakes)}{query}; {account.kept_rows:,} rows.", ""]
+    if data.unusable:
+        reasons = [(group.reason, f"{group.count:,}: row {', '.join(group.examples)}") for group in data.unusable]
+        lines += ["Unusable rows:", "", *_table(("reason", "rows"), reasons), ""]
+    if data.lakes:
+        lakes = "; ".join(f"{lake}, version {version}" if version else lake for lake, version in data.lakes)
+        query = f", query {_cell(data.query)}" if data.query else ""
+        lines += [f"To cite the data: {_cell(lakes)}{query}; {data.kept_rows:,} rows.", ""]
     return lines
 
 
@@ -140,9 +142,9 @@ def _sha256(path: Path) -> str:
 
 
 def _table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> list[str]:
-    return [f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {_cell(one)} | {_cell(two)} |" for one, two in rows)]
+    return [f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {_cell(left)} | {_cell(right)} |" for left, right in rows)]
 
 
 def _cell(text: str) -> str:
-    """A query or a label may hold what ends a cell, and a stranger's what is a picture, a link, or a script."""
+    """Escape text for a table cell: data may contain cell ends, images, links or scripts."""
     return re.sub(r"([\\|\[\]`<])", r"\\\1", " ".join(text.split()))

@@ -1,4 +1,4 @@
-"""report.html: one page, whole in itself, from which someone can decide whether a model is good enough."""
+"""report.html of a run: a self-contained page that shows how good its model is."""
 
 from __future__ import annotations
 
@@ -14,40 +14,33 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lakeclip.evaluation.embedding_map import EmbeddingMap
 from lakeclip.evaluation.forgetting import Forgetting
-from lakeclip.evaluation.pages.account import DataAccount
-from lakeclip.evaluation.pages.charts import draw_charts, draw_forgetting
-from lakeclip.evaluation.pages.facts import RunFacts
-from lakeclip.evaluation.pages.gallery import Gallery
-from lakeclip.evaluation.pages.history import Curves, axes_of
-from lakeclip.evaluation.pages.page import page_template, write_page
 from lakeclip.evaluation.retrieval import RetrievalResult
+from lakeclip.evaluation.run import ZeroShotTestResult
 from lakeclip.evaluation.zeroshot import ZeroShotResult
+from lakeclip.report.charts import draw_charts, draw_forgetting
+from lakeclip.report.curves import Curves, axes_of
+from lakeclip.report.data_summary import DataSummary
+from lakeclip.report.embedding_map import EmbeddingMap
+from lakeclip.report.gallery import Gallery
+from lakeclip.report.page import page_template, write_page
+from lakeclip.report.run_summary import RunSummary
+from lakeclip.report.verdict import RunVerdict
 
 FILE_NAME = "report.html"
 
-#: With more classes the matrix is a picture without names.
-_MAX_NAMED_CELLS = 24
-#: With more classes the easier ones are folded away.
+#: With more classes the confusion matrix is an image without names.
+_MAX_NAMED_CLASSES = 24
+#: With more classes the easier ones are collapsed.
 _MAX_OPEN_CLASSES = 24
 
-#: Of the heat map for many classes; readable on light and dark.
+#: Colours of the heat map for many classes; readable on light and dark pages.
 _RIGHT, _WRONG = (70, 120, 240), (230, 110, 30)
 
 
 @dataclass(frozen=True)
-class ZeroShotSection:
-    """A zero-shot result with what to call it, and what it says about the model in a sentence or two."""
-
-    title: str
-    result: ZeroShotResult
-    about: str = ""
-
-
-@dataclass(frozen=True)
 class RetrievalSection:
-    """A retrieval result, and on which rows it was found."""
+    """A retrieval result, with a sentence that names its rows."""
 
     result: RetrievalResult
     about: str = ""
@@ -56,55 +49,59 @@ class RetrievalSection:
 def write_report(
     run: Path,
     *,
-    facts: RunFacts,
+    summary: RunSummary,
     curves: Curves,
-    zeroshot: Sequence[ZeroShotSection] = (),
+    zeroshot: Sequence[ZeroShotTestResult] = (),
     retrieval: RetrievalSection | None = None,
     gallery: Gallery | None = None,
     embeddings: EmbeddingMap | None = None,
     forgetting: Forgetting | None = None,
+    verdict: RunVerdict | None = None,
 ) -> Path:
-    """Write report.html into a run's folder. What is not given is left out of the page.
+    """Write report.html into a run's folder. The page omits what is not given.
 
     Args:
-        curves: of the run's metrics.csv; see `read_curves`.
-        zeroshot: the first is the headline.
+        curves: curves in the run's metrics.csv; see `read_curves`.
+        zeroshot: the first result is the headline.
+        verdict: replaces the headline of a model that does no better than guessing.
 
     Returns:
-        The page.
+        The path of the page.
 
     Raises:
         OutputError: the folder cannot be written.
     """
     page = render_report(
-        facts=facts,
+        summary=summary,
         curves=curves,
         zeroshot=zeroshot,
         retrieval=retrieval,
         gallery=gallery,
         embeddings=embeddings,
         forgetting=forgetting,
+        verdict=verdict,
     )
     return write_page(run / FILE_NAME, page)
 
 
 def render_report(
     *,
-    facts: RunFacts,
+    summary: RunSummary,
     curves: Curves,
-    zeroshot: Sequence[ZeroShotSection],
+    zeroshot: Sequence[ZeroShotTestResult],
     retrieval: RetrievalSection | None,
     gallery: Gallery | None,
     embeddings: EmbeddingMap | None = None,
     forgetting: Forgetting | None = None,
+    verdict: RunVerdict | None = None,
 ) -> str:
-    """The page as text. Everything that comes from data is escaped, and the page forbids scripts and the network."""
-    headline, verdict = _headline(facts, zeroshot, retrieval)
+    """Render the page. All text from data is escaped, and the page forbids scripts and network access."""
+    headline, lead = _headline(summary, zeroshot, retrieval, verdict)
     return page_template("report.html.jinja").render(
-        title=f"{facts.name}: {headline}",
+        title=f"{summary.name}: {headline}",
         headline=headline,
-        verdict_text=verdict,
-        facts=facts,
+        lead=lead,
+        summary=summary,
         zeroshot=zeroshot,
         retrieval=retrieval,
         charts=draw_charts(curves) + ([draw_forgetting(forgetting)] if forgetting else []),
@@ -112,21 +109,21 @@ def render_report(
         confusions=[_confusion_view(section) for section in zeroshot],
         gallery=gallery,
         map=embeddings,
-        **_map_box(embeddings),
-        bars=_bars(facts.account) if facts.account else [],
+        **_map_size(embeddings),
+        bars=_bars(summary.data) if summary.data else [],
         version=version("lakeclip"),
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
 
 
-def _map_box(embeddings: EmbeddingMap | None) -> dict[str, float]:
-    """Height of the map and what is left free above it, with a width of 1,000."""
+def _map_size(embeddings: EmbeddingMap | None) -> dict[str, float]:
+    """Return the top and the height of the map for a width of 1,000."""
     heights = [dot.y for dot in embeddings.dots] if embeddings else [0.0]
     return {"map_top": 1000 * min(heights), "map_height": 1000 * (max(heights) - min(heights))}
 
 
 class _Bar(NamedTuple):
-    """A number of rows as a share of all."""
+    """A bar: a number of rows, and its share of all rows."""
 
     label: str
     rows: int
@@ -134,56 +131,63 @@ class _Bar(NamedTuple):
     is_bad: bool = False
 
 
-def _bars(account: DataAccount) -> list[_Bar]:
-    """Where the rows went, from all of them down; nothing where the account has no figures."""
+def _bars(data: DataSummary) -> list[_Bar]:
+    """List the numbers of rows from all rows to those trained on; empty if they were not recorded."""
     rows = [
-        ("in the lakes" if len(account.lakes) > 1 else "in the lake", account.total_rows),
-        ("kept by the query", account.kept_rows if account.query else None),
-        # Those whose addresses are still to be downloaded, and those marked as unusable, are not read at all.
-        ("with an image", account.kept_rows if not account.query and account.total_rows != account.kept_rows else None),
-        ("trained on", account.train_rows),
-        ("held out for validation", account.held_out_rows),
+        ("in the lakes" if len(data.lakes) > 1 else "in the lake", data.total_rows),
+        ("kept by the query", data.kept_rows if data.query else None),
+        # Rows whose images are not downloaded yet, and rows marked as unusable, are not read at all.
+        ("with an image", data.kept_rows if not data.query and data.total_rows != data.kept_rows else None),
+        ("trained on", data.train_rows),
+        ("held out for validation", data.held_out_rows),
     ]
     known = [(label, number) for label, number in rows if number]
-    if account.train_rows is None or not known:
+    if data.train_rows is None or not known:
         return []
-    whole = known[0][1]
-    bars = [_Bar(label, number, number / whole) for label, number in known]
-    bad = account.num_unusable
-    return [*bars, _Bar("could not be used", bad, min(1.0, bad / whole), is_bad=True)]
+    total = known[0][1]
+    bars = [_Bar(label, number, number / total) for label, number in known]
+    num_unusable = data.num_unusable
+    return [*bars, _Bar("unusable", num_unusable, min(1.0, num_unusable / total), is_bad=True)]
 
 
 def _headline(
-    facts: RunFacts, zeroshot: Sequence[ZeroShotSection], retrieval: RetrievalSection | None
+    summary: RunSummary,
+    zeroshot: Sequence[ZeroShotTestResult],
+    retrieval: RetrievalSection | None,
+    verdict: RunVerdict | None,
 ) -> tuple[str, str]:
+    if verdict:
+        what = verdict.what[:1].upper() + verdict.what[1:]
+        return f"{verdict.headline}: {summary.model}", f"{what}. What to do: {verdict.advice}."
     if zeroshot:
         section, result = zeroshot[0], zeroshot[0].result
-        low, _ = result.interval
         headline = f"{section.title}: {100 * result.top1:.1f}%, {result.top1 / result.chance:.1f}× chance"
-        verdict = (
-            f"Shown {result.num_samples:,} pictures it was never given labels for, the model picks the right one of "
-            f"{len(result.classes)} names for {100 * result.top1:.1f}% of them. Guessing would get "
+        lead = (
+            f"Without training on labels, the model assigns the correct one of {len(result.classes)} classes to "
+            f"{100 * result.top1:.1f}% of {result.num_samples:,} images. Random guessing would reach "
             f"{100 * result.chance:.1f}%."
         )
-        if low <= result.chance:
-            verdict += " That is not distinguishable from guessing."
-        return headline, verdict
+        if result.standing.is_guessing:
+            lead += " This does not differ significantly from guessing."
+        return headline, lead
     if retrieval:
-        recall = retrieval.result.text_to_image.recall
+        recall, standing = retrieval.result.text_to_image.recall, retrieval.result.text_to_image.standing()
         return (
-            f"Finds the right image first for {100 * recall[1]:.1f}% of captions",
-            f"Among {retrieval.result.num_images:,} images; within the first five for {100 * recall[5]:.1f}%.",
+            f"Text → image retrieval: {100 * recall[1]:.1f}% R@1"
+            + (f", {standing.times_chance:.1f}× chance" if standing.chance else ""),
+            f"For {100 * recall[1]:.1f}% of the captions the correct image ranks first among "
+            f"{retrieval.result.num_images:,} images; for {100 * recall[5]:.1f}% it is among the first five.",
         )
-    return f"{facts.model}, trained", ""
+    return f"Trained {summary.model}", ""
 
 
-def _confusion_view(section: ZeroShotSection) -> dict[str, Any]:
-    """One confusion matrix as the template wants it."""
+def _confusion_view(section: ZeroShotTestResult) -> dict[str, Any]:
+    """Prepare a confusion matrix for the template."""
     result = section.result
     counts = result.confusion
     totals = counts.sum(axis=1)
     shares = counts / np.maximum(totals, 1)[:, None]
-    named = len(result.classes) <= _MAX_NAMED_CELLS
+    is_named = len(result.classes) <= _MAX_NAMED_CLASSES
     rows = []
     for i, score in enumerate(result.per_class):
         others = np.where(np.arange(len(counts)) == i, 0, counts[i])
@@ -204,11 +208,11 @@ def _confusion_view(section: ZeroShotSection) -> dict[str, Any]:
     return {
         "title": section.title,
         "names": result.classes,
-        "cells": _cells(result, shares) if named else None,
-        # Beside the list of mistakes there is room for ten names; more get the width of the page.
-        "is_small": len(result.classes) <= 10 or not named,
+        "cells": _cells(result, shares) if is_named else None,
+        # Up to ten names fit beside the list of mistakes; more need the full width of the page.
+        "is_small": len(result.classes) <= 10 or not is_named,
         "cell_size": 40 if len(result.classes) <= 10 else 32,
-        "image": b"" if named else _heat_map(shares),
+        "image": b"" if is_named else _heat_map(shares),
         "mistakes": [
             {"true": true, "predicted": predicted, "count": count, "num_samples": total_of[true]}
             for true, predicted, count in result.confusions()
@@ -226,8 +230,8 @@ def _cells(result: ZeroShotResult, shares: NDArray[np.float64]) -> list[list[dic
         row = []
         for j, predicted in enumerate(result.classes):
             share, count = float(shares[i, j]), int(result.confusion[i, j])
-            css = ("own " if i == j else "") + ("deep" if share > 0.5 else "")
-            title = f"{true} called {predicted}: {count} of {result.confusion[i].sum()}"
+            css = ("diagonal " if i == j else "") + ("deep" if share > 0.5 else "")
+            title = f"{true} predicted as {predicted}: {count} of {result.confusion[i].sum()}"
             text = f"{100 * share:.0f}" if count else ""
             row.append({"share": share, "css": css.strip(), "title": title, "text": text})
         cells.append(row)
@@ -235,10 +239,10 @@ def _cells(result: ZeroShotResult, shares: NDArray[np.float64]) -> list[list[dic
 
 
 def _heat_map(shares: NDArray[np.float64]) -> bytes:
-    """A PNG with a pixel a cell, transparent where nothing falls."""
-    own = np.eye(len(shares), dtype=bool)
-    colours = np.where(own[:, :, None], np.array(_RIGHT), np.array(_WRONG))
-    # The square root, so that the rare mistakes are seen.
+    """Draw the matrix as a PNG with one pixel per cell, transparent where it is zero."""
+    is_diagonal = np.eye(len(shares), dtype=bool)
+    colours = np.where(is_diagonal[:, :, None], np.array(_RIGHT), np.array(_WRONG))
+    # The square root makes rare mistakes visible.
     opacity = (255 * np.sqrt(shares))[:, :, None]
     buffer = io.BytesIO()
     Image.fromarray(np.concatenate([colours, opacity], axis=2).astype(np.uint8)).save(buffer, "PNG")

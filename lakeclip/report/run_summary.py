@@ -1,4 +1,4 @@
-"""Where a model comes from, as a table for people: from its checkpoint's lineage."""
+"""Summary of a run: the data, settings and code in its checkpoint's lineage, as labelled values."""
 
 from __future__ import annotations
 
@@ -6,50 +6,50 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lakeclip.evaluation.pages.account import DataAccount
-from lakeclip.evaluation.pages.history import Curves
+from lakeclip.report.curves import Curves
+from lakeclip.report.data_summary import DataSummary
 
 
-class FactGroup(NamedTuple):
-    """Facts that belong together, as (label, value)."""
+class SummaryGroup(NamedTuple):
+    """A group of (label, value) rows with a title."""
 
     title: str
     rows: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
-class RunFacts:
-    """Where a model comes from, for the page's table.
+class RunSummary:
+    """Summary of a run: its model, and groups of labelled values.
 
     Attributes:
-        account: of its data; None where nobody kept one.
+        data: summary of its data; None if unknown.
     """
 
     name: str
     model: str
-    groups: tuple[FactGroup, ...]
-    account: DataAccount | None = None
+    groups: tuple[SummaryGroup, ...]
+    data: DataSummary | None = None
 
 
-def run_facts(
-    name: str, lineage: Mapping[str, Any], *, num_parameters: int, curves: Curves, account: DataAccount
-) -> RunFacts:
-    """The facts of a run, from its checkpoint's lineage.
+def summarize_run(
+    name: str, lineage: Mapping[str, Any], *, num_parameters: int, curves: Curves, data: DataSummary
+) -> RunSummary:
+    """Summarize a run from its checkpoint's lineage.
 
     Args:
-        name: of the run.
+        name: name of the run.
         lineage: the checkpoint's "lakeclip" entry.
-        num_parameters: of the model.
-        curves: of the run, for the learning rate that was reached.
-        account: of its data; see `read_account`.
+        num_parameters: number of the model's parameters.
+        curves: curves of the run, for its peak learning rate.
+        data: summary of its data; see `read_data_summary`.
     """
     model, progress = lineage["model"], lineage["progress"]
     sizes, config = model["config"], lineage["config"]
     optimizer, loading, trainer = config.get("optimizer", {}), config.get("data", {}), config.get("trainer", {})
     rates = [rate for _, rate in curves.get("train/lr", [])]
     groups = (
-        FactGroup("Data", data_rows(account)),
-        FactGroup(
+        SummaryGroup("Data", data_rows(data)),
+        SummaryGroup(
             "Model",
             _rows(
                 ("name", model["name"]),
@@ -59,7 +59,7 @@ def run_facts(
                 ("text", f"at most {lineage['tokenizer']['context_length']} tokens ({lineage['tokenizer']['kind']})"),
             ),
         ),
-        FactGroup(
+        SummaryGroup(
             "Recipe",
             _rows(
                 ("batch", f"{loading['batch_size']:,} pairs per device" if loading.get("batch_size") else ""),
@@ -74,81 +74,85 @@ def run_facts(
                 ("seed", loading.get("seed")),
             ),
         ),
-        FactGroup(
+        SummaryGroup(
             "Run",
             _rows(
                 ("steps", _integer(progress["step"])),
                 ("pairs seen", _integer(progress["samples_seen"])),
-                ("passes over the data", f"{account.passes:.3g}" if account.passes else ""),
+                ("passes over the data", f"{data.passes:.3g}" if data.passes else ""),
                 ("training time", duration(progress["seconds"]) if progress.get("seconds") else ""),
                 ("lakeclip", lineage["version"]),
             ),
         ),
     )
-    return RunFacts(name, model["name"], (*groups, *_origin(lineage)), account)
+    return RunSummary(name, model["name"], (*groups, *_origin(lineage)), data)
 
 
-def _origin(lineage: Mapping[str, Any]) -> tuple[FactGroup, ...]:
-    """What only newer checkpoints tell: the order, the parts of the run, its code and its environment."""
+def _origin(lineage: Mapping[str, Any]) -> tuple[SummaryGroup, ...]:
+    """List what only newer checkpoints record: data order, run segments, code and environment."""
     data, progress, code = lineage["data"], lineage["progress"], lineage.get("code", {})
     validation = data.get("validation") or {}
-    place = f"epoch {progress['data_epoch'] + 1}, position {progress['position']:,}" if "position" in progress else ""
+    position = (
+        f"epoch {progress['data_epoch'] + 1}, position {progress['position']:,}" if "position" in progress else ""
+    )
     groups = [
-        FactGroup(
+        SummaryGroup(
             "Order",
             _rows(
-                ("place", place),
-                ("steps of the whole run", _integer(progress.get("total_steps"))),
+                ("position", position),
+                ("steps of the full run", _integer(progress.get("total_steps"))),
                 ("fingerprint", data.get("plan")),
                 ("validation", " ".join(str(validation[key]) for key in ("path", "version") if key in validation)),
-                *((f"from step {part['step'] + 1:,}", _part(part)) for part in lineage.get("parts", [])),
+                *((f"from step {segment['step'] + 1:,}", _segment(segment)) for segment in lineage.get("parts", [])),
             ),
         ),
-        FactGroup(
+        SummaryGroup(
             "Code",
             _rows(
                 ("lakeclip", code.get("version")),
-                ("commit", code.get("commit", "") + (", with changes" if code.get("changed") else "")),
+                ("commit", code.get("commit", "") + (", with uncommitted changes" if code.get("changed") else "")),
                 ("sources", f"sha256 {code['sources']}" if code.get("sources") else ""),
             ),
         ),
-        FactGroup(
-            "Environment", _rows(*((name, _said(value)) for name, value in lineage.get("environment", {}).items()))
+        SummaryGroup(
+            "Environment", _rows(*((name, _join(value)) for name, value in lineage.get("environment", {}).items()))
         ),
     ]
     return tuple(group for group in groups if group.rows)
 
 
-def _part(part: Mapping[str, Any]) -> str:
-    processes = f" on each of {part['world_size']} processes" if part["world_size"] > 1 else ""
-    times = f", {part['batches_per_step']} times a step" if part["batches_per_step"] > 1 else ""
-    changed = "; ".join(f"{name.removeprefix('config.')} {was} → {now}" for name, (was, now) in part["changed"].items())
-    return f"{part['batch_size']:,} pairs{processes}{times}" + (f"; changed: {changed}" if changed else "")
+def _segment(segment: Mapping[str, Any]) -> str:
+    """Describe a segment of a resumed run: its batches, and the settings changed at its start."""
+    processes = f" on each of {segment['world_size']} processes" if segment["world_size"] > 1 else ""
+    batches = f", {segment['batches_per_step']} batches per step" if segment["batches_per_step"] > 1 else ""
+    changes = segment["changed"].items()
+    changed = "; ".join(f"{name.removeprefix('config.')} {before} → {after}" for name, (before, after) in changes)
+    return f"{segment['batch_size']:,} pairs{processes}{batches}" + (f"; changed: {changed}" if changed else "")
 
 
-def _said(value: Any) -> str:
+def _join(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def data_rows(account: DataAccount) -> tuple[tuple[str, str], ...]:
-    """An account as (label, value), without what is not known."""
-    several = len(account.lakes) > 1
+def data_rows(data: DataSummary) -> tuple[tuple[str, str], ...]:
+    """Return a data summary as (label, value) rows, without what is unknown."""
+    has_several = len(data.lakes) > 1
     lakes = []
-    for number, (lake, version) in enumerate(account.lakes, start=1):
-        which = f" {number}" if several else ""
-        lakes += [(f"lake{which}", lake), (f"version{which}", version)]
-    held = account.held_out_rows
+    for number, (lake, version) in enumerate(data.lakes, start=1):
+        suffix = f" {number}" if has_several else ""
+        lakes += [(f"lake{suffix}", lake), (f"version{suffix}", version)]
+    held = data.held_out_rows
     return _rows(
-        *(lakes or [("data", "a dataloader of the user's own")]),
-        ("query", account.query or "none: every row"),
-        ("rows in the lakes" if several else "rows in the lake", _integer(account.total_rows)),
-        ("rows kept by the query" if account.query else "rows", _integer(account.kept_rows)),
-        ("rows trained on", _integer(account.train_rows)),
-        ("held out for validation", f"{held:,} ({100 * held / account.kept_rows:.3g}%)" if held else ""),
-        ("validated on", account.val_lake),
-        ("rows validated on", _integer(account.val_rows)),
-        ("rows that could not be used", _integer(account.num_unusable) or "none"),
-        ("steps left out", _integer(len(account.left_out)) or "none"),
+        *(lakes or [("data", "the user's own dataloader")]),
+        ("query", data.query or "none: all rows"),
+        ("rows in the lakes" if has_several else "rows in the lake", _integer(data.total_rows)),
+        ("rows kept by the query" if data.query else "rows", _integer(data.kept_rows)),
+        ("rows trained on", _integer(data.train_rows)),
+        ("held out for validation", f"{held:,} ({100 * held / data.kept_rows:.3g}%)" if held else ""),
+        ("validated on", data.val_lake),
+        ("rows validated on", _integer(data.val_rows)),
+        ("unusable rows", _integer(data.num_unusable) or "none"),
+        ("skipped steps", _integer(len(data.skipped_steps)) or "none"),
     )
 
 
@@ -161,7 +165,7 @@ def _integer(value: int | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: 1 h 2 min."""
+    """Format a duration: 1 h 2 min."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

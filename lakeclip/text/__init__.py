@@ -1,1 +1,1 @@
-"""Captions to token ids: CLIP's own tokenizer (`tokenizer`) and the door for Hugging Face's (`huggingface`)."""
+"""Tokenizers: CLIP's own (`tokenizer`) and an adapter for Hugging Face's (`huggingface`)."""

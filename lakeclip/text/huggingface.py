@@ -1,7 +1,8 @@
-"""The door for Hugging Face tokenizers: any of them as a `Tokenize`, for text towers that bring their own."""
+"""Adapter that makes any Hugging Face tokenizer a `Tokenize`, for text towers with a tokenizer of their own."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import tempfile
@@ -13,34 +14,52 @@ from lakeclip.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
+    from typing_extensions import Self
 
-#: One caption of thousands of tokens would pad its whole batch to that; many tokenizers know no limit at all.
-LONGEST_CAPTION = 512
+#: Limit on the tokens of a caption. Many tokenizers have none, and one long caption pads its whole batch.
+MAX_CAPTION_TOKENS = 512
+
+
+#: Start of the text of a file that is no text, such as a sentencepiece model.
+_BINARY = "data:application/octet-stream;base64,"
+
+
+def file_bytes(text: str) -> bytes:
+    """Return the content of a file of `HuggingFaceTokenizer.files`."""
+    return base64.b64decode(text[len(_BINARY) :]) if text.startswith(_BINARY) else text.encode()
+
+
+def _as_text(content: bytes) -> str:
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        text = _BINARY
+    return _BINARY + base64.b64encode(content).decode() if text.startswith(_BINARY) else text
 
 
 class HuggingFaceTokenizer:
-    """Captions to a `BatchEncoding` of tensors, padded to the batch's longest caption. Picklable.
+    """Tokenizer of captions to a `BatchEncoding` of tensors, padded to the longest caption of the batch. Picklable.
 
     Args:
-        tokenizer: any tokenizer of `transformers`, as `AutoTokenizer.from_pretrained` gives.
-        max_length: captions are cut to so many tokens. Default: what the tokenizer allows, at most 512.
+        tokenizer: any tokenizer of `transformers`, e.g. from `AutoTokenizer.from_pretrained`.
+        max_length: truncate captions to this many tokens. Default: the tokenizer's limit, at most 512.
 
     Raises:
-        ConfigError: the tokenizer has no padding token, so a batch of captions cannot be made.
+        ConfigError: the tokenizer has no padding token.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> None:
         if tokenizer.pad_token is None:
             raise ConfigError(
-                f"the tokenizer {type(tokenizer).__name__} cannot make a batch of captions of different lengths",
+                f"the tokenizer {type(tokenizer).__name__} cannot pad captions of different lengths to a batch",
                 found="no padding token",
                 next_step="tokenizer.pad_token = tokenizer.eos_token",
             )
         self.tokenizer = tokenizer
-        self.max_length = max_length or int(min(tokenizer.model_max_length, LONGEST_CAPTION))
+        self.max_length = max_length or int(min(tokenizer.model_max_length, MAX_CAPTION_TOKENS))
 
     def __call__(self, texts: Sequence[str]) -> BatchEncoding:
-        """Token ids and attention mask, each (batch, longest) int64."""
+        """Return token ids and attention mask, each (batch, longest) int64."""
         from transformers import BatchEncoding
 
         encoding = self.tokenizer(
@@ -50,17 +69,17 @@ class HuggingFaceTokenizer:
             max_length=self.max_length,
             return_tensors="pt",
         )
-        # Without the Rust encodings, which are as large again and would travel between processes too.
+        # Drop the Rust encodings: they are as large again, and would be sent between processes too.
         return BatchEncoding(dict(encoding))
 
     @property
     def context_length(self) -> int:
-        """Tokens of the longest caption."""
+        """Largest number of tokens of a caption."""
         return self.max_length
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of what makes its ids, as kept in checkpoints: vocabulary and rules, not how a batch is padded."""
+        """SHA-256 of the vocabulary and the rules that determine the ids, stored in checkpoints."""
         rules: Any = sorted(self.tokenizer.get_vocab().items())
         if self.tokenizer.is_fast:
             rules = json.loads(self.tokenizer.backend_tokenizer.to_str())
@@ -68,25 +87,41 @@ class HuggingFaceTokenizer:
         return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
 
     def files(self) -> dict[str, str]:
-        """Its files by name, for a checkpoint to hold."""
+        """Return the tokenizer's files by name, for a checkpoint; see `file_bytes`."""
         with tempfile.TemporaryDirectory() as folder:
             self.tokenizer.save_pretrained(folder)
-            return {path.name: path.read_text(encoding="utf-8") for path in Path(folder).iterdir() if path.is_file()}
+            return {path.name: _as_text(path.read_bytes()) for path in Path(folder).iterdir() if path.is_file()}
 
     @classmethod
-    def from_files(cls, files: Mapping[str, str], max_length: int) -> HuggingFaceTokenizer:
-        """Make it again from what `files` gave.
+    def from_files(cls, files: Mapping[str, str], max_length: int) -> Self:
+        """Build the tokenizer from the result of `files`.
 
         Raises:
-            ConfigError: they are no tokenizer's.
+            ConfigError: these are not the files of a tokenizer.
         """
         from transformers import AutoTokenizer
 
         with tempfile.TemporaryDirectory() as folder:
             for name, text in files.items():
-                # A name from a checkpoint must not lead out of the folder.
-                (Path(folder) / PurePath(name).name).write_text(text, encoding="utf-8")
+                # A file name from a checkpoint must not escape the folder.
+                (Path(folder) / PurePath(name).name).write_bytes(file_bytes(text))
             try:
                 return cls(AutoTokenizer.from_pretrained(folder, trust_remote_code=False), max_length)
             except (OSError, ValueError, KeyError) as error:
-                raise ConfigError("the tokenizer cannot be made again", found=str(error).splitlines()[0]) from None
+                raise ConfigError(
+                    "the tokenizer cannot be rebuilt from its files", found=str(error).splitlines()[0]
+                ) from None
+
+
+class FixedLengthTokenizer(HuggingFaceTokenizer):
+    """Tokenizer of captions to a tensor of ids, all as long as the model's context, for `CLIP`. Picklable.
+
+    A model that attends to padding, such as SigLIP, was trained with all of it.
+    """
+
+    def __call__(self, texts: Sequence[str]) -> Any:
+        """Return token ids, (batch, context) int64."""
+        encoding = self.tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=self.max_length, return_tensors="pt"
+        )
+        return encoding["input_ids"]

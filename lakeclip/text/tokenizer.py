@@ -1,10 +1,10 @@
 """CLIP's tokenizer: byte-pair encoding of cleaned, lower-cased text (Radford et al. 2021, §2.4; Sennrich et al. 2016).
 
-Ids equal those of open_clip's `SimpleTokenizer` and, unless a caption spells out a special token, OpenAI's. (There the
-two differ. As in open_clip, `<start_of_text>` and `<end_of_text>` are special and OpenAI's spellings are plain text.)
+Ids equal those of open_clip's `SimpleTokenizer`. They also equal OpenAI's, unless a caption contains the text of a
+special token: as in open_clip, `<start_of_text>` and `<end_of_text>` are special and OpenAI's spellings are plain text.
 
-What makes it quick: the pattern that splits words never crosses whitespace, so every whitespace-separated chunk has its
-ids whatever stands around it, and a cache of chunks nearly always knows them. The rest goes to the Rust `tokenizers`.
+It is fast because the pattern that splits words never crosses whitespace. So the ids of a whitespace-separated chunk do
+not depend on its context, and nearly all chunks are found in a cache. The Rust `tokenizers` encode the others.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor
 from lakeclip.errors import DataError
 
 MERGES_FILE = Path(__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
-#: Of the table as text; gzip files of the same text may differ.
+#: Hash of the decompressed table, because gzip files of the same text may differ.
 MERGES_SHA256 = "67603cfda2e032ad77b5f8808af37789d590db664b26df8705d2bf8b3c553fc8"
 
 VOCAB_SIZE = 49408
@@ -40,20 +40,20 @@ _WORDS = regex.compile(
     regex.IGNORECASE,
 )
 
-#: About 30 MB when full; longer chunks are links and noise that do not come back.
+#: About 30 MB when full. Longer chunks are not cached: they are URLs and noise that rarely repeat.
 _CACHED_CHUNKS = 1 << 17
 _CACHED_CHUNK_LENGTH = 40
 
 
 class Tokenizer:
-    """Captions to ids. Small to pickle: a worker process loads the merges table again.
+    """CLIP's tokenizer. Its pickle is small, because a worker process reads the merges table itself.
 
     Attributes:
-        context_length: width of what `__call__` returns; two of its tokens are the start and the end of text.
+        context_length: width of the result of `__call__`, including the start and the end of text.
         vocab_size: number of ids, 49,408.
         sot_token: id that starts every caption.
         eot_token: id that ends every caption, the largest, so `ids.argmax(dim=-1)` finds it.
-        fingerprint: SHA-256 of the merges table, as kept in checkpoints.
+        fingerprint: SHA-256 of the merges table, stored in checkpoints.
     """
 
     vocab_size: int = VOCAB_SIZE
@@ -64,29 +64,29 @@ class Tokenizer:
     def __init__(self, context_length: int = CONTEXT_LENGTH) -> None:
         if context_length < 2:
             raise ValueError(
-                f"context_length must hold the start and the end of text, so at least 2, not {context_length}"
+                f"context_length must be at least 2, for the start and the end of text, not {context_length}"
             )
         self.context_length = context_length
-        self._chunks = _chunks()
+        self._chunks = _chunk_cache()
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[int]]:
         return type(self), (self.context_length,)
 
     def __call__(self, texts: str | Iterable[str]) -> Int64[Tensor, "batch context"]:
-        """Token ids of one or more captions.
+        """Return the token ids of one or more captions.
 
         Args:
             texts: a caption, or captions.
 
         Returns:
             (batch, context_length) int64: start of text, the caption, end of text, zeros. A caption that is too long is
-            cut so that the end of text still stands at the end.
+            truncated and still ends with the end of text.
 
         Raises:
-            TypeError: something is not a string.
+            TypeError: a caption is not a string.
         """
-        longest = self.context_length - 2
-        captions = [self.encode(text)[:longest] for text in _as_captions(texts)]
+        max_tokens = self.context_length - 2
+        captions = [self.encode(text)[:max_tokens] for text in _as_captions(texts)]
         ids = np.zeros((len(captions), self.context_length), dtype=np.int64)
         ids[:, 0] = self.sot_token
         for row, caption in zip(ids, captions, strict=True):
@@ -96,7 +96,7 @@ class Tokenizer:
         return torch.from_numpy(ids)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of one caption, without start, end, padding or limit."""
+        """Return the ids of one caption, without start, end, padding or truncation."""
         chunks = self._chunks
         ids: list[int] = []
         for chunk in _clean(text).split():
@@ -104,12 +104,12 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int] | Int64[Tensor, " context"]) -> str:
-        """The text that ids stand for, up to the end of text; a broken UTF-8 sequence becomes U+FFFD."""
+        """Convert ids to text, up to the end of text; an invalid UTF-8 sequence becomes U+FFFD."""
         values = ids.tolist() if isinstance(ids, Tensor) else list(ids)
         if self.eot_token in values:
             values = values[: values.index(self.eot_token)]
         pieces = "".join(_tables().pieces[value] for value in values if value != self.sot_token)
-        text = bytes(_BYTE_OF[letter] for letter in pieces.replace("</w>", " ")).decode("utf-8", errors="replace")
+        text = bytes(_CHAR_TO_BYTE[char] for char in pieces.replace("</w>", " ")).decode("utf-8", errors="replace")
         return text.rstrip(" ")
 
 
@@ -119,28 +119,28 @@ def _default(context_length: int) -> Tokenizer:
 
 
 def tokenize(texts: str | Sequence[str], context_length: int = CONTEXT_LENGTH) -> Int64[Tensor, "batch context"]:
-    """Token ids of one or more captions, (batch, context_length) int64; see `Tokenizer`.
+    """Return the token ids of one or more captions, (batch, context_length) int64; see `Tokenizer`.
 
     Raises:
-        TypeError: something is not a string.
+        TypeError: a caption is not a string.
     """
     return _default(context_length)(texts)
 
 
 def vocabulary() -> list[str]:
-    """The piece of text of each id, as the merges table spells it; the last two are start and end of text."""
+    """Return the piece of text of each id, as spelled in the merges table; the last two are start and end of text."""
     return list(_tables().pieces)
 
 
 def merges() -> list[tuple[str, str]]:
-    """The merges of the table, in order."""
+    """Return the merges of the table, in order."""
     return list(_tables().merges)
 
 
-def trim(ids: Int64[Tensor, "batch context"]) -> Int64[Tensor, "batch trimmed"]:
-    """Cut the padding that every caption of the batch has.
+def trim_padding(ids: Int64[Tensor, "batch context"]) -> Int64[Tensor, "batch trimmed"]:
+    """Trim the padding that all captions of a batch share.
 
-    Exact: CLIP's text attention is causal and its features are read at the end of text, so nothing after it counts.
+    This does not change the features: CLIP's text attention is causal, and its features are read at the end of text.
     """
     return ids[:, : int(ids.argmax(dim=-1).max()) + 1] if len(ids) else ids
 
@@ -162,34 +162,35 @@ def _describe(value: object) -> str:
 
 
 def _clean(text: str) -> str:
-    # On plain ASCII without entities the repairs change nothing, and they cost twenty times the tokenising.
+    # On plain ASCII without HTML entities the repairs change nothing, and they cost twenty times as much as tokenizing.
     if not (text.isascii() and text.isprintable() and "&" not in text):
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return text.lower()
 
 
-# Every byte as a printable letter: itself where it has one in Latin-1, else one from 256 on. Also the first 256 ids.
+# Every byte maps to a printable character: its own in Latin-1 if there is one, otherwise one from code point 256 on.
+# These characters are also the first 256 ids.
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_LETTER_OF = {byte: chr(byte) for byte in _PRINTABLE}
-_LETTER_OF |= {byte: chr(256 + n) for n, byte in enumerate(sorted(set(range(256)) - set(_PRINTABLE)))}
-_BYTE_OF = {letter: byte for byte, letter in _LETTER_OF.items()} | {" ": 0x20}
+_BYTE_TO_CHAR = {byte: chr(byte) for byte in _PRINTABLE}
+_BYTE_TO_CHAR |= {byte: chr(256 + n) for n, byte in enumerate(sorted(set(range(256)) - set(_PRINTABLE)))}
+_CHAR_TO_BYTE = {char: byte for byte, char in _BYTE_TO_CHAR.items()} | {" ": 0x20}
 
 
-def _pair(line: str) -> tuple[str, str]:
+def _parse_merge(line: str) -> tuple[str, str]:
     first, second = line.split()
     return first, second
 
 
 class _Tables:
-    """The merges table as the Rust engine and as the piece of text of each id."""
+    """The merges table: as a Rust encoder, and as the piece of text of each id."""
 
     def __init__(self) -> None:
-        letters = list(_LETTER_OF.values())
-        num_merges = VOCAB_SIZE - 2 * len(letters) - len(_SPECIAL)
-        self.merges = [_pair(line) for line in _read_merges().split("\n")[1 : num_merges + 1]]
+        chars = list(_BYTE_TO_CHAR.values())
+        num_merges = VOCAB_SIZE - 2 * len(chars) - len(_SPECIAL)
+        self.merges = [_parse_merge(line) for line in _read_merges().split("\n")[1 : num_merges + 1]]
         self.pieces = [
-            *letters,
-            *(letter + "</w>" for letter in letters),
+            *chars,
+            *(char + "</w>" for char in chars),
             *(a + b for a, b in self.merges),
             *_SPECIAL,
         ]
@@ -205,8 +206,8 @@ class _Tables:
             if word in _SPECIAL:
                 ids.append(VOCAB_SIZE - 2 + _SPECIAL.index(word))
             else:
-                letters = "".join([_LETTER_OF[byte] for byte in word.encode()])
-                ids += [token.id for token in self.engine.tokenize(letters)]
+                chars = "".join([_BYTE_TO_CHAR[byte] for byte in word.encode()])
+                ids += [token.id for token in self.engine.tokenize(chars)]
         return ids
 
 
@@ -229,8 +230,8 @@ def _damaged(file: Path, found: str) -> DataError:
     )
 
 
-class _Chunks(dict[str, list[int]]):
-    """Ids of whitespace-separated chunks, found when first asked for."""
+class _ChunkCache(dict[str, list[int]]):
+    """Cache of the ids of whitespace-separated chunks, which encodes a missing chunk."""
 
     def __init__(self, tables: _Tables) -> None:
         super().__init__()
@@ -251,5 +252,5 @@ def _tables() -> _Tables:
 
 
 @lru_cache(maxsize=1)
-def _chunks() -> _Chunks:
-    return _Chunks(_tables())
+def _chunk_cache() -> _ChunkCache:
+    return _ChunkCache(_tables())

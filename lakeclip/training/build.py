@@ -1,65 +1,100 @@
-"""The parts of a run, from its configuration: what is trained, and on what."""
+"""Build the module and the data module of a run from its configuration."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 
 import lightning as L
 from torch import nn
 
-from lakeclip.checkpoints.native import weights_digest
 from lakeclip.config.schema import DataConfig, FinetuneConfig, ModelConfig, TrainConfig
 from lakeclip.data.datamodule import PairDataModule
 from lakeclip.lake.pairs import open_pairs
+from lakeclip.models.activation_checkpointing import set_recompute
 from lakeclip.models.clip import CLIP
 from lakeclip.models.dual_encoder import DualEncoder
 from lakeclip.models.pretrained import TowersConfig
-from lakeclip.models.recompute import set_recompute
 from lakeclip.models.vision_transformer import VisionTransformer
 from lakeclip.text.huggingface import HuggingFaceTokenizer
 from lakeclip.text.tokenizer import Tokenizer
 from lakeclip.training.checks import check_finetune
 from lakeclip.training.finetune import FinetuneModule
+from lakeclip.training.guard import Guard
 from lakeclip.training.module import CLIPWrapper
-from lakeclip.training.starts import find_image_tower, find_text_tower, load_clip
+from lakeclip.training.pretrained import load_clip, load_image_tower_by_name, load_text_tower_by_name
 from lakeclip.types import Tokenize
 
 
-def make_module(config: TrainConfig, sizes: ModelConfig) -> CLIPWrapper:
-    """What `train` trains, with the initial weights of the configuration's seed."""
+def build_module(config: TrainConfig, sizes: ModelConfig, folder: Path | None = None) -> CLIPWrapper:
+    """Build what `train` trains, with initial weights from the configuration's seed.
+
+    Args:
+        folder: the run's folder, where skipped steps are listed; None for a dry run.
+    """
     L.seed_everything(config.data.seed, verbose=False)
     module = CLIPWrapper(
-        config.model, sizes, config.trainer.minibatch_size, optimizer=config.optimizer, loss=config.loss
+        config.model,
+        sizes,
+        config.trainer.minibatch_size,
+        optimizer=config.optimizer,
+        loss=config.loss,
+        accumulate=config.trainer.accumulate,
+        guard=Guard(config.trainer.max_skipped, folder),
+        run_config=config,
     )
-    module.run_config = replace(config, optimizer=module.optimizer_config)
     assert isinstance(module.model, CLIP)
     visual: nn.Module = module.model.visual
     if isinstance(visual, VisionTransformer):
         visual.patch_dropout = config.trainer.patch_dropout
     set_recompute(module.model, config.trainer.checkpointing)
     if config.trainer.compile:
-        # Its shapes stay what they are; those of the text tower change with every batch's captions.
+        # The image tower's shapes are constant; the text tower's change with each batch's captions.
         visual.compile()
     return module
 
 
-def finetune_parts(
-    config: FinetuneConfig, *, token: str | None = None, version: str | None = None
-) -> tuple[FinetuneModule, PairDataModule]:
-    """What `finetune` trains, and on what; both are checked.
+@dataclass(frozen=True)
+class FinetuneStart:
+    """A pretrained model to fine-tune, and what its inputs need.
 
-    Args:
-        version: of what is trained on; the newest by default.
+    Attributes:
+        name: the model's name.
+        tokenize: the tokenizer of its text tower.
+        image_size: side of the images in pixels.
+        towers: the names by which two towers can be loaded again; None for a whole CLIP.
+    """
+
+    model: CLIP | DualEncoder
+    name: str
+    tokenize: Tokenize
+    image_size: int
+    towers: TowersConfig | None = None
+
+    @property
+    def model_config(self) -> ModelConfig | None:
+        """Settings of a whole CLIP; None for two towers."""
+        return self.model.config if isinstance(self.model, CLIP) else None
+
+
+def load_start(config: FinetuneConfig) -> FinetuneStart:
+    """Check a configuration of a fine-tuning, seed PyTorch with its seed, and load the model it starts from.
 
     Raises:
-        LakeclipError: a model or a tower, the data or a device cannot be had, or settings do not go together.
+        LakeclipError: a model, a tower or a device is unavailable, or settings do not fit together.
     """
     check_finetune(config)
-    # Before the towers: one from scratch has random weights, as heads and LoRA's additions have.
+    # Before the towers are made: one from scratch has random weights, as heads and LoRA's matrices have.
     L.seed_everything(config.data.seed, verbose=False)
-    start = _whole(config) if config.start else _towers(config)
-    datamodule = make_datamodule(config.data, start.image_size, start.tokenize, token=token, version=version)
-    datamodule.setup("fit")
+    return _load_clip(config) if config.start else _load_towers(config)
+
+
+def build_finetune_module(config: FinetuneConfig, start: FinetuneStart, folder: Path | None = None) -> FinetuneModule:
+    """Build what `finetune` trains.
+
+    Args:
+        folder: the run's folder, where skipped steps are listed; None for a dry run.
+    """
     module = FinetuneModule(
         start.model,
         model_name=start.name,
@@ -67,35 +102,24 @@ def finetune_parts(
         optimizer=config.optimizer,
         teacher=config.teacher,
         keep=config.keep,
+        accumulate=config.trainer.accumulate,
+        guard=Guard(config.trainer.max_skipped, folder),
+        run_config=config,
+        towers=start.towers,
     )
-    module.run_config = replace(config, optimizer=module.optimizer_config)
-    module.towers = start.towers
-    module.start = weights_digest(module.model.state_dict())
     if config.start:
         set_recompute(module.model, config.trainer.checkpointing)
-    return module, datamodule
+    return module
 
 
-@dataclass(frozen=True)
-class _Start:
-    """What a fine-tuning starts from."""
-
-    model: CLIP | DualEncoder
-    name: str
-    tokenize: Tokenizer | HuggingFaceTokenizer
-    image_size: int
-    towers: TowersConfig | None = None
-
-
-def _whole(config: FinetuneConfig) -> _Start:
+def _load_clip(config: FinetuneConfig) -> FinetuneStart:
     assert config.start is not None
     loaded = load_clip(config.start, config.data.image_size)
-    tokenizer = Tokenizer(loaded.model.config.context_length)
-    return _Start(loaded.model, loaded.name, tokenizer, loaded.model.config.image_resolution)
+    return FinetuneStart(loaded.model, loaded.name, loaded.tokenize, loaded.model.config.image_resolution)
 
 
-def _towers(config: FinetuneConfig) -> _Start:
-    text, image = find_text_tower(config.text_encoder), find_image_tower(config.image_encoder)
+def _load_towers(config: FinetuneConfig) -> FinetuneStart:
+    text, image = load_text_tower_by_name(config.text_encoder), load_image_tower_by_name(config.image_encoder)
     if text.tokenizer is None:
         tokenize: Tokenizer | HuggingFaceTokenizer = Tokenizer(text.context_length)
     else:
@@ -120,16 +144,25 @@ def _towers(config: FinetuneConfig) -> _Start:
         image_mean=image.mean,
         image_std=image.std,
     )
-    return _Start(model, f"{config.image_encoder} + {config.text_encoder}", tokenize, size, towers)
+    return FinetuneStart(model, f"{config.image_encoder} + {config.text_encoder}", tokenize, size, towers)
 
 
-def make_datamodule(
-    data: DataConfig, image_size: int, tokenize: Tokenize, *, token: str | None = None, version: str | None = None
+def build_datamodule(
+    data: DataConfig,
+    image_size: int,
+    tokenize: Tokenize,
+    *,
+    model: ModelConfig | None = None,
+    batches_per_step: int = 1,
+    token: str | None = None,
+    version: str | None = None,
 ) -> PairDataModule:
-    """The data module for a configuration: sources opened, columns found, nothing read yet.
+    """Build the data module of a configuration: open its sources and find their columns, but read no rows.
 
     Args:
-        version: of what is trained on; the newest by default.
+        model: settings of the model, which say how images are brought to size. Default: as OpenAI's.
+        batches_per_step: batches whose gradients are accumulated.
+        version: version of the training data; the newest by default.
     """
     return PairDataModule(
         open_pairs(data, token=token, version=version),
@@ -147,4 +180,7 @@ def make_datamodule(
         max_val_rows=data.max_val_rows,
         same_by=data.same_by,
         tokenize=tokenize,
+        batches_per_step=batches_per_step,
+        resize_mode=model.resize_mode if model else "shortest",
+        interpolation=model.interpolation if model else "bicubic",
     )

@@ -1,4 +1,4 @@
-"""What cannot be had, or does not go together, said before anything is built."""
+"""Checks of a configuration before anything is built: missing devices, and settings that exclude each other."""
 
 from __future__ import annotations
 
@@ -6,140 +6,168 @@ from dataclasses import replace
 
 import torch
 
-from lakeclip.config.command import command
-from lakeclip.config.schema import FinetuneConfig, ModelConfig, OptimizerConfig, TrainConfig, TrainerConfig
-from lakeclip.data.sizes import parse_sizes
+from lakeclip.config.command import format_command
+from lakeclip.config.schema import (
+    EvaluationConfig,
+    FinetuneConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+    TrainerConfig,
+)
+from lakeclip.data.image_size_schedule import parse_image_size_schedule
 from lakeclip.errors import ConfigError, DeviceError, ModelError
+from lakeclip.evaluation.registry import EVALUATIONS
+from lakeclip.losses.registry import find_loss
+from lakeclip.models.clip import size_problems
 from lakeclip.models.zoo import model_config
 from lakeclip.text.tokenizer import Tokenizer
 from lakeclip.training import sharding
-from lakeclip.training.adam.eight_bit import require_torchao
+from lakeclip.training.optim.eight_bit import require_torchao
 
 
-def sized_model(config: TrainConfig) -> ModelConfig:
-    """The model's sizes, at the image size that was asked for."""
+def resolve_model_config(config: TrainConfig) -> ModelConfig:
+    """Return the model's config, at the requested image size."""
     sizes = model_config(config.model, config.model_config)
     return replace(sizes, image_resolution=config.data.image_size) if config.data.image_size else sizes
 
 
-def checked_sizes(config: TrainConfig, known: ModelConfig | None = None) -> ModelConfig:
-    """The model's sizes, once what was asked for is known to be possible here.
+def check_train(config: TrainConfig, known: ModelConfig | None = None) -> ModelConfig:
+    """Check a training configuration, and return its model's config.
 
     Args:
-        known: the sizes, where they need not be looked up by the model's name.
+        known: the model's config; by default it is looked up by `config.model`.
 
     Raises:
-        ModelError: the model is unknown, or its vocabulary too small.
+        ModelError: the model is unknown, or its vocabulary is too small.
         DeviceError: see `check_devices`.
-        ConfigError: settings that do not go together, or not with this model.
+        ConfigError: settings exclude each other, or do not fit the model.
     """
-    sizes = known or sized_model(config)
+    sizes = known or resolve_model_config(config)
+    if problems := size_problems(sizes):
+        raise ModelError(
+            f"{config.model} cannot have these sizes",
+            found="; ".join(problems),
+            next_step="another --image-size, or none for the model's own" if config.data.image_size else "",
+        )
     if sizes.vocab_size < Tokenizer.vocab_size:
         raise ModelError(
             f"the vocabulary of {config.model} is too small for the tokenizer",
             found=f"vocab_size {sizes.vocab_size}",
-            allowed=f"{Tokenizer.vocab_size} or more: CLIP's tokenizer has as many ids",
+            allowed=f"{Tokenizer.vocab_size} or more, the number of ids of CLIP's tokenizer",
         )
+    find_loss(config.loss.objective, label_smoothing=config.loss.label_smoothing)
     check_devices(config)
     if config.optimizer.states == "8bit":
         require_torchao()
-    check_together(config.optimizer, config.trainer)
+    check_combinations(config.optimizer, config.trainer)
+    check_evaluations(config.evaluation)
     if config.trainer.patch_dropout and sizes.vision_patch_size is None:
         raise ConfigError(
-            f"patch_dropout {config.trainer.patch_dropout} is asked for, and {config.model} has no patches",
+            f"patch_dropout {config.trainer.patch_dropout} was requested, but {config.model} has no patches",
             allowed="0, or a vision transformer",
         )
-    cell = sizes.vision_patch_size or 32
-    for side, _ in parse_sizes(config.data.small_images, sizes.image_resolution).stages:
-        if side % cell:
+    stride = sizes.vision_patch_size or 32
+    for side, _ in parse_image_size_schedule(config.data.small_images, sizes.image_resolution).stages:
+        if side % stride:
             raise ConfigError(
-                f"{config.model} cannot take images of {side} pixels",
+                f"{config.model} cannot process images of {side} pixels",
                 found=f"small_images {config.data.small_images!r}",
-                allowed=f"multiples of {cell} below {sizes.image_resolution}",
+                allowed=f"multiples of {stride} below {sizes.image_resolution}",
             )
     return sizes
 
 
 def check_finetune(config: FinetuneConfig) -> None:
-    """Say before anything is loaded what a fine-tuning cannot be asked for.
+    """Check a fine-tuning configuration before anything is loaded.
 
     Raises:
         DeviceError: see `check_devices`.
-        ConfigError: settings that do not go together, or not with towers that lakeclip did not make.
+        ConfigError: settings exclude each other, or do not work with towers from other libraries.
     """
     check_devices(config)
     if config.optimizer.states == "8bit":
         require_torchao()
-    check_together(config.optimizer, config.trainer)
+    check_combinations(config.optimizer, config.trainer)
+    check_evaluations(config.evaluation)
     for name in ("checkpointing", "patch_dropout", "compile"):
-        is_able = name == "checkpointing" and config.start is not None
-        if getattr(config.trainer, name) != getattr(TrainerConfig, name) and not is_able:
+        is_supported = name == "checkpointing" and config.start is not None
+        if getattr(config.trainer, name) != getattr(TrainerConfig, name) and not is_supported:
             raise ConfigError(
-                f"{name} is asked for, and fine-tuning trains towers that lakeclip did not make",
+                f"{name} was requested, but fine-tuning trains towers from other libraries, which do not support it",
                 found=f"{name} {getattr(config.trainer, name)}",
-                allowed="lakeclip train, or the tower's own way before it is handed over",
+                allowed="lakeclip train, or the library's own option, set before the tower is passed in",
             )
-    if config.trainer.strategy == sharding.NAME:
+    if config.trainer.strategy == sharding.STRATEGY:
         raise ConfigError(
-            "fine-tuning is asked for with --strategy fsdp2",
-            found="towers that may be cut up in no known way, and a teacher that needs them whole",
+            "fine-tuning does not support --strategy fsdp2",
+            found="towers of unknown structure, and a teacher that needs unsharded weights",
             allowed="--strategy ddp",
         )
     if config.data.small_images:
         raise ConfigError(
-            "small images first (--small-images) are asked for, and pretrained towers know one size",
+            "--small-images was requested, but pretrained towers work at one image size",
             allowed="--image-size, for the whole run",
         )
     has_validation = config.data.val_lake or config.data.val_fraction
     if config.keep.keep_lake and not has_validation:
         raise ConfigError(
-            "the best of old and new (--keep-lake) is found with both, and no rows are held out for the new",
+            "--keep-lake compares the old task with the new one, but no rows are held out for the new one",
             next_step="--val-fraction 0.02, or --val-lake LAKE",
         )
 
 
-def check_together(optimizer: OptimizerConfig, trainer: TrainerConfig) -> None:
-    """Say before anything is built which settings do not go together.
+def check_combinations(optimizer: OptimizerConfig, trainer: TrainerConfig) -> None:
+    """Check that the optimiser's and the trainer's settings can be combined.
 
     Raises:
-        ConfigError: an average of weights that are cut up between devices; a compiled model with checkpointing.
+        ConfigError: averaged or bfloat16 weights under FSDP2, or a compiled model with activation checkpointing.
     """
-    if optimizer.ema_decay is not None and trainer.strategy == sharding.NAME:
+    if optimizer.ema_decay is not None and trainer.strategy == sharding.STRATEGY:
         raise ConfigError(
-            "an average of the weights (ema_decay) is asked for together with --strategy fsdp2",
-            found="weights that no device holds whole",
+            "an average of the weights (ema_decay) cannot be combined with --strategy fsdp2",
+            found="sharded weights: no device holds all of them",
             allowed="--strategy ddp with ema_decay, or fsdp2 without",
         )
-    if optimizer.text_weights != "32" and trainer.strategy == sharding.NAME:
+    if optimizer.text_weights != "32" and trainer.strategy == sharding.STRATEGY:
         raise ConfigError(
-            "text weights in bf16 are asked for together with --strategy fsdp2",
-            found="towers of two types, which are cut up as one",
+            "text weights in bf16 cannot be combined with --strategy fsdp2",
+            found="towers of two dtypes, which FSDP2 would shard together",
             allowed="--strategy ddp with bf16 text weights, or fsdp2 without",
         )
     if trainer.compile and trainer.checkpointing != "off":
         raise ConfigError(
-            "a compiled model is asked for together with checkpointing",
+            "a compiled model cannot be combined with activation checkpointing",
             found=f"checkpointing {trainer.checkpointing}",
-            allowed="one of the two: compiling decides itself what is computed again",
+            allowed="one of the two: the compiler itself decides what to recompute",
         )
 
 
-def check_devices(config: TrainConfig | FinetuneConfig) -> None:
-    """Say before anything is built what cannot be had on this machine, with the command that would work.
+def check_evaluations(config: EvaluationConfig) -> None:
+    """Check that the requested evaluations are registered.
 
     Raises:
-        DeviceError: a GPU, a number of GPUs, or float16 arithmetic that is not there.
+        ConfigError: one of them is not.
     """
-    wanted, found = config.trainer, torch.cuda.device_count()
-    here = f"{found} GPU{'s' * (found != 1)}" if found else "no GPU"
-    without_gpu = wanted.accelerator == "gpu" and not found and not torch.backends.mps.is_available()
-    if without_gpu:
-        what = f"{wanted.devices or 1} GPU(s) asked for (accelerator gpu), and this machine has none"
-        able = replace(wanted, accelerator="cpu", devices=None, strategy="auto", precision="32")
-    elif wanted.accelerator == "gpu" and found and (wanted.devices or 0) > found:
-        what, able = f"{wanted.devices} GPUs are asked for", replace(wanted, devices=found)
-    elif wanted.precision == "16" and not found:
-        what, able = "float16 is asked for (precision 16), which needs a GPU", replace(wanted, precision="bf16")
+    if config.eval_lake is not None:
+        EVALUATIONS.select(config.eval_scores)
+
+
+def check_devices(config: TrainConfig | FinetuneConfig) -> None:
+    """Check that this machine has the requested devices; the error shows the command that would work here.
+
+    Raises:
+        DeviceError: a GPU, a number of GPUs, or float16 arithmetic is not available.
+    """
+    trainer, num_gpus = config.trainer, torch.cuda.device_count()
+    available = f"{num_gpus} GPU{'s' * (num_gpus != 1)}" if num_gpus else "no GPU"
+    if trainer.accelerator == "gpu" and not num_gpus and not torch.backends.mps.is_available():
+        what = f"{trainer.devices or 1} GPU(s) requested (accelerator gpu), but this machine has none"
+        feasible = replace(trainer, accelerator="cpu", devices=None, strategy="auto", precision="32")
+    elif trainer.accelerator == "gpu" and num_gpus and (trainer.devices or 0) > num_gpus:
+        what, feasible = f"{trainer.devices} GPUs requested", replace(trainer, devices=num_gpus)
+    elif trainer.precision == "16" and not num_gpus:
+        what, feasible = "float16 requested (precision 16), which needs a GPU", replace(trainer, precision="auto")
     else:
         return
-    raise DeviceError(what, found=here, next_step=command(replace(config, trainer=able)))
+    raise DeviceError(what, found=available, next_step=format_command(replace(config, trainer=feasible)))

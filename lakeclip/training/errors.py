@@ -1,6 +1,6 @@
-"""Faults that end a run: what came up from wherever it happened, as an error that says what to do.
+"""Translation of the exception that ends a run into an error that says what to do.
 
-Whatever it is, the checkpoints on the disk are whole, and the run goes on from the last of them.
+Whatever the exception, the checkpoints on the disk are complete, and the run resumes from the last one.
 """
 
 from __future__ import annotations
@@ -13,53 +13,55 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lakeclip.checkpoints.folder import LAST
-from lakeclip.data.workers import dead_worker
+from lakeclip.data.workers import worker_death_error
 from lakeclip.errors import ConfigError, LakeclipError, OutputError
-from lakeclip.training.recovery.ranks import Ranks
+from lakeclip.training.callbacks.rank_watchdog import RankWatchdog
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def explained(error: BaseException, folder: Path, *, verb: str = "train", ranks: Ranks | None = None) -> BaseException:
-    """The error that ended a run, as the user's where it is one; else as it is.
+def explain_error(
+    error: BaseException, folder: Path, *, verb: str = "train", ranks: RankWatchdog | None = None
+) -> BaseException:
+    """Return the exception that ended a run as a `LakeclipError` if its cause is known, else unchanged.
 
     Args:
-        folder: of the run.
-        verb: that began it, and goes on with it.
-        ranks: its other processes.
+        folder: folder of the run.
+        verb: CLI verb that started the run and resumes it.
+        ranks: watchdog of the run's other processes.
     """
     if isinstance(error, ConfigError):
         return error
     known: LakeclipError | None = error if isinstance(error, LakeclipError) else None
-    known = known or dead_worker(error) or _of_the_disk(error, folder)
-    if known is None and ranks is not None and ranks.is_about_others(error):
-        known = ranks.explained(error)
-    return _with_the_way_on(known, folder, verb) if known is not None else error
+    known = known or worker_death_error(error) or _disk_error(error, folder)
+    if known is None and ranks is not None and ranks.is_connection_error(error):
+        known = ranks.explain(error)
+    return _with_resume_command(known, folder, verb) if known is not None else error
 
 
-def _with_the_way_on(error: LakeclipError, folder: Path, verb: str) -> LakeclipError:
-    """The same error, whose next step ends with how the run goes on."""
-    way = f"lakeclip {verb} --resume {folder}" if (folder / LAST).is_file() else "the same command again"
+def _with_resume_command(error: LakeclipError, folder: Path, verb: str) -> LakeclipError:
+    """Append the command that resumes the run to the error's next step."""
+    resume = f"lakeclip {verb} --resume {folder}" if (folder / LAST).is_file() else "the same command again"
     first = f"{error.next_step}; then " if error.next_step else ""
-    return type(error)(error.what, found=error.found, allowed=error.allowed, next_step=first + way)
+    return type(error)(error.what, found=error.found, allowed=error.allowed, next_step=first + resume)
 
 
-def _of_the_disk(error: BaseException, folder: Path) -> OutputError | None:
+def _disk_error(error: BaseException, folder: Path) -> OutputError | None:
     if _is_full(error):
         return OutputError(
-            f"the disk of {folder} is full", found=f"{_free(folder) / 1e6:.0f} MB free", next_step="make room"
+            f"the disk of {folder} is full", found=f"{_free(folder) / 1e6:.0f} MB free", next_step="free some space"
         )
     if not isinstance(error, OSError) or not isinstance(error.filename, (str, Path)):
         return None
     if not folder.is_dir():
-        return OutputError(f"the run's folder {folder} is gone", found="nothing is there", next_step="put it back")
+        return OutputError(f"the run's folder {folder} is gone", found="no such folder", next_step="move it back")
     if folder.absolute() not in Path(error.filename).absolute().parents:
         return None
     return OutputError(f"{error.filename} cannot be written", found=error.strerror or str(error))
 
 
 def _is_full(error: BaseException | None) -> bool:
-    """Whether a full disk is at the bottom of it: torch's writer has no number for what it met."""
+    """Return True if a full disk caused the error. torch's zip writer raises a RuntimeError without an errno."""
     while error is not None:
         if getattr(error, "errno", None) in _FULL or "PytorchStreamWriter" in str(error):
             return True
@@ -74,19 +76,19 @@ def _free(folder: Path) -> int:
 
 
 @contextmanager
-def full_disks_are_not_for_threads() -> Iterator[None]:
-    """A thread that writes curves and finds the disk full says so to the main thread, and to no one else.
+def silence_full_disk_in_threads() -> Iterator[None]:
+    """Hide the traceback of a background thread that finds the disk full, such as TensorBoard's writer.
 
-    Without this, its traceback comes before the one message that helps.
+    The main thread reports the full disk; the thread's traceback would be printed above that message.
     """
-    before = threading.excepthook
+    previous = threading.excepthook
 
-    def heard(arguments: threading.ExceptHookArgs) -> None:
+    def hook(arguments: threading.ExceptHookArgs) -> None:
         if not _is_full(arguments.exc_value):
-            before(arguments)
+            previous(arguments)
 
-    threading.excepthook = heard
+    threading.excepthook = hook
     try:
         yield
     finally:
-        threading.excepthook = before
+        threading.excepthook = previous

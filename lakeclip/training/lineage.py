@@ -1,86 +1,104 @@
-"""Where weights come from, written beside them: the fifth idea of the house (layout: `checkpoints/lineage.py`)."""
+"""Lineage of a module in training, written into its checkpoints (layout: `provenance/lineage.py`)."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
-from lakeclip.checkpoints.lineage import lineage
-from lakeclip.checkpoints.parts import differences
-from lakeclip.config.schema import FinetuneConfig, FinetuneOptimizerConfig, TrainConfig
+import lightning as L
+
+from lakeclip.config.schema import FinetuneConfig, ModelConfig, TrainConfig
 from lakeclip.data.datamodule import PairDataModule
-from lakeclip.data.plan import parts_of
-from lakeclip.lake.dataset import Lake
 from lakeclip.lake.rows import RowSource
-from lakeclip.lake.several import Lakes
-from lakeclip.models.clip import CLIP
+from lakeclip.models.pretrained import OwnTowersConfig, TowersConfig
+from lakeclip.provenance.environment import code_version, describe_environment
+from lakeclip.provenance.lineage import make_lineage
+from lakeclip.provenance.run_segments import lineage_differences
 from lakeclip.text.huggingface import HuggingFaceTokenizer
 from lakeclip.text.tokenizer import Tokenizer
-from lakeclip.training.recovery.environment import code, environment
-
-if TYPE_CHECKING:
-    from lakeclip.training.module import ContrastiveModule
+from lakeclip.types import Tokenize
 
 
-def of(module: ContrastiveModule) -> dict[str, Any] | None:
-    """The lineage of a module in training: its model, tokenizer, data, configuration and position.
+def lineage_of(
+    trainer: L.Trainer,
+    *,
+    model_name: str,
+    model_config: ModelConfig | TowersConfig | OwnTowersConfig,
+    config: TrainConfig | FinetuneConfig,
+    samples_seen: int,
+    seconds: float,
+    schedule: Callable[[], tuple[int, int] | None],
+    start: str | None = None,
+    past: dict[str, Any] | None = None,
+    tokenizer: Tokenize | None = None,
+) -> dict[str, Any]:
+    """Return the lineage of a module in training: its model, tokenizer, data, configuration and position.
 
-    None for towers that a user's own Python brought: nobody else can make them again.
+    Args:
+        samples_seen: pairs over all processes so far.
+        seconds: of training so far.
+        schedule: returns the steps of warm-up and of the whole run, or None if its length is unknown; called only if
+            the data module is lakeclip's.
+        start: sha256 of the weights that a fine-tuning started from.
+        past: the lineage of the checkpoint that the run resumed from.
+        tokenizer: the tokenizer of a dataloader other than lakeclip's.
     """
-    config = module.model.config if isinstance(module.model, CLIP) else module.towers
-    if config is None:
-        return None
-    trainer = module.trainer
     datamodule = getattr(trainer, "datamodule", None)
-    ours = datamodule if isinstance(datamodule, PairDataModule) else None
-    known = (Tokenizer, HuggingFaceTokenizer)
-    tokenizer = ours.tokenize if ours and isinstance(ours.tokenize, known) else None
-    found = lineage(
-        model_name=module.model_name,
-        model_config=config,
-        tokenizer=tokenizer,
-        data=_data(ours),
-        config=module.run_config or _config_of(module),
+    data = datamodule if isinstance(datamodule, PairDataModule) else None
+    used = data.tokenize if data is not None else tokenizer
+    position = {}
+    if data is not None:
+        now = data.data_position
+        position = {"data_epoch": now.epoch, "position": now.position}
+        if (planned := schedule()) is not None:
+            position |= {"total_steps": planned[1], "warmup_steps": planned[0]}
+    current = make_lineage(
+        model_name=model_name,
+        model_config=model_config,
+        tokenizer=used if isinstance(used, (Tokenizer, HuggingFaceTokenizer)) else None,
+        data=_data(data),
+        config=config,
         progress={
             "step": trainer.global_step,
             "epoch": trainer.current_epoch,
-            "samples_seen": module.samples_seen,
-            "seconds": module.seconds,
+            "samples_seen": samples_seen,
+            "seconds": seconds,
             "world_size": trainer.world_size,
-            **(_place(module, ours) if ours else {}),
+            **position,
         },
     )
-    found |= {"code": code(), "environment": environment(trainer)}
-    if (start := module.start or (module.past or {}).get("start")) is not None:
-        found["start"] = start
-    if ours:
-        found["parts"] = _parts(module, ours, found)
-    return found
+    current |= {
+        "code": code_version(),
+        "environment": describe_environment(trainer.strategy.root_device, gpus=_gpus(trainer)),
+    }
+    if (start := start or (past or {}).get("start")) is not None:
+        current["start"] = start
+    if data is not None:
+        current["parts"] = _segments(trainer, data, current, past)
+    return current
 
 
-def _place(module: ContrastiveModule, data: PairDataModule) -> dict[str, int]:
-    now = data.now
-    return {"data_epoch": now.epoch, "position": now.position, "total_steps": module.total_steps}
-
-
-def _parts(module: ContrastiveModule, data: PairDataModule, now: dict[str, Any]) -> list[dict[str, Any]]:
-    """The parts of the run up to the one that goes on now."""
-    trainer, began = module.trainer, data.began
-    pace = {
+def _segments(
+    trainer: L.Trainer, data: PairDataModule, current: dict[str, Any], past: dict[str, Any] | None
+) -> list[dict[str, Any]]:
+    """Return the segments of the run up to the current one."""
+    segment = {
+        **dataclasses.asdict(data.start_position),
         "batch_size": data.batch_size,
         "world_size": trainer.world_size,
         "batches_per_step": data.batches_per_step,
         "max_epochs": trainer.max_epochs,
         "max_steps": trainer.max_steps,
+        **{name: current["progress"].get(name) for name in ("total_steps", "warmup_steps")},
     }
-    own = {**dataclasses.asdict(began), **pace}
-    if module.past is None:
-        return [{**own, "changed": {}}]
-    before = module.past.get("parts", [])
-    changed = differences(module.past, now)
+    if past is None:
+        return [{**segment, "changed": {}}]
+    before = past.get("parts", [])
+    changed = lineage_differences(past, current)
     if before and before[-1]["world_size"] != trainer.world_size:
         changed["world_size"] = [before[-1]["world_size"], trainer.world_size]
-    return [*before, {**own, "changed": changed}] if changed or not before else before
+    return [*before, {**segment, "changed": changed}] if changed or not before else before
 
 
 def _data(ours: PairDataModule | None) -> dict[str, Any]:
@@ -90,7 +108,7 @@ def _data(ours: PairDataModule | None) -> dict[str, Any]:
     return {
         "path": source.path,
         "version": source.version,
-        "query": source.query if isinstance(source, (Lake, Lakes)) else None,
+        "query": source.query,
         "rows": len(source),
         **_account(ours),
         **_sources(ours),
@@ -98,33 +116,29 @@ def _data(ours: PairDataModule | None) -> dict[str, Any]:
 
 
 def _sources(data: PairDataModule) -> dict[str, Any]:
-    """Each lake or folder, such that it can be opened again as it was; and which order its rows are in."""
-    shares = data.source.shares if isinstance(data.source, Lakes) else [1.0]
-    validation = [_source(part) for part in parts_of(data.val_source)] if data.val_source is not None else None
+    """Return each lake or folder as it can be opened again, and a fingerprint of the order of its rows."""
+    shares = data.source.shares
+    validation = [_source(part) for part in data.val_source.parts] if data.val_source is not None else None
     return {
         "plan": data.train_stream.plan.fingerprint,
         "sources": [
             {**_source(part), "share": share / sum(shares)}
-            for part, share in zip(parts_of(data.source), shares, strict=True)
+            for part, share in zip(data.source.parts, shares, strict=True)
         ],
         "validation": validation[0] if validation else None,
     }
 
 
 def _source(part: RowSource) -> dict[str, Any]:
-    lake = {"query": part.query, "total_rows": part.total_rows} if isinstance(part, Lake) else {}
+    lake = {"query": part.query, "total_rows": part.num_total_rows} if part.is_queryable else {}
     return {"path": part.path, "version": part.version, "rows": len(part), **lake}
 
 
 def _account(data: PairDataModule) -> dict[str, int]:
-    """How many rows there were before the query, and how they were divided after it."""
-    parts = [part for part in parts_of(data.source) if isinstance(part, Lake)]
-    lakes = {"total_rows": sum(part.total_rows for part in parts)} if parts else {}
+    """Return the numbers of rows before the query, for training and for validation."""
+    lakes = {"total_rows": data.source.num_total_rows} if data.source.is_queryable else {}
     return {**lakes, "train_rows": data.num_train_rows, "val_rows": data.num_val_rows}
 
 
-def _config_of(module: ContrastiveModule) -> TrainConfig | FinetuneConfig:
-    """What is known of a run that a user's own script started."""
-    if isinstance(module.optimizer_config, FinetuneOptimizerConfig):
-        return FinetuneConfig(optimizer=module.optimizer_config)
-    return TrainConfig(model=module.model_name, loss=module.loss_config, optimizer=module.optimizer_config)
+def _gpus(trainer: L.Trainer) -> list[int] | None:
+    return list(trainer.device_ids) if trainer.strategy.root_device.type == "cuda" else None

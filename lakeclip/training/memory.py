@@ -1,4 +1,4 @@
-"""The memory that training holds: on a GPU what PyTorch has allocated, or else that of this process."""
+"""Memory in use by training: PyTorch's allocations on a GPU, or else the resident memory of this process."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-#: Where Linux tells of this process, and lets it forget its peak (man 5 proc).
+#: Linux's status files of this process, where the peak can also be reset (man 5 proc).
 _PROCESS = Path("/proc/self")
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes at most so far: allocated on a GPU, or else resident for this process."""
+    """Return the peak so far in bytes: allocated on a GPU, or else resident memory of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -25,23 +25,23 @@ def peak_memory(device: torch.device) -> int:
 
 
 def resident_memory() -> int:
-    """Bytes of this process now; 0 where that cannot be known."""
+    """Return the present resident memory of this process in bytes; 0 if it is unknown (outside Linux)."""
     return _status("VmRSS")
 
 
-def forget_peak(device: torch.device) -> None:
-    """Let `peak_memory` begin anew, from what is held now; without Linux or a GPU it cannot."""
+def reset_peak_memory(device: torch.device) -> None:
+    """Reset the peak that `peak_memory` returns to the present memory. Does nothing on a CPU outside Linux."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _PROCESS.exists():
         with suppress(OSError, AttributeError):
-            # What was freed is given back first, or it would hide what is taken from now on.
+            # Return freed memory to the system first; otherwise new allocations would reuse it and go unnoticed.
             ctypes.CDLL(None).malloc_trim(0)
             (_PROCESS / "clear_refs").write_text("5")
 
 
 def _status(name: str) -> int:
     file = _PROCESS / "status"
-    found = re.search(rf"{name}:\s*(\d+) kB", file.read_text()) if file.exists() else None
-    return int(found[1]) * 1024 if found else 0
+    match = re.search(rf"{name}:\s*(\d+) kB", file.read_text()) if file.exists() else None
+    return int(match[1]) * 1024 if match else 0

@@ -1,4 +1,4 @@
-"""A run that is over, from the lineage of one of its checkpoints: to be run again, or its batches looked at again."""
+"""Reproduction of a finished run from a checkpoint's lineage: repeat the run, or replay one of its batches."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from torch import Tensor
 
 from lakeclip.checkpoints.folder import LAST
 from lakeclip.checkpoints.native import Checkpoint, read_checkpoint, weights_digest
-from lakeclip.checkpoints.parts import changes_weights, differences, part_of, parts_of_run
 from lakeclip.config.load import config_from_dict
-from lakeclip.config.schema import DataConfig, FinetuneConfig, TrainConfig
-from lakeclip.data.progress import Mark
+from lakeclip.config.schema import DataConfig, FinetuneConfig, ModelConfig, TrainConfig
+from lakeclip.data.position import DataPosition
 from lakeclip.data.replay import Replay
 from lakeclip.errors import CheckpointError, ConfigError
-from lakeclip.lake.several import SEPARATOR, parse_share
+from lakeclip.lake.mixture import SEPARATOR, parse_share
+from lakeclip.provenance.run_segments import affects_weights, lineage_differences, list_segments, segment_at_step
 from lakeclip.text.tokenizer import Tokenizer
-from lakeclip.training.parts import make_datamodule
+from lakeclip.training.build import build_datamodule
 
 
 @dataclass(frozen=True)
-class Past:
-    """A run up to one of its checkpoints, as it can be run again.
+class RecordedRun:
+    """A run up to one of its checkpoints, with everything that repeats it.
 
     Attributes:
-        checkpoint: what is to be reached again.
-        config: of the run, with the data's path as it was found.
+        checkpoint: the checkpoint whose weights the repetition should reach.
+        config: configuration of the run, with the resolved path of its data.
     """
 
     checkpoint: Checkpoint
@@ -37,77 +37,80 @@ class Past:
 
     @property
     def version(self) -> str:
-        """Of what it was trained on."""
+        """Version of the training data."""
         return str(self.checkpoint.lineage["data"]["version"])
 
     @property
     def step(self) -> int:
-        """How far the checkpoint is."""
+        """Step of the checkpoint."""
         return int(self.checkpoint.lineage["progress"]["step"])
 
     @property
     def world_size(self) -> int:
-        """Processes that trained together."""
-        return int(parts_of_run(self.checkpoint.lineage)[-1]["world_size"])
+        """Number of processes in the run's last segment."""
+        return int(list_segments(self.checkpoint.lineage)[-1]["world_size"])
 
     @property
     def threads(self) -> int:
-        """Of each process, on the CPU."""
+        """CPU threads of each process."""
         return int(self.checkpoint.lineage["environment"]["threads"])
 
     def check_start(self, digest: str | None) -> None:
-        """Make sure that a fine-tuning begins with the weights it began with.
+        """Check that a repeated fine-tuning starts from the same weights as the original.
+
+        Args:
+            digest: sha256 of the initial weights of the repetition.
 
         Raises:
-            CheckpointError: it does not.
+            CheckpointError: the weights differ.
         """
         expected = self.checkpoint.lineage.get("start")
         if expected is not None and digest != expected:
             raise CheckpointError(
-                "the run cannot be repeated: the weights that it started from are others now",
+                "the run cannot be repeated: the weights that it started from have changed",
                 found=f"sha256 {str(digest)[:16]}…",
                 allowed=f"sha256 {expected[:16]}…",
-                next_step="the files that --from, --image-encoder and --text-encoder named, as they were",
+                next_step="restore the original files of --from, --image-encoder and --text-encoder",
             )
 
 
 def run_checkpoint(path: str | Path) -> Path:
-    """What stands for a run here: of its folder the last checkpoint, which knows all of it; or the file itself."""
+    """Return the last checkpoint of a run's folder, which records the whole run, or the path itself for a file."""
     return Path(path) / LAST if (Path(path) / LAST).is_file() else Path(path)
 
 
-def read_past(path: str | Path) -> Past:
-    """The run that led to a checkpoint.
+def read_recorded_run(path: str | Path) -> RecordedRun:
+    """Read the run that led to a checkpoint.
 
     Args:
-        path: a run's folder (its last checkpoint) or a .ckpt file.
+        path: a run's folder (for its last checkpoint) or a .ckpt file.
 
     Raises:
-        CheckpointError: missing, damaged, too old, or of a run that cannot be repeated; with the reason.
+        CheckpointError: the checkpoint is missing, damaged or too old, or its run cannot be repeated.
     """
     checkpoint = read_checkpoint(run_checkpoint(path))
-    parts = parts_of_run(checkpoint.lineage)
-    named = [
-        f"from step {part['step'] + 1:,}: " + "; ".join(f"{name} {was} → {now}" for name, (was, now) in changed)
-        for part in parts
-        if (changed := [(name, pair) for name, pair in part["changed"].items() if changes_weights(name)])
+    segments = list_segments(checkpoint.lineage)
+    changes = [
+        f"from step {segment['step'] + 1:,}: " + "; ".join(f"{name} {was} → {now}" for name, (was, now) in changed)
+        for segment in segments
+        if (changed := [(name, pair) for name, pair in segment["changed"].items() if affects_weights(name)])
     ]
-    if named:
+    if changes:
         raise CheckpointError(
-            f"the run of {checkpoint.path} cannot be repeated as one: it went on with other settings or data",
-            found="\n           ".join(named),
+            f"the run of {checkpoint.path} cannot be repeated: it was resumed with other settings or data",
+            found="\n           ".join(changes),
             allowed="a checkpoint from before the first of these steps",
-            next_step=f"lakeclip inspect {checkpoint.path} shows all parts",
+            next_step=f"lakeclip inspect {checkpoint.path}, to see all segments of the run",
         )
-    return Past(checkpoint, config_then(checkpoint.path, checkpoint.lineage))
+    return RecordedRun(checkpoint, recorded_config(checkpoint.path, checkpoint.lineage))
 
 
-def config_then(path: Path, lineage: Mapping[str, Any]) -> TrainConfig | FinetuneConfig:
-    """The configuration in a lineage, with the data where it was found.
+def recorded_config(path: Path, lineage: Mapping[str, Any]) -> TrainConfig | FinetuneConfig:
+    """Return the configuration in a lineage, with the resolved path of the data.
 
     Raises:
-        CheckpointError: the run was a script's, whose settings nobody knows.
-        ConfigError: it has settings that this lakeclip does not know.
+        CheckpointError: the run was started by a script, so that its settings are not recorded.
+        ConfigError: the configuration has settings that this version of lakeclip does not have.
     """
     values = lineage["config"]
     config: TrainConfig | FinetuneConfig
@@ -115,79 +118,92 @@ def config_then(path: Path, lineage: Mapping[str, Any]) -> TrainConfig | Finetun
         config = config_from_dict(values, where=str(path), kind=FinetuneConfig)
     else:
         config = config_from_dict(values, where=str(path), kind=TrainConfig)
-    data, found = config.data, str(lineage["data"]["path"])
+    data, path_of_data = config.data, str(lineage["data"]["path"])
     if data.folder is not None:
-        return replace(config, data=replace(data, folder=found))
+        return replace(config, data=replace(data, folder=path_of_data))
     if data.lake is None:
         raise CheckpointError(
-            f"{path} was trained by a script of its own, which lakeclip cannot run again",
+            f"{path} was trained by a custom script, which lakeclip cannot repeat",
             allowed="a checkpoint of `lakeclip train` or `lakeclip finetune`",
         )
     names = data.lake.split(SEPARATOR)
     if len(names) == 1:
-        return replace(config, data=replace(data, lake=found))
-    paths = [parse_share(name)[0] for name in found.split(SEPARATOR)]
-    # The shares as they were written: those in the path are rounded.
-    lakes = [where + name.removeprefix(parse_share(name)[0]) for where, name in zip(paths, names, strict=True)]
+        return replace(config, data=replace(data, lake=path_of_data))
+    paths = [parse_share(name)[0] for name in path_of_data.split(SEPARATOR)]
+    # The shares come from the configuration, as those in the path are rounded.
+    lakes = [lake_path + name.removeprefix(parse_share(name)[0]) for lake_path, name in zip(paths, names, strict=True)]
     return replace(config, data=replace(data, lake=SEPARATOR.join(lakes)))
 
 
-def check_unchanged(past: Past, config: TrainConfig | FinetuneConfig) -> None:
-    """Make sure that what is asked for besides is no other run.
+def check_same_settings(run: RecordedRun, config: TrainConfig | FinetuneConfig) -> None:
+    """Check that a configuration repeats the run.
 
     Raises:
-        ConfigError: a setting that would lead to other weights.
+        ConfigError: a setting differs that affects the weights.
     """
-    lineage = past.checkpoint.lineage
-    empty = {"data": lineage["data"]}
-    found = differences({**empty, "config": asdict(past.config)}, {**empty, "config": asdict(config)})
-    # Moved data is the same data: its version says so.
-    moved = ("config.data.lake", "config.data.folder", "config.data.val_lake")
-    other = {name: pair for name, pair in found.items() if changes_weights(name) and name not in moved}
+    data = {"data": run.checkpoint.lineage["data"]}
+    differing = lineage_differences({**data, "config": asdict(run.config)}, {**data, "config": asdict(config)})
+    # The path of the data may change; its version is checked.
+    paths = ("config.data.lake", "config.data.folder", "config.data.val_lake")
+    other = {name: pair for name, pair in differing.items() if affects_weights(name) and name not in paths}
     if other:
         raise ConfigError(
-            "a run is to be repeated with other settings",
+            "a run cannot be repeated with other settings",
             found="; ".join(f"{name.removeprefix('config.')} {now}, not {was}" for name, (was, now) in other.items()),
-            allowed="--runs, --name, --num-workers, --lake for a lake that was moved",
-            next_step="a run of its own: lakeclip train --recipe RUN/config.yaml",
+            allowed="--runs, --name, --num-workers, and --lake for a lake that was moved",
+            next_step="start a new run: lakeclip train --recipe RUN/config.yaml",
         )
 
 
-def replay_of(checkpoint: Checkpoint, step: int, *, token: str | None = None) -> Replay:
-    """How a run went through its data at a step, with the data as it was then.
+def replay_step(checkpoint: Checkpoint, step: int, *, token: str | None = None) -> Replay:
+    """Open the data of a run to replay the batches around a step.
 
     Args:
-        step: counted from 1, up to the end of the run, wherever the checkpoint stands.
+        step: step from 1 to the end of the run, which may be after the checkpoint.
+        token: Activeloop token for the lake.
 
     Raises:
-        CheckpointError: too old, a script's, or the run has no such step.
-        DataError: the data cannot be had as it was.
+        CheckpointError: the checkpoint is too old or from a custom script, or the run has no such step.
+        DataError: the data is not available in its original version.
     """
     total = checkpoint.lineage["progress"].get("total_steps", 0)
-    part, then = part_of(checkpoint.lineage, step)
+    segment, lineage = segment_at_step(checkpoint.lineage, step)
     if not 1 <= step <= total:
         raise CheckpointError(
             f"the run of {checkpoint.path} has no step {step:,}", found=f"{total:,} steps", allowed=f"1 to {total:,}"
         )
-    data = config_then(checkpoint.path, then).data
-    # Rows are held out where no data is named for that, so the name counts, but not what is there now.
+    data = recorded_config(checkpoint.path, lineage).data
+    # Training rows are held out only if no validation lake is named. The validation lake itself is not needed.
     training: DataConfig = replace(data, val_lake=None, val_fraction=0.0 if data.val_lake else data.val_fraction)
-    size = int(then["image_size"])
-    made = make_datamodule(training, size, Tokenizer(), token=token, version=str(then["data"]["version"]))
-    mark = Mark(**{name: part[name] for name in ("step", "epoch", "position", "samples_seen")})
-    pace = {name: part[name] for name in ("batch_size", "world_size", "batches_per_step", "max_steps", "max_epochs")}
-    return Replay(made.train_stream, made.sizes, mark, **pace)
+    size = int(lineage["image_size"])
+    datamodule = build_datamodule(
+        training,
+        size,
+        Tokenizer(),
+        model=checkpoint.model_config if isinstance(checkpoint.model_config, ModelConfig) else None,
+        token=token,
+        version=str(lineage["data"]["version"]),
+    )
+    position = DataPosition(**{name: segment[name] for name in ("step", "epoch", "position", "samples_seen")})
+    names = ("batch_size", "world_size", "batches_per_step", "max_steps", "max_epochs")
+    return Replay(
+        datamodule.train_stream,
+        datamodule.image_sizes,
+        position,
+        **{name: segment[name] for name in names},
+        total_steps=segment.get("total_steps"),
+    )
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """How the weights that a repetition reached compare with those that were to be reached.
+class WeightComparison:
+    """Comparison of the weights of a repetition with those of the original run.
 
     Attributes:
-        digest: sha256 of the weights that were reached.
-        num_differing, num_weights: numbers in them that are not the same bit for bit, and all of them.
-        largest: the largest difference, and where it is.
-        differing: what is another now than then: `code.…` and `environment.…`, as [then, now].
+        digest: sha256 of the repetition's weights.
+        num_differing, num_weights: number of weights that are not bit-identical, and of all weights.
+        largest: the largest difference, and the name of its tensor.
+        differing: changed entries `code.…` and `environment.…`, as [then, now].
     """
 
     digest: str
@@ -198,35 +214,35 @@ class Verdict:
 
     @property
     def is_identical(self) -> bool:
-        """Whether they are the same, bit for bit."""
+        """True if all weights are bit-identical."""
         return self.num_differing == 0
 
 
-def compare(past: Past, reached: Checkpoint) -> Verdict:
-    """Compare the weights of a repetition with those of the checkpoint.
+def compare_weights(run: RecordedRun, repetition: Checkpoint) -> WeightComparison:
+    """Compare the weights of a repetition with those of the original run.
 
     Raises:
-        CheckpointError: the two are not of one model.
+        CheckpointError: the two have different models.
     """
-    expected, found = past.checkpoint.state_dict, reached.state_dict
-    if {name: value.shape for name, value in expected.items()} != {name: value.shape for name, value in found.items()}:
-        raise CheckpointError(f"{reached.path} and {past.checkpoint.path} are not of one model")
-    differing, largest = 0, (0.0, "")
+    expected, actual = run.checkpoint.state_dict, repetition.state_dict
+    if {name: value.shape for name, value in expected.items()} != {name: value.shape for name, value in actual.items()}:
+        raise CheckpointError(f"{repetition.path} and {run.checkpoint.path} have different models")
+    num_differing, largest = 0, (0.0, "")
     for name, value in expected.items():
-        differing += int((_bits(value) != _bits(found[name])).any(dim=-1).sum())
-        gap = float((value.double() - found[name].double()).abs().max()) if value.numel() else 0.0
-        largest = max(largest, (gap, name))
-    now = {**reached.lineage, "config": {}, "data": {}}
-    then = {**past.checkpoint.lineage, "config": {}, "data": {}}
-    return Verdict(
-        weights_digest(found),
-        differing,
+        num_differing += int((_bytes(value) != _bytes(actual[name])).any(dim=-1).sum())
+        difference = float((value.double() - actual[name].double()).abs().max()) if value.numel() else 0.0
+        largest = max(largest, (difference, name))
+    now = {**repetition.lineage, "config": {}, "data": {}}
+    then = {**run.checkpoint.lineage, "config": {}, "data": {}}
+    return WeightComparison(
+        weights_digest(actual),
+        num_differing,
         sum(value.numel() for value in expected.values()),
         largest,
-        differences(then, now),
+        lineage_differences(then, now),
     )
 
 
-def _bits(value: Tensor) -> Tensor:
-    """(numbers, bytes)."""
+def _bytes(value: Tensor) -> Tensor:
+    """Return the bytes of a tensor, (elements, bytes per element)."""
     return value.contiguous().reshape(-1, 1).view(torch.uint8)

@@ -1,59 +1,71 @@
-"""A whole run: from a configuration to a folder with checkpoints, curves and the configuration itself."""
+"""Whole runs: from a configuration to a folder with checkpoints, curves and the configuration itself."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
 
 from lakeclip.checkpoints.folder import BEST, CONFIG, LAST
-from lakeclip.checkpoints.native import Checkpoint, newest_checkpoint
-from lakeclip.config.load import config_to_dict, read_recipe, write_config
+from lakeclip.checkpoints.native import Checkpoint
+from lakeclip.config.load import config_to_dict, write_config
 from lakeclip.config.schema import DataConfig, FinetuneConfig, ModelConfig, TrainConfig, TrainerConfig
 from lakeclip.data.datamodule import PairDataModule
 from lakeclip.data.quarantine import QUARANTINE, read_quarantine
-from lakeclip.errors import ConfigError, LakeclipError, OutputError
-from lakeclip.lake.mark import mark_unusable
+from lakeclip.errors import ConfigError, LakeclipError, OutputError, print_warnings
+from lakeclip.ingestion.mark_unusable import mark_unusable
+from lakeclip.lake.engine import TOKEN_VARIABLE
 from lakeclip.lake.pairs import describe
+from lakeclip.losses.registry import find_loss
 from lakeclip.text.tokenizer import Tokenizer
-from lakeclip.training.callbacks import GracefulStop, StopAt, Stopped
-from lakeclip.training.checks import checked_sizes
-from lakeclip.training.guard import Guard
+from lakeclip.training.build import build_datamodule, build_finetune_module, build_module, load_start
+from lakeclip.training.callbacks.evaluation import EvaluationCallback, EvaluationClock
+from lakeclip.training.callbacks.rank_watchdog import RankWatchdog
+from lakeclip.training.callbacks.stopping import GracefulStop, StopAtStep, Stopped
+from lakeclip.training.callbacks.throughput import Speed, Throughput
+from lakeclip.training.callbacks.wise_ft import build_wise_ft
+from lakeclip.training.checks import check_train
+from lakeclip.training.data_checks import check_data
+from lakeclip.training.errors import explain_error, silence_full_disk_in_threads
+from lakeclip.training.freeze import with_finetune_defaults
+from lakeclip.training.loggers import check_trackers, finish_loggers, is_main, make_loggers
 from lakeclip.training.module import ContrastiveModule
-from lakeclip.training.optimizers import state_bytes
-from lakeclip.training.parts import finetune_parts, make_datamodule, make_module
-from lakeclip.training.recovery.faults import explained, full_disks_are_not_for_threads
-from lakeclip.training.recovery.ranks import Ranks
-from lakeclip.training.recovery.repeat import Past
+from lakeclip.training.optim.optimizers import state_bytes, with_paper_values
+from lakeclip.training.precision import precision_warnings, resolve_precision
+from lakeclip.training.reproduce import RecordedRun
+from lakeclip.training.resume.commit import CommitResume
+from lakeclip.training.resume.lock import lock_run
+from lakeclip.training.resume.plan import ResumePlan, check_fits, resumable_checkpoint
+from lakeclip.training.resume.request import RequestedResume
 from lakeclip.training.trainer import make_trainer, quiet_lightning, world_size
-from lakeclip.training.watching.keeping import keeping_of
-from lakeclip.training.watching.loggers import check_trackers, end_loggers, is_main, make_loggers
-from lakeclip.training.watching.scores import EvaluationCallback, EvaluationClock
-from lakeclip.training.watching.throughput import Speed, Throughput
 
 
 @dataclass(frozen=True)
-class FinishedRun:
-    """What `train` leaves.
+class TrainResult:
+    """Result of `train` and `finetune`.
 
     Attributes:
-        folder: config.yaml, metrics.csv, tensorboard/, checkpoints/{best,last}.ckpt.
-        steps: optimiser steps taken in all, those before a resume included.
-        seconds: wall-clock time of this part of the run.
-        interrupted: it was stopped by a signal, and `resume` goes on from there.
-        signal: which one, where this process had it.
+        folder: the run's folder: config.yaml, metrics.csv, tensorboard/, checkpoints/{best,last}.ckpt.
+        steps: optimiser steps in all, including those before a resume.
+        seconds: wall-clock time of this segment of the run.
+        interrupted: a signal stopped the run; `resume` continues it.
         is_main: this process is the first of the run, the one that reports.
-        speed: on average, the first step left out; None where there was no step.
-        evaluation: share of `seconds` in which the model was validated and scored.
-        scores: the last ones on --eval-lake.
+        speed: mean speed without the first step; None if there was no step.
+        evaluation: share of `seconds` spent on validation and scores.
+        scores: the last scores on --eval-lake.
+        signal: number of the signal, if this process received it.
+        is_complete: the run that was resumed had ended already, so nothing was done.
     """
 
     folder: Path
@@ -65,161 +77,207 @@ class FinishedRun:
     evaluation: float = 0.0
     scores: dict[str, float] = field(default_factory=dict)
     signal: int | None = None
+    is_complete: bool = False
 
 
 def train(
-    config: TrainConfig, *, resume: Path | None = None, token: str | None = None, past: Past | None = None
-) -> FinishedRun:
-    """Train from scratch, or go on with an earlier run.
+    config: TrainConfig,
+    *,
+    resume: str | Path | None = None,
+    token: str | None = None,
+    past: RecordedRun | None = None,
+) -> TrainResult:
+    """Train CLIP from scratch, or resume a run.
 
-    Everything that can be wrong with the input is found before the first step.
+    All input is checked before the first step.
 
     Args:
-        resume: folder of the run to go on with; its newest whole checkpoint gives weights, optimiser state and
-            position. A run that was cut off before it had one begins anew.
-        token: for lakes that ask for one. It is not kept.
-        past: a run to repeat: its model and version of the data, up to its step.
+        resume: folder of a run to resume from its newest whole checkpoint, with weights, optimiser state and position.
+            Settings that differ from the run's are applied from the next step on, or refused (docs/guides/resume.md). A
+            run that was stopped before its first checkpoint starts again.
+        token: for lakes that need one; by default the environment's ACTIVELOOP_TOKEN. It is not saved.
+        past: a run to repeat: its model and its version of the data, up to its step.
 
     Raises:
         LakeclipError: of the kind that says what is wrong: configuration, model, data, device, checkpoint or output.
     """
+    config = resolve_precision(config)
     known = past.checkpoint.model_config if past else None
-    sizes = checked_sizes(config, known if isinstance(known, ModelConfig) else None)
-    checkpoint = _reached(resume)
-    if resume and checkpoint:
-        checkpoint.expect(sizes)
-        if checkpoint.is_sigmoid != (config.loss.objective == "sigmoid"):
-            raise ConfigError(
-                f"{resume} cannot go on with another objective",
-                found=f"objective {config.loss.objective}",
-                allowed="the one that the run began with",
+    sizes = check_train(config, known if isinstance(known, ModelConfig) else None)
+    with lock_run(Path(resume)) if resume else nullcontext():
+        resumed: RequestedResume[TrainConfig] | None = None
+        if resume and (checkpoint := _checkpoint_to_resume(resume)):
+            checkpoint.require_model(sizes)
+            if set(checkpoint.scalars) != set(find_loss(config.loss.objective).scalars):
+                raise ConfigError(
+                    f"{resume} cannot be resumed with another objective",
+                    found=f"objective {config.loss.objective}",
+                    allowed=f"the objective that the run started with, which learns {', '.join(checkpoint.scalars)}",
+                )
+            is_resnet = sizes.vision_patch_size is None
+            resumed = RequestedResume(
+                Path(resume), checkpoint, lambda unset: with_paper_values(unset, config.model, is_resnet=is_resnet)
             )
-        config = same_global_batches(config, checkpoint, read_recipe(resume / CONFIG, type(config)))
-    words, version = Tokenizer(sizes.context_length), past.version if past else None
-    datamodule = make_datamodule(config.data, sizes.image_resolution, words, token=token, version=version)
-    datamodule.setup("fit")
-    scores = _scores(config)
-    folder = _run_folder(config.trainer, config.model, resume)
-    _show(datamodule, folder)
-
-    module = make_module(config, sizes)
-    if is_main():
-        write_config(config, folder / CONFIG)
-    finished = _fit(module, datamodule, config, folder, checkpoint, callbacks=_stop(past, folder), scores=scores)
-    _account(finished, config.data)
-    return finished
+            config = resumed.check(config)
+        datamodule = build_datamodule(
+            config.data,
+            sizes.image_resolution,
+            Tokenizer(sizes.context_length),
+            model=sizes,
+            batches_per_step=config.trainer.accumulate,
+            token=token or os.environ.get(TOKEN_VARIABLE),
+            version=past.version if past else None,
+        )
+        datamodule.setup("fit")
+        _warn(config, datamodule)
+        folder = _run_folder(config.trainer, config.model, resume, verb="train")
+        return _run(lambda: build_module(config, sizes, folder), datamodule, config, folder, resumed, past=past)
 
 
 def finetune(
-    config: FinetuneConfig, *, resume: Path | None = None, token: str | None = None, past: Past | None = None
-) -> FinishedRun:
-    """Train two pretrained towers, or a whole CLIP, on one's own pairs.
+    config: FinetuneConfig,
+    *,
+    resume: str | Path | None = None,
+    token: str | None = None,
+    past: RecordedRun | None = None,
+) -> TrainResult:
+    """Fine-tune two pretrained towers, or a whole CLIP, or resume such a run.
 
     Args:
-        resume: folder of the run to go on with.
+        resume, token: as for `train`.
         past: a run to repeat: its version of the data, up to its step.
 
     Raises:
-        LakeclipError: as `train`; also where a tower cannot be had.
+        LakeclipError: as for `train`; also if a tower is unavailable.
     """
-    checkpoint = _reached(resume)
-    if resume and checkpoint:
-        config = same_global_batches(config, checkpoint, read_recipe(resume / CONFIG, type(config)))
-    module, datamodule = finetune_parts(config, token=token, version=past.version if past else None)
-    if past:
-        past.check_start(module.start)
-    keeping = keeping_of(config.keep, datamodule) if config.keep.keep_lake else None
-    scores = _scores(config)
-    folder = _run_folder(config.trainer, f"finetuned-{_short(module.model_name)}", resume, verb="finetune")
-    _show(datamodule, folder)
+    config = resolve_precision(config)
+    with lock_run(Path(resume)) if resume else nullcontext():
+        resumed: RequestedResume[FinetuneConfig] | None = None
+        if resume and (checkpoint := _checkpoint_to_resume(resume)):
+            is_clip = isinstance(checkpoint.model_config, ModelConfig)
+            resumed = RequestedResume(
+                Path(resume), checkpoint, lambda unset: with_finetune_defaults(unset, is_clip=is_clip)
+            )
+            config = resumed.check(config)
+        start = load_start(config)
+        datamodule = build_datamodule(
+            config.data,
+            start.image_size,
+            start.tokenize,
+            model=start.model_config,
+            batches_per_step=config.trainer.accumulate,
+            token=token or os.environ.get(TOKEN_VARIABLE),
+            version=past.version if past else None,
+        )
+        datamodule.setup("fit")
+        _warn(config, datamodule)
+        folder = _run_folder(config.trainer, f"finetuned-{_folder_name(start.name)}", resume, verb="finetune")
+
+        def build() -> ContrastiveModule:
+            module = build_finetune_module(config, start, folder)
+            if past:
+                past.check_start(module.start)
+            return module
+
+        return _run(build, datamodule, config, folder, resumed, past=past)
+
+
+def _run(
+    build: Callable[[], ContrastiveModule],
+    datamodule: PairDataModule,
+    config: TrainConfig | FinetuneConfig,
+    folder: Path,
+    resumed: RequestedResume[Any] | None,
+    *,
+    past: RecordedRun | None,
+) -> TrainResult:
+    """Check what is left to check, make the run's folder, and fit."""
+    plan = resumed.plan(config, datamodule) if resumed else None
+    if plan is not None and plan.is_complete:
+        return TrainResult(folder, plan.step, 0.0, interrupted=False, is_main=is_main(), is_complete=True)
+    keeping = None
+    if isinstance(config, FinetuneConfig) and config.keep.keep_lake:
+        keeping = build_wise_ft(config.keep, datamodule)
+    check_trackers(config.trainer.track)
+    evaluations = [EvaluationCallback(config.evaluation)] if config.evaluation.eval_lake else []
+    prompts = [warning for test in evaluations for warning in test.evaluator.check_prompts(datamodule.tokenize)]
     if is_main():
-        write_config(config, folder / CONFIG)
-    callbacks = [*_stop(past, folder), *([keeping] if keeping else [])]
-    finished = _fit(module, datamodule, config, folder, checkpoint, callbacks=callbacks, scores=scores)
-    _account(finished, config.data)
-    return finished
+        print_warnings(prompts, to_output=True)
+        print_warnings([warning for test in evaluations for warning in test.evaluator.warnings], to_output=True)
+        print_warnings(keeping.warnings if keeping else (), to_output=True)
+    module = build()
+    if plan is not None:
+        check_fits(module, plan.checkpoint)
+    _make_folder(folder)
+    with lock_run(folder):
+        return _locked_run(
+            module, datamodule, config, folder, plan, keeping=keeping, evaluations=evaluations, past=past
+        )
 
 
-def _reached(resume: Path | None) -> Checkpoint | None:
-    """Where the run to go on with stands."""
+def _locked_run(
+    module: ContrastiveModule,
+    datamodule: PairDataModule,
+    config: TrainConfig | FinetuneConfig,
+    folder: Path,
+    plan: ResumePlan | None,
+    *,
+    keeping: Callback | None,
+    evaluations: Sequence[Callback],
+    past: RecordedRun | None,
+) -> TrainResult:
+    """Fit in a folder that no other process uses."""
+    if is_main():
+        _check_disk(folder, module, config.trainer.keep_last)
+    datamodule.set_quarantine_file(folder / QUARANTINE)
+    if is_main():
+        sys.stdout.write(describe(datamodule.source))
+        sys.stdout.write(f"{plan}\n" if plan is not None else "")
+        sys.stdout.flush()
+        if plan is None:
+            write_config(config, folder / CONFIG)
+    callbacks: list[Callback] = [keeping] if keeping else []
+    if past:
+        callbacks.append(StopAtStep(past.step, folder / LAST, world_size=past.world_size))
+    result = _fit(module, datamodule, config, folder, plan, callbacks=callbacks, evaluations=evaluations)
+    _report_unusable(result, config.data)
+    return result
+
+
+def _warn(config: TrainConfig | FinetuneConfig, datamodule: PairDataModule) -> None:
+    """Check the data and the precision of a run, and print warnings.
+
+    Raises:
+        LakeclipError: nothing can be learned from batches like these.
+    """
+    warnings = check_data(config, datamodule, world_size=world_size(config.trainer))
+    if is_main():
+        # To standard output, as the plan of a dry run has them: the run goes on.
+        print_warnings([*precision_warnings(config), *warnings], to_output=True)
+
+
+def _checkpoint_to_resume(resume: str | Path | None) -> Checkpoint | None:
+    """Return the newest whole checkpoint of a run to resume."""
     if resume is None:
         return None
-    checkpoint = newest_checkpoint(resume)
+    checkpoint = resumable_checkpoint(Path(resume))
     if checkpoint is None and is_main():
-        sys.stdout.write(f"{resume} has no checkpoint yet: beginning anew\n")
+        sys.stdout.write(f"{resume} has no checkpoint yet: starting again\n")
     return checkpoint
 
 
-_Config = TypeVar("_Config", TrainConfig, FinetuneConfig)
-
-
-def same_global_batches(config: _Config, checkpoint: Checkpoint, saved: _Config) -> _Config:
-    """A configuration that makes, on the devices there are, the global batches that the run had before.
-
-    Nothing is changed where another batch size is asked for.
-
-    Args:
-        checkpoint: where the run stands.
-        saved: the run's own configuration, which says what is asked for anew.
-
-    Raises:
-        ConfigError: the global batch cannot be divided between the devices.
-    """
-    before = checkpoint.lineage["progress"].get("world_size", 1)
-    size = checkpoint.lineage["config"]["data"]["batch_size"]
-    now = world_size(config.trainer)
-    if config.data.batch_size != saved.data.batch_size or now * config.data.batch_size == before * size:
-        return config
-    each, rest = divmod(before * size, now)
-    if rest:
-        raise ConfigError(
-            f"the run's global batches of {before * size} pairs cannot be divided between {now} devices",
-            allowed="a number of devices that divides it",
-            next_step=f"--batch-size {each} for batches of {each * now} from here on",
-        )
-    # What fits a device's memory still does.
-    at_once = min(config.trainer.minibatch_size or size, each)
-    if is_main():
-        devices = f"{now} device{'s' * (now > 1)}, {before} before"
-        sys.stdout.write(f"{devices}: {each} pairs on each, for the same batches of {each * now}\n")
-    return replace(
-        config,
-        data=replace(config.data, batch_size=each),
-        trainer=replace(config.trainer, minibatch_size=at_once if at_once < each else None),
-    )
-
-
-def _stop(past: Past | None, folder: Path) -> list[Callback]:
-    """What ends a repetition where the checkpoint is."""
-    return [StopAt(past.step, folder / LAST, world_size=past.world_size)] if past else []
-
-
-def _scores(config: TrainConfig | FinetuneConfig) -> list[Callback]:
-    """What is scored on the way, and the trackers that hear of it: found wanting here, not at the first step."""
-    check_trackers(config.trainer.track)
-    return [EvaluationCallback(config.evaluation)] if config.evaluation.eval_lake else []
-
-
-def _short(name: str) -> str:
-    """Of a model's name what can stand in that of a folder."""
+def _folder_name(name: str) -> str:
+    """Convert a model name into a safe folder name."""
     return "-".join(re.findall(r"[A-Za-z0-9_.]+", name))[-60:]
 
 
-def _show(datamodule: PairDataModule, folder: Path) -> None:
-    """Say what is about to be trained on, and have what cannot be used listed in the run's folder."""
-    datamodule.list_unusable(folder / QUARANTINE)
-    if is_main():
-        sys.stdout.write(describe(datamodule.source))
-        sys.stdout.flush()
-
-
-def _account(finished: FinishedRun, data: DataConfig) -> None:
-    """Say how many rows could not be used, and mark them in their lakes where that is asked for."""
-    unusable = read_quarantine(finished.folder / QUARANTINE)
-    if not unusable or not finished.is_main:
+def _report_unusable(result: TrainResult, data: DataConfig) -> None:
+    """Print how many rows could not be used, and mark them in their lakes if the configuration says so."""
+    unusable = read_quarantine(result.folder / QUARANTINE)
+    if not unusable or not result.is_main:
         return
     for path, reasons in unusable.items():
-        sys.stdout.write(f"{len(reasons):,} rows of {path} could not be used: {finished.folder / QUARANTINE}\n")
+        sys.stdout.write(f"{len(reasons):,} rows of {path} could not be used: {result.folder / QUARANTINE}\n")
         if data.mark_unusable and data.folder is None:
             sys.stdout.write(f"  marked in the lake: {mark_unusable(path, reasons):,}\n")
 
@@ -229,24 +287,29 @@ def _fit(
     datamodule: PairDataModule,
     config: TrainConfig | FinetuneConfig,
     folder: Path,
-    checkpoint: Checkpoint | None,
+    plan: ResumePlan | None,
     *,
     callbacks: Sequence[Callback] = (),
-    scores: Sequence[Callback] = (),
-) -> FinishedRun:
-    if is_main():
-        _check_disk(folder, module, config.trainer.keep_last)
+    evaluations: Sequence[Callback] = (),
+) -> TrainResult:
+    """Fit the module, and return the result once everything is closed.
+
+    Args:
+        callbacks, evaluations: as for `make_trainer`.
+    """
     torch.set_float32_matmul_precision("high")
-    module.accumulate = datamodule.batches_per_step = config.trainer.accumulate
-    module.guard = Guard(config.trainer.max_skipped, folder)
     interrupted = False
     verb = "train" if isinstance(config, TrainConfig) else "finetune"
-    ranks = Ranks(lambda error: explained(error, folder, verb=verb))
+    watchdog = RankWatchdog(lambda error: explain_error(error, folder, verb=verb))
     started = time.perf_counter()
-    with quiet_lightning(), full_disks_are_not_for_threads():
-        reached = checkpoint.lineage["progress"]["step"] if checkpoint else 0
-        loggers = make_loggers(config.trainer.track, folder, config_to_dict(config), reached=reached)
-        # A point in the curves for every step of a short run; reading the loss off a GPU at each of many costs time.
+    with quiet_lightning(), silence_full_disk_in_threads():
+        start_loggers = partial(
+            make_loggers, config.trainer.track, folder, config_to_dict(config), reached=plan.step if plan else 0
+        )
+        # The files of a resumed run stay as they are until it is restored.
+        commit = CommitResume(config, folder, plan.history(), start_loggers) if plan else None
+        loggers = [] if commit else start_loggers()
+        # Short runs log every step. Reading the loss from a GPU at every step of a long run would cost time.
         trainer = make_trainer(
             config.trainer,
             folder,
@@ -254,25 +317,25 @@ def _fit(
             has_validation=datamodule.has_validation,
             log_every=1 if datamodule.steps_per_epoch < 200 else 10,
             ema_decay=module.optimizer_config.ema_decay,
-            more=[ranks, *callbacks],
-            scores=scores,
+            callbacks=[watchdog, *([commit] if commit else []), *callbacks],
+            evaluations=evaluations,
         )
         try:
-            path = checkpoint.path if checkpoint else None
+            path = plan.checkpoint.path if plan else None
             trainer.fit(module, datamodule=datamodule, ckpt_path=path, weights_only=True)
         except Stopped:
             interrupted = True
         except (OSError, RuntimeError, LakeclipError) as error:
-            raise explained(error, folder, verb=verb, ranks=ranks) from error
+            raise explain_error(error, folder, verb=verb, ranks=watchdog) from error
         finally:
-            ranks.end()
-            end_loggers(loggers)
+            watchdog.stop()
+            finish_loggers(commit.loggers if commit else loggers)
     seconds = time.perf_counter() - started
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    (throughput,) = [callback for callback in callbacks if isinstance(callback, Throughput)]
-    (clock,) = [callback for callback in callbacks if isinstance(callback, EvaluationClock)]
-    (stop,) = [callback for callback in callbacks if isinstance(callback, GracefulStop)]
-    return FinishedRun(
+    used: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    (throughput,) = [callback for callback in used if isinstance(callback, Throughput)]
+    (clock,) = [callback for callback in used if isinstance(callback, EvaluationClock)]
+    (stop,) = [callback for callback in used if isinstance(callback, GracefulStop)]
+    return TrainResult(
         folder,
         trainer.global_step,
         seconds,
@@ -280,22 +343,37 @@ def _fit(
         trainer.is_global_zero,
         throughput.average(),
         evaluation=clock.seconds / seconds,
-        scores=next((callback.latest for callback in callbacks if isinstance(callback, EvaluationCallback)), {}),
+        scores=next((callback.latest for callback in used if isinstance(callback, EvaluationCallback)), {}),
         signal=stop.received,
     )
 
 
-def _run_folder(config: TrainerConfig, model: str, resume: Path | None, *, verb: str = "train") -> Path:
-    name = config.name or f"{model.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = resume or Path(config.runs) / name
-    if not is_main():
-        return folder  # the first process alone writes
-    if resume is None and (folder / LAST).exists():
+def _run_folder(config: TrainerConfig, model: str, resume: str | Path | None, *, verb: str) -> Path:
+    """Return the run's folder.
+
+    Raises:
+        OutputError: it holds another run.
+    """
+    if resume is not None:
+        return Path(resume)
+    folder = Path(config.runs) / (config.name or f"{model.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}")
+    if is_main() and (folder / LAST).exists():
         raise OutputError(
             f"the folder {folder} holds a run already",
-            next_step=f"lakeclip {verb} --resume {folder} to go on with it (--resume auto for a command that begins "
-            "or goes on, whichever it is), or another --name",
+            next_step=f"lakeclip {verb} --resume {folder} to continue it (--resume auto for a command that starts or "
+            "continues, as needed), or another --name",
         )
+    return folder
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the run's folder, in the main process only.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    if not is_main():
+        return
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
@@ -303,16 +381,15 @@ def _run_folder(config: TrainerConfig, model: str, resume: Path | None, *, verb:
         probe.unlink()
     except OSError as error:
         raise OutputError(f"the run's folder {folder} cannot be written", found=error.strerror or str(error)) from None
-    return folder
 
 
 def _check_disk(folder: Path, module: ContrastiveModule, keep: int) -> None:
-    """Weights and two moments, for the best checkpoint, those that are kept, and the one being written."""
+    """Raise if the disk cannot hold the best checkpoint, those that are kept, and the one being written."""
     states = state_bytes(module.optimizer_config)
     needed = (2 + keep) * sum(p.numel() * (p.element_size() + states) for p in module.parameters())
-    # Those of a run that goes on are there, and give way to the next.
-    there = sum((folder / name).stat().st_size for name in (BEST, LAST) if (folder / name).is_file())
-    free = shutil.disk_usage(folder).free + there
+    # A resumed run replaces the checkpoints that it has.
+    existing = sum((folder / name).stat().st_size for name in (BEST, LAST) if (folder / name).is_file())
+    free = shutil.disk_usage(folder).free + existing
     if free < needed:
         raise OutputError(
             f"the disk of {folder} is too full for this run's checkpoints",

@@ -8,17 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lakeclip.models.clip import CLIP, unit
+from lakeclip.models.clip import CLIP, l2_normalize
 from lakeclip.models.dual_encoder import DualEncoder
-from lakeclip.training.microbatch import in_order, micro_batches, take
+from lakeclip.training.grad_cache import micro_batches, restore_order, select_rows
 
 
 class Teacher(nn.Module):
-    """Averages a model's weights and running statistics. It has no gradients and is always in evaluation mode.
+    """Exponential moving average of a model's weights and running statistics, always in evaluation mode.
 
     Args:
-        student: the model, as it stands now: the teacher begins as its copy.
-        decay: of the average, a step. Early it is (1 + n) / (10 + n) for n steps, so that the start is soon forgotten.
+        student: the model; the teacher starts as a copy of it.
+        decay: decay of the average per step. In the first steps it is at most (1 + n) / (10 + n) after n steps, so that
+            the initial weights lose their influence soon.
     """
 
     steps: Tensor
@@ -31,48 +32,49 @@ class Teacher(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Teacher:
-        """A teacher does not train: it stays in evaluation mode whatever becomes of the module that it is part of."""
+        """Stay in evaluation mode, also when the enclosing module is put into training mode."""
         return super().train(False)
 
     @torch.no_grad()
-    def follow(self, student: CLIP | DualEncoder) -> None:
-        """Move towards the student, after a step of its."""
+    def update(self, student: CLIP | DualEncoder) -> None:
+        """Move the average towards the student's weights, after each of its steps."""
         self.steps += 1
         n = int(self.steps)
         share = 1 - min(self.decay, (1 + n) / (10 + n))
-        mine, theirs = [], []
-        for own, other in zip(_state(self.model), _state(student), strict=True):
-            if own.is_floating_point():
-                mine.append(own)
-                theirs.append(other)
+        averages, values = [], []
+        for average, value in zip(_state(self.model), _state(student), strict=True):
+            if average.is_floating_point():
+                averages.append(average)
+                values.append(value)
             else:
-                own.copy_(other)
-        torch._foreach_lerp_(mine, theirs, share)
+                average.copy_(value)
+        torch._foreach_lerp_(averages, values, share)
 
     @torch.no_grad()
-    def images(self, images: Tensor, minibatch_size: int | None) -> Tensor:
-        """Unit-length features of images, (batch, embed).
+    def encode_images(self, images: Tensor, minibatch_size: int | None) -> Tensor:
+        """Return unit-length features of images, (batch, embed).
 
         Args:
-            images: as the model takes them.
-            minibatch_size: embed at most so many at a time; the whole batch when None.
+            images: input of the model's `encode_image`.
+            minibatch_size: number of images to embed at a time; the whole batch when None.
         """
         parts = torch.split(images, minibatch_size or len(images))
-        return torch.cat([unit(self.model.encode_image(part)) for part in parts])
+        return torch.cat([l2_normalize(self.model.encode_image(part)) for part in parts])
 
     @torch.no_grad()
-    def texts(self, texts: Any, batch: int, minibatch_size: int | None) -> Tensor:
-        """Unit-length features of texts, (batch, embed).
+    def encode_texts(self, texts: Any, batch: int, minibatch_size: int | None) -> Tensor:
+        """Return unit-length features of texts, (batch, embed).
 
         Args:
-            texts: as the model takes them.
-            batch: how many they are.
-            minibatch_size: embed at most so many at a time; the whole batch when None.
+            texts: input of the model's `encode_text`.
+            batch: number of texts.
+            minibatch_size: number of texts to embed at a time; the whole batch when None.
         """
         chunks = micro_batches(batch, texts, minibatch_size or batch)
-        return in_order([unit(self.model.encode_text(take(texts, chunk))) for chunk in chunks], chunks)
+        features = [l2_normalize(self.model.encode_text(select_rows(texts, chunk))) for chunk in chunks]
+        return restore_order(features, chunks)
 
 
 def _state(model: nn.Module) -> list[Tensor]:
-    """Parameters and buffers that are saved: weights and running statistics."""
+    """Return the tensors of the state dict: weights and running statistics."""
     return list(model.state_dict(keep_vars=True).values())

@@ -1,7 +1,7 @@
-"""Pages of Markdown, executed: the README's and those of the site, with what their reader has, from top to bottom.
+"""Runner of Markdown pages: it executes the blocks of the README and the site in order, with the files they expect.
 
-Commands are made small by the tables below and by nothing else: what they change is what is expensive or far away. A
-block in a language that nobody runs, or a command that no rule knows, fails.
+Only the tables below change commands. They replace what is expensive or needs a network. A block in an unknown
+language, or a command without a rule, is an error.
 """
 
 from __future__ import annotations
@@ -27,23 +27,25 @@ import torch
 from torch import nn
 
 from lakeclip.cli.app import main
-from lakeclip.lake.sources.scenes import scenes
+from lakeclip.ingestion.sources.synthetic import scenes
 from lakeclip.models.zoo import create_model
 from tests.conftest import TINY_MODELS
-from tests.contract.test_seed_finetune import save_roberta
-from tests.unit.lake.download.hostile import Server, respond
+from tests.contract.test_train_clip_finetune import save_roberta
+from tests.unit.checkpoints.huggingface_models import write_processor, write_siglip, write_word_tokenizer
+from tests.unit.ingestion.download.hostile_server import Server, respond
 
 ROOT = Path(__file__).parents[2]
 
-#: What a page says → what stands for it here: a lake of the same columns, a model of the same kind.
+#: Text of a page → its replacement in tests: a lake of the same columns, a model of the same kind.
 STAND_INS = {
     "hub://genai360/laion-400M": "nsfw.lake",
     "s3://my-bucket/my.lake": "my.lake",
     "hf:johngiorgi/declutr-sci-base": "hf:tiny-roberta",
     "torchvision:resnet50": "lakeclip:ViT-Ti/4-32px",
     "openai:ViT-B-32.pt": "openai:clip.pt",
+    "huggingface:google/siglip-base-patch16-224": "huggingface:tiny-siglip",
 }
-#: What a command begins with → flags that make it quick. Of a flag that is there twice, the second counts.
+#: Start of a command → flags that make it quick. If a flag is given twice, the second one counts.
 QUICK = {
     "lakeclip demo": "--max-steps 2",
     "lakeclip train --resume": "--max-steps 2",
@@ -65,7 +67,7 @@ QUICK = {
     "lakeclip evaluate": "",
     "lakeclip export": "",
 }
-#: Lines of Python → what stands for them.
+#: Lines of Python → their replacements.
 PYTHON_STAND_INS = {
     "max_epochs=1": "max_steps=1, accelerator='cpu', enable_progress_bar=False",
     "batch_size=64": "batch_size=8",
@@ -95,16 +97,16 @@ def commands(block: Block) -> list[str]:
 
 
 def prose(markdown: str) -> str:
-    """A page without its blocks."""
+    """Return a page without its code blocks."""
     return re.sub(r"^```.*?^```$", "", markdown, flags=re.DOTALL | re.MULTILINE)
 
 
-# ── what the reader of a page has ───────────────────────────────────────────────────────────────────────────────────
+# ── files that the pages expect ─────────────────────────────────────────────────────────────────────────────────────
 
 
 @contextlib.contextmanager
-def furnished(folder: Path, pairs_folder: Path, pairs_lake: Path) -> Iterator[None]:
-    """What a page calls the reader's is in the folder; a server has the images that `laion.parquet` names."""
+def reader_files(folder: Path, pairs_folder: Path, pairs_lake: Path) -> Iterator[None]:
+    """Make the files that the pages expect, and serve the images that `laion.parquet` names."""
     for name in ("my-photos", "my-test-photos", "data_dir"):
         (folder / name).symlink_to(pairs_folder)
     shutil.copy(next(pairs_folder.rglob("*.jpg")), folder / "photo.jpg")
@@ -113,6 +115,9 @@ def furnished(folder: Path, pairs_folder: Path, pairs_lake: Path) -> Iterator[No
     save_roberta(folder / "tiny-roberta")
     clip = create_model("tiny-vit", model_config_file=folder / "tiny.yaml")
     torch.save(clip.state_dict(), folder / "clip.pt")
+    write_siglip(folder / "tiny-siglip", text={"eos_token_id": 2})
+    write_word_tokenizer(folder / "tiny-siglip")
+    write_processor(folder / "tiny-siglip", size={"height": 32, "width": 32}, do_center_crop=False)
     (folder / "shards").mkdir()
     samples = list(scenes("train", 40, seed=1))
     for number in range(2):
@@ -141,12 +146,12 @@ def furnished(folder: Path, pairs_folder: Path, pairs_lake: Path) -> Iterator[No
 
 
 def small_tower(weights: str) -> nn.Module:
-    """Stands for a pretrained ResNet: any module that turns images into features."""
+    """A stand-in for a pretrained ResNet: any module that turns images into features."""
     assert weights == "DEFAULT"
     return nn.Sequential(nn.AvgPool2d(32), nn.Flatten(), nn.LazyLinear(16))
 
 
-# ── how a page, a command and a snippet are run ─────────────────────────────────────────────────────────────────────
+# ── runners of pages, commands and snippets ─────────────────────────────────────────────────────────────────────────
 
 
 def execute(markdown: str, page: str) -> None:
@@ -229,7 +234,7 @@ def shell(command: str, where: str) -> str:
 
 
 def torchrun(words: list[str], where: str) -> str:
-    """As many processes as are asked for, really; on a free port."""
+    """Run torchrun with the requested number of processes, on a free port."""
     quick = next(flags for start, flags in QUICK.items() if " ".join(words).partition("-m ")[2].startswith(start))
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", *words[1:], *shlex.split(quick)],
@@ -246,7 +251,7 @@ def torchrun(words: list[str], where: str) -> str:
 def program(words: list[str]) -> tuple[int, str, str]:
     """Exit code, output and errors of `lakeclip …` or `python FILE …`, in this process."""
     out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), calm():
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), without_warnings():
         try:
             if words[0] == "lakeclip":
                 main(words[1:])
@@ -277,7 +282,7 @@ def python(block: Block, where: str, arguments: list[str] | None = None) -> str:
     before, out = sys.argv, io.StringIO()
     sys.argv = [where, *(arguments or [])]
     try:
-        with contextlib.redirect_stdout(out), calm():
+        with contextlib.redirect_stdout(out), without_warnings():
             exec(compile(source, where, "exec"), {"__name__": "__main__"})
     finally:
         sys.argv = before
@@ -285,8 +290,8 @@ def python(block: Block, where: str, arguments: list[str] | None = None) -> str:
 
 
 @contextlib.contextmanager
-def calm() -> Iterator[None]:
-    """Advice of third parties on runs of one step is no failure; nor may a run leave its precision behind."""
+def without_warnings() -> Iterator[None]:
+    """Ignore warnings of third parties about runs of one step, and restore the precision that a run sets."""
     precision = torch.get_float32_matmul_precision()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -299,5 +304,5 @@ def helptext(verb: list[str]) -> str:
 
 
 def mask(text: str) -> str:
-    """A text without its figures, and with single spaces."""
+    """Replace the numbers of a text by # and collapse spaces."""
     return re.sub(r"[^\S\n]+", " ", re.sub(r"\d+([.,]\d+)*", "#", text)).strip()

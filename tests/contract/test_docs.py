@@ -17,24 +17,36 @@ import pytest
 from mkdocs.exceptions import PluginError
 
 from lakeclip.cli.app import VERBS
-from lakeclip.lake.ingest import fill_lake
-from lakeclip.lake.sources.base import Samples
-from lakeclip.lake.sources.scenes import Split, scenes
-from tests.contract.snippets import ROOT, blocks, execute, furnished, helptext, prose, shell
+from lakeclip.ingestion.run import fill_lake
+from lakeclip.ingestion.sources.base import Samples
+from lakeclip.ingestion.sources.synthetic import Split, scenes
+from tests.contract.snippets import ROOT, blocks, execute, helptext, prose, reader_files, shell
 
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md") if path.parent.name != "adr")
+#: Pages whose commands take more than a few seconds.
+SLOW = (
+    "guides/many-gpus.md",
+    "guides/evaluate-and-export.md",
+    "guides/finetune.md",
+    "guides/coming-from.md",
+    "guides/provenance.md",
+    "guides/laion.md",
+)
 #: How a page says what its reader has from an earlier one.
 _HAS = re.compile(r"<!-- the reader has: (.*) -->")
 #: Where the prose names other tools' flags.
 _OF_OTHERS = "guides/coming-from.md"
 
 
-@pytest.fixture(scope="module")
+pytestmark = pytest.mark.xdist_group("docs")
+
+
+@pytest.fixture(scope="session")
 def earlier(tmp_path_factory: pytest.TempPathFactory, pairs_folder: Path, pairs_lake: Path) -> Path:
-    """What earlier pages have left: two lakes, the quickstart's run, and something like the demo's."""
+    """The files that earlier pages leave: two lakes, the quickstart's run, and a small version of the demo's."""
     folder = tmp_path_factory.mktemp("earlier")
-    with pytest.MonkeyPatch.context() as patch, furnished(folder, pairs_folder, pairs_lake):
+    with pytest.MonkeyPatch.context() as patch, reader_files(folder, pairs_folder, pairs_lake):
         patch.chdir(folder)
         shell("lakeclip ingest my-photos my.lake", "earlier")
         shell("lakeclip ingest shards/train-*.tar shards.lake", "earlier")
@@ -53,7 +65,7 @@ def folder(tmp_path: Path, pairs_folder: Path, pairs_lake: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     for name in ("ACTIVELOOP_TOKEN", "AWS_ENDPOINT_URL", "CUDA_VISIBLE_DEVICES", "LAKECLIP_CACHE_GB"):
         monkeypatch.setenv(name, "")  # so that what the pages set is taken back
-    with furnished(tmp_path, pairs_folder, pairs_lake):
+    with reader_files(tmp_path, pairs_folder, pairs_lake):
         yield tmp_path
     shutil.rmtree(tmp_path / "runs", ignore_errors=True)  # a hundred megabytes a page
 
@@ -61,7 +73,12 @@ def folder(tmp_path: Path, pairs_folder: Path, pairs_lake: Path, monkeypatch: py
 # ── the pages, executed ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks((DOCS / page).read_text(encoding="utf-8"))])
+WITH_BLOCKS = [page for page in PAGES if blocks((DOCS / page).read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.slow] if page in SLOW else []) for page in WITH_BLOCKS]
+)
 def test_every_command_and_snippet_works(page: str, folder: Path, request: pytest.FixtureRequest) -> None:
     markdown = (DOCS / page).read_text(encoding="utf-8")
     if has := _HAS.search(markdown):
@@ -72,7 +89,7 @@ def test_every_command_and_snippet_works(page: str, folder: Path, request: pytes
 
 
 def test_a_page_that_is_wrong_fails(folder: Path) -> None:
-    """What the test above would say of the usual mistakes."""
+    """The usual mistakes fail the test above."""
     for page, complaint in (
         ("```bash\nlakeclip models --no-such-flag\n```\n", "no-such-flag"),
         ("```bash\nrm -r runs\n```\n", "no rule"),
@@ -121,7 +138,7 @@ def test_every_flag_that_others_flags_become_exists() -> None:
 # ── the site ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built as `make docs` does."""
     folder = tmp_path_factory.mktemp("docs") / "site"
@@ -196,7 +213,7 @@ def test_formulas_become_mathml(page: str, site: Path) -> None:
     assert "\\" not in article
 
 
-def test_prices_and_code_are_no_formulas() -> None:
+def test_prices_and_code_are_not_formulas() -> None:
     import markdown
 
     formulas = hook("formulas")
@@ -222,11 +239,11 @@ def test_the_examples_run_as_they_say(path: Path, folder: Path, earlier: Path) -
     source = path.read_text(encoding="utf-8")
     assert len(source.splitlines()) <= 60
     command = re.search(rf"^    (python examples/{path.name}.*)$", source, re.MULTILINE)
-    assert command, "it says how it is run"
+    assert command, "the docstring has the command that runs it"
     for name in ("shards.lake", "runs/first"):
         shutil.copytree(earlier / name, folder / name)
-    assert shell(command[1], path.name), "it prints what came out"
+    assert shell(command[1], path.name), "it prints its result"
 
 
-def test_the_examples_are_four() -> None:
+def test_there_are_four_examples() -> None:
     assert len(EXAMPLES) == 4

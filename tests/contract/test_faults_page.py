@@ -1,4 +1,4 @@
-"""The table of faults has a row for each, and each row a test that holds it to what is seen."""
+"""The table of faults has a row for each fault, and each row a test that compares it with what is printed."""
 
 from __future__ import annotations
 

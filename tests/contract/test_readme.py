@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lakeclip.cli import seed
+from lakeclip.compat import train_clip_cli
 from lakeclip.config.load import read_recipe, recipes_folder
 from lakeclip.models.zoo import available_models, summarize
 from tests.contract.snippets import (
@@ -17,9 +17,9 @@ from tests.contract.snippets import (
     blocks,
     commands,
     execute,
-    furnished,
     helptext,
     prose,
+    reader_files,
     run_python,
 )
 
@@ -28,7 +28,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 @pytest.fixture
 def folder(tmp_path: Path, pairs_folder: Path, pairs_lake: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where the README's reader sits: what it calls theirs is there, and nothing else."""
+    """A working folder with the files that the README expects of its reader, and no others."""
     for block in blocks(README):
         if block.language == "yaml":
             (tmp_path / "my-models.yaml").write_text(block.text)
@@ -36,30 +36,32 @@ def folder(tmp_path: Path, pairs_folder: Path, pairs_lake: Path, monkeypatch: py
     monkeypatch.setenv("ACTIVELOOP_TOKEN", "")  # so that what the commands set is taken back
     monkeypatch.setenv("AWS_ENDPOINT_URL", "")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with furnished(tmp_path, pairs_folder, pairs_lake):
+    with reader_files(tmp_path, pairs_folder, pairs_lake):
         yield tmp_path
 
 
 # ── the README as a whole ───────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # many commands, one after another
 def test_every_command_and_snippet_works(folder: Path) -> None:
     execute(README, "README.md")
 
 
-def test_the_seeds_commands_stand_for_todays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the README says they stand for is what they print."""
+def test_train_clips_commands_print_their_modern_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They print the command that the README names."""
     monkeypatch.setenv("ACTIVELOOP_TOKEN", "")
-    monkeypatch.setattr(seed, "exit_cleanly", lambda work: None)
+    monkeypatch.setattr(train_clip_cli, "exit_cleanly", lambda work: None)
     everything = [command for block in blocks(README) if block.language == "bash" for command in commands(block)]
-    olden = [command for command in everything if command.startswith("python train")]
-    assert len(olden) == 3
-    for command in olden:
+    legacy = [command for command in everything if command.startswith("python train")]
+    assert len(legacy) == 3
+    for command in legacy:
         today = run_python(shlex.split(command)[1:]).partition("lakeclip ")[2]
         assert any(sorted(shlex.split(other)[1:]) == sorted(shlex.split(today)) for other in everything), today
 
 
-def test_the_first_command_stands_early() -> None:
+def test_readme_shows_the_first_command_early() -> None:
     head = "\n".join(README.splitlines()[:25])
     assert "make demo" in head
     assert len(re.findall(r"[.:](?=\s)", README.split("\n\n")[1])) <= 3, "two sentences say what it is"

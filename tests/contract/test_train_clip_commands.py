@@ -1,4 +1,4 @@
-"""The seed's commands, as its users type them: a contract. Each takes a real step on the CPU."""
+"""train-CLIP's commands, as its users type them. Each takes a real step on the CPU."""
 
 from __future__ import annotations
 
@@ -14,33 +14,40 @@ from pathlib import Path
 import pytest
 
 from lakeclip.checkpoints.native import read_checkpoint
+from tests import preloaded
 
 ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
 
 
 def run(command: str, cwd: Path, *, timeout: int = 240) -> subprocess.CompletedProcess[str]:
     """Run a command as typed, `python` and `lakeclip` being this environment's."""
     program, *words = shlex.split(command)
-    return subprocess.run(
-        [str(BIN / program), *words], cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False, env=_env()
-    )
+    program = {"python": sys.executable, "lakeclip": preloaded.LAKECLIP}[program]
+    return preloaded.run([program, *words], cwd=cwd, timeout=timeout, env=_env())
+
+
+_PF_FORKNOEXEC = 0x40  # include/linux/sched.h
 
 
 def command_lines(*, without: int) -> Iterator[str]:
-    """What anyone on this machine can see of every process but one."""
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        if entry.parent.name != str(without):
-            with contextlib.suppress(OSError):
-                yield entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    """Yield the command line of every process but one, as any user of this machine can see them.
+
+    Leave out forked processes that run no program of their own yet: they show the command line of their parent.
+    """
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            flags = int((folder / "stat").read_text().rpartition(")")[2].split()[6])
+            if folder.name != str(without) and not flags & _PF_FORKNOEXEC:
+                yield (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
 
 
 def _env() -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
-def test_from_a_lake(pairs_lake: Path, tmp_path: Path) -> None:
-    """The first command of the seed asks for two GPUs: without them it says so, with the command that works here."""
+@pytest.mark.slow
+def test_train_command_reads_a_lake(pairs_lake: Path, tmp_path: Path) -> None:
+    """train-CLIP's first command requests two GPUs; without them it fails and prints a command that works here."""
     refused = run(
         f"python {ROOT}/train.py --path {pairs_lake} --token TOKEN --model_name ViT-B/16 --batch_size 2 "
         "--accelerator gpu --gpus 2 --strategy ddp --filter_NSFW --fp 16",
@@ -63,7 +70,8 @@ def test_from_a_lake(pairs_lake: Path, tmp_path: Path) -> None:
     assert lineage["data"]["rows"] == 180
 
 
-def test_from_a_folder(pairs_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_train_command_reads_a_folder(pairs_folder: Path, tmp_path: Path) -> None:
     trained = run(
         f"python {ROOT}/train.py --model_name RN50 --folder {pairs_folder} --batchsize 2 --max_steps 1", tmp_path
     )
@@ -72,7 +80,7 @@ def test_from_a_folder(pairs_folder: Path, tmp_path: Path) -> None:
     assert list(tmp_path.glob("runs/*/checkpoints/last.ckpt"))
 
 
-def test_a_batch_of_512_on_a_small_folder_says_what_fits(pairs_folder: Path, tmp_path: Path) -> None:
+def test_a_batch_larger_than_the_folder_is_refused_with_advice(pairs_folder: Path, tmp_path: Path) -> None:
     refused = run(f"python {ROOT}/train.py --model_name RN50 --folder {pairs_folder} --batchsize 512", tmp_path)
     assert refused.returncode == 2
     assert "512" in refused.stderr
@@ -95,13 +103,14 @@ def test_every_spelling_of_a_flag(flag: str, pairs_folder: Path, tmp_path: Path)
     ("given", "printed"), [("--shuffle False", True), ("--shuffle", False), ("--shuffle=true", False)]
 )
 def test_shuffle_false_is_false(given: str, printed: bool, tmp_path: Path) -> None:
-    """Defect 20: `--shuffle False` was true."""
+    """In train-CLIP `--shuffle False` was true."""
     result = run(f"python {ROOT}/train.py --model_name RN50 --folder nowhere {given}", tmp_path)
     assert ("--no-shuffle" in result.stdout) is printed
 
 
+@pytest.mark.slow
 def test_a_token_reaches_no_file_and_no_other_process(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
-    """Two processes train; the first starts the second, and must not hand the token on where all can read it."""
+    """The first of two processes starts the second, and must not pass the token where others can read it."""
     secret = "s3cr3t-t0k3n"
     words = (
         f"{ROOT}/train.py --path {pairs_lake} --token {secret} --model_name ViT-Ti/4-32px --batch_size 4 "
@@ -118,12 +127,12 @@ def test_a_token_reaches_no_file_and_no_other_process(pairs_lake: Path, tiny_mod
     ) as process:
         while process.poll() is None:
             others |= {line for line in command_lines(without=process.pid) if "train.py" in line}
-            time.sleep(0.2)
+            time.sleep(0.05)
         assert process.stdout is not None
         output = process.stdout.read()
     assert process.returncode == 0, output
     assert others, "the second process was seen"
-    assert not [line for line in others if secret in line]
+    assert not any(secret in line for line in others)
     assert secret not in output
     files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
     assert files

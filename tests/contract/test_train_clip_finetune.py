@@ -1,7 +1,6 @@
-"""`python train_finetune.py --folder data_dir --batchsize 512`: a contract, with towers of the hubs it names.
+"""`python train_finetune.py --folder data_dir --batchsize 512`, train-CLIP's command, with the towers it names.
 
-There is no hub here, so the test makes weights and puts them where torchvision and Hugging Face keep what they have
-fetched; the loading is the real one.
+The tests have no network: they put weights where torchvision and Hugging Face keep downloaded ones.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ import pytest
 import torch
 from transformers import RobertaConfig, RobertaModel, RobertaTokenizerFast
 
+from tests import preloaded
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -23,7 +24,10 @@ def finetune(folder: Path, cwd: Path, *more: str, cache: Path | None = None) -> 
     if cache is not None:
         environment |= {"HF_HOME": str(cache / "hf"), "TORCH_HOME": str(cache / "torch")}
     command = [sys.executable, str(ROOT / "train_finetune.py"), "--folder", str(folder), "--batchsize", "4", *more]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    if cache is None:
+        return preloaded.run(command, cwd=cwd, env=environment, timeout=280)
+    # The libraries read where their caches are when they are imported.
+    return subprocess.run(command, cwd=cwd, env=environment, timeout=280, capture_output=True, text=True, check=False)
 
 
 def save_roberta(folder: Path) -> None:
@@ -38,7 +42,7 @@ def save_roberta(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Caches that hold resnet50 and declutr-sci-base under their real names, with random weights."""
+    """Folder with caches that hold resnet50 and declutr-sci-base under their real names, with random weights."""
     models = pytest.importorskip("torchvision.models", reason="runs in the second environment", exc_type=ImportError)
     home = tmp_path_factory.mktemp("cache")
     weights = home / "torch/hub/checkpoints"
@@ -52,8 +56,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def test_the_seeds_command(cache: Path, pairs_folder: Path, tmp_path: Path) -> None:
-    """No --model_name, no encoders named: those of the seed's script."""
+def test_the_train_clip_command(cache: Path, pairs_folder: Path, tmp_path: Path) -> None:
+    """Without names of models it uses those of train-CLIP's script."""
     trained = finetune(pairs_folder, tmp_path, "--max_steps", "1", cache=cache)
     assert trained.returncode == 0, trained.stderr
     assert f"lakeclip finetune --folder {pairs_folder} --batch-size 4" in trained.stdout
@@ -61,7 +65,7 @@ def test_the_seeds_command(cache: Path, pairs_folder: Path, tmp_path: Path) -> N
 
 
 def test_towers_by_name(pairs_folder: Path, tmp_path: Path) -> None:
-    """A tower of lakeclip's own and a text model saved in a folder."""
+    """The image tower is one of lakeclip's, the text tower a model saved in a folder."""
     save_roberta(tmp_path / "words")
     more = ("--image_encoder", "lakeclip:ViT-Ti/4-32px", "--image_size", "32", "--text_encoder", f"hf:{tmp_path}/words")
     trained = finetune(pairs_folder, tmp_path, *more, "--max_steps", "1", "--minibatch_size", "3")
@@ -69,7 +73,7 @@ def test_towers_by_name(pairs_folder: Path, tmp_path: Path) -> None:
     assert list(tmp_path.glob("runs/*/checkpoints/last.ckpt"))
 
 
-def test_what_cannot_be_had_is_said(pairs_folder: Path, tmp_path: Path) -> None:
+def test_missing_towers_are_refused(pairs_folder: Path, tmp_path: Path) -> None:
     refused = finetune(pairs_folder, tmp_path, cache=tmp_path)
     assert refused.returncode == 2, refused.stderr
     assert "declutr-sci-base" in refused.stderr

@@ -1,4 +1,4 @@
-"""The Python that users of the seed write: a contract."""
+"""Python code that users of train-CLIP write."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_clip_wrapper_with_the_yaml_of_a_model(pairs_folder: Path, tmp_path: Pat
 
 def test_lake_data_module(pairs_lake: Path, tmp_path: Path) -> None:
     data = DeepLakeDataModule(path=str(pairs_lake), token="", batch_size=4, filter_NSFW=True, image_size=32)
-    assert len(data.source) == 180, "Defect 26: NSFW == 'UNLIKELY' and nothing more"
+    assert len(data.source) == 180, "NSFW == 'UNLIKELY' and nothing more"
     one_step(CLIPWrapper("tiny-vit", yaml.safe_load(TINY_MODELS)["tiny-vit"], 0), data, tmp_path)
 
 
@@ -74,7 +74,7 @@ def test_any_dataloader(tmp_path: Path) -> None:
 def test_custom_wrapper_with_a_hugging_face_tokenizer(
     average: bool, text_model: Path, pairs_folder: Path, tmp_path: Path
 ) -> None:
-    """Defect 25: the path with a Hugging Face tokenizer, whose batches are `BatchEncoding`s."""
+    """Captions go through a Hugging Face tokenizer, whose batches are `BatchEncoding`s."""
     tokenizer = AutoTokenizer.from_pretrained(text_model)
     text_encoder = AutoModel.from_pretrained(text_model)
     data = TextImageDataModule(str(pairs_folder), batch_size=4, image_size=32, custom_tokenizer=tokenizer)
@@ -101,13 +101,13 @@ def test_kl_coeff_weighs_the_teacher(text_model: Path) -> None:
 
 
 @pytest.mark.parametrize("module", [TextImageDataModule, DeepLakeDataModule])
-def test_from_argparse_args_says_what_to_write(module: Any) -> None:
-    """Defect 29: Lightning 2 has no `from_argparse_args`."""
+def test_removed_from_argparse_args_is_an_error(module: Any) -> None:
+    """`from_argparse_args`, which Lightning 2 no longer has."""
     with pytest.raises(LakeclipError, match="Lightning 2"):
         module.from_argparse_args(object())
 
 
-def test_the_python_door(pairs_lake: Path) -> None:
+def test_the_python_api(pairs_lake: Path) -> None:
     model = lakeclip.create_model("ViT-B/32")
     assert isinstance(model, nn.Module)
     assert model.logit_scale.ndim == 0

@@ -1,1 +1,1 @@
-"""Fuzzing of everything that reads what strangers wrote: see README.md beside this file."""
+"""Fuzzing of all parsers of untrusted input; see README.md in this folder."""

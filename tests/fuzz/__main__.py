@@ -1,6 +1,7 @@
-"""`python -m tests.fuzz TARGET --minutes 10`: look for input that harms, and keep what was found.
+"""`python -m tests.fuzz TARGET --minutes 10`: search for harmful inputs and keep them.
 
-Each session is a process of its own (`session.py`); after an input that ends it, the next begins with what was learned.
+Each session is a separate process (`session.py`). After an input that ends it, the next session continues with the same
+corpus.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from typing import Any
 from tests.fuzz.targets import TARGETS
 
 HERE = Path(__file__).resolve().parent
-#: Larger inputs are not worth a place in the repository.
+#: Limit on the bytes of inputs that are kept in the repository.
 _LARGEST_KEPT = 4096
 
 
 def main() -> None:
-    """Fuzz one target for so many minutes of computing, and write what came of it."""
+    """Fuzz one target for some minutes of CPU time, and write the result."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("target", choices=sorted(TARGETS))
-    parser.add_argument("--minutes", type=float, default=10.0, help="of computing, not of waiting (10)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="CPU time, not wall-clock time (10)")
     parser.add_argument("--out", type=Path, help="write the result to this JSON file")
     flags = parser.parse_args()
     result = fuzz(flags.target, 60 * flags.minutes)
@@ -43,7 +44,7 @@ def main() -> None:
 
 
 def fuzz(name: str, seconds: float) -> dict[str, Any]:
-    """Run sessions until they have computed for so long; inputs that harm are left in the working folder."""
+    """Run sessions for some seconds of CPU time; harmful inputs are left in the working folder."""
     seeds = HERE / "corpus" / name
     inputs, branches, spent = 0, 0, 0.0
     findings: list[str] = []
@@ -64,7 +65,7 @@ def fuzz(name: str, seconds: float) -> dict[str, Any]:
                 "-rss_limit_mb=6000",
                 "-print_final_stats=1",
             ]
-            before, began = os.times(), time.monotonic()
+            before, started = os.times(), time.monotonic()
             done = subprocess.run(
                 [*command, f"-artifact_prefix={folder}/found-", str(corpus)],
                 cwd=HERE.parents[1],
@@ -78,14 +79,14 @@ def fuzz(name: str, seconds: float) -> dict[str, Any]:
             inputs += sum(map(int, re.findall(r"number_of_executed_units: (\d+)", done.stderr)))
             branches = max([branches, *map(int, re.findall(r" cov: (\d+)", done.stderr))])
             if done.returncode:
-                left = Path.cwd() / f"found-{name}-{len(findings)}"
-                made = sorted(Path(folder).glob("found-*"))
-                if made:
-                    shutil.move(made[0], left)
+                target = Path.cwd() / f"found-{name}-{len(findings)}"
+                artifacts = sorted(Path(folder).glob("found-*"))
+                if artifacts:
+                    shutil.move(artifacts[0], target)
                 last = [line for line in done.stderr.splitlines() if line.strip()][-12:]
-                findings.append(f"{left.name}: " + " | ".join(last)[:600])
-                if time.monotonic() - began < 5:
-                    break  # it ends at once: more sessions would find the same
+                findings.append(f"{target.name}: " + " | ".join(last)[:600])
+                if time.monotonic() - started < 5:
+                    break  # it ends at once: further sessions would find the same input
     return {
         "date": datetime.date.today().isoformat(),
         "target": name,

@@ -1,4 +1,4 @@
-"""Bytes put into archives of the right form: what a fuzzer would take ages to find out by itself."""
+"""Valid archives around arbitrary bytes, which a fuzzer would take too long to discover by itself."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 
 from lakeclip.checkpoints.huggingface import write_huggingface as _write_huggingface
-from lakeclip.checkpoints.lineage import lineage
 from lakeclip.config.schema import DataConfig, ModelConfig, TrainConfig
 from lakeclip.models.clip import CLIP
+from lakeclip.provenance.lineage import make_lineage
 from lakeclip.text.tokenizer import Tokenizer
 
-#: As small as a CLIP gets that all layouts have.
+#: Smallest CLIP that all checkpoint layouts support.
 SMALL = ModelConfig(
     embed_dim=8,
     image_resolution=8,
@@ -33,13 +33,13 @@ SMALL = ModelConfig(
 )
 
 
-def compressed(data: bytes, how: int) -> bytes:
-    """As they are (0), or by gzip, bzip2, xz."""
-    if how == 1:
+def compressed(data: bytes, method: int) -> bytes:
+    """Return the bytes unchanged (0), or compressed with gzip (1), bzip2 (2) or xz (3)."""
+    if method == 1:
         return gzip.compress(data, 1, mtime=0)
-    if how == 2:
+    if method == 2:
         return bz2.compress(data, 1)
-    return lzma.compress(data, preset=0) if how == 3 else data
+    return lzma.compress(data, preset=0) if method == 3 else data
 
 
 @functools.cache
@@ -50,8 +50,8 @@ def small_model() -> CLIP:
 
 @functools.cache
 def small_checkpoint() -> bytes:
-    """A whole checkpoint of ours."""
-    entry = lineage(
+    """Return a complete checkpoint in the native format."""
+    entry = make_lineage(
         model_name="small",
         model_config=SMALL,
         tokenizer=Tokenizer(SMALL.context_length),
@@ -72,12 +72,12 @@ def _members() -> dict[str, bytes]:
 
 
 def small_pickle() -> bytes:
-    """What stands in its data.pkl."""
+    """Return the data.pkl of the small checkpoint."""
     return _members()["data.pkl"]
 
 
 def plain_pickle() -> bytes:
-    """data.pkl of the weights alone, under OpenAI's names; their storages have the same numbers."""
+    """Return the data.pkl of the weights only, with OpenAI's names; the storages have the same numbers."""
     buffer = io.BytesIO()
     torch.save(dict(small_model().state_dict()), buffer)
     with zipfile.ZipFile(buffer) as archive:
@@ -85,18 +85,18 @@ def plain_pickle() -> bytes:
 
 
 def torch_archive(pickled: bytes, *, compressed: bool = False) -> bytes:
-    """An archive of `torch.save`'s with this data.pkl, and the storages of the small checkpoint."""
+    """Return a `torch.save` archive with this data.pkl and the storages of the small checkpoint."""
     return _zipped({**_members(), "data.pkl": pickled}, compressed=compressed)
 
 
 def torchscript(pickled: bytes, *, compressed: bool = False) -> bytes:
-    """A TorchScript archive with this data.pkl, and the same storages."""
+    """Return a TorchScript archive with this data.pkl and the same storages."""
     members = {**_members(), "data.pkl": pickled, "constants.pkl": b"\x80\x02).", "code/__torch__.py": b""}
     return _zipped(members, compressed=compressed)
 
 
 def write_huggingface(folder: Path, config: bytes) -> None:
-    """A folder of Hugging Face's with this config.json and the small model's weights."""
+    """Write a Hugging Face folder with this config.json and the weights of the small model."""
     if not folder.is_dir():
         _write_huggingface(small_model(), folder)
     (folder / "config.json").write_bytes(config)

@@ -1,4 +1,4 @@
-"""Checksums made to hold again after bytes were changed, so that what lies behind them is reached."""
+"""Repair of checksums after mutations, so that the fuzzer reaches the code behind the checks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _BLOCK = 512
 
 
 def png(data: bytes) -> bytes:
-    """A PNG whose chunks have the checksums they need, as far as their lengths make sense."""
+    """Correct the checksums of all PNG chunks whose lengths are valid."""
     out, start = bytearray(data[:8]), 8
     while start + 8 <= len(data):
         (length,) = struct.unpack(">I", data[start : start + 4])
@@ -23,7 +23,7 @@ def png(data: bytes) -> bytes:
 
 
 def tar(data: bytes) -> bytes:
-    """A tar in which every block that looks like a header has the checksum it needs."""
+    """Correct the checksum of every tar block that looks like a header."""
     out = bytearray(data)
     for start in range(0, len(out) - _BLOCK + 1, _BLOCK):
         block = out[start : start + _BLOCK]

@@ -1,4 +1,4 @@
-"""The inputs that fuzzing starts from, all made here: `python -m tests.fuzz.seeds` writes them into corpus/."""
+"""Initial inputs of the fuzzer: `python -m tests.fuzz.seeds` writes them into corpus/."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import safetensors.torch
 from PIL import Image
 
-from lakeclip.lake.sources.images import image_suffixes
+from lakeclip.lake.images import image_suffixes
 from tests.fuzz import archives
 
 CORPUS = Path(__file__).with_name("corpus")
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def images() -> Iterator[tuple[str, bytes]]:
-    """A drawing of eight by nine in every format and mode that Pillow writes."""
+    """Generate an image of 8 × 9 pixels in every format and mode that Pillow writes."""
     pixels = np.random.default_rng(0).integers(0, 255, (8, 9, 4), dtype=np.uint8)
     drawing = Image.fromarray(pixels)
     modes = {"JPEG": ("RGB", "L", "CMYK"), "PNG": ("RGBA", "P", "I", "LA", "1"), "TIFF": ("RGB", "F", "CMYK")}
@@ -64,13 +64,13 @@ def images() -> Iterator[tuple[str, bytes]]:
 
 
 def tars() -> Iterator[tuple[str, bytes]]:
-    """Samples in each of the dialects, with what a stranger might put between them."""
+    """Generate tar files in each dialect, with unusual members between the samples."""
     buffer = io.BytesIO()
     Image.new("RGB", (4, 4)).save(buffer, "PNG")
     files = {"a.png": buffer.getvalue(), "a.txt": b"a cat\n", "a.json": b'{"caption": "a", "n": 1}', "b.cls": b"3"}
     for number, dialect in enumerate((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)):
-        for how in (0, 1, 2, 3):
-            if how > 1 and number:
+        for compression in (0, 1, 2, 3):
+            if compression > 1 and number:
                 continue
             buffer = io.BytesIO()
             with tarfile.open(fileobj=buffer, mode="w", format=dialect) as tar:
@@ -84,14 +84,17 @@ def tars() -> Iterator[tuple[str, bytes]]:
                     info = tarfile.TarInfo("../../c.jpg")
                     info.type, info.linkname = kind, "/etc/hostname"
                     tar.addfile(info)
-            yield f"dialect{number}-{how}", bytes([how | 4]) + buffer.getvalue().rstrip(b"\0") + bytes(1024)
+            yield (
+                f"dialect{number}-{compression}",
+                bytes([compression | 4]) + buffer.getvalue().rstrip(b"\0") + bytes(1024),
+            )
     sparse = tarfile.TarInfo("a.png")
     sparse.type, sparse.size = tarfile.GNUTYPE_SPARSE, 512
     yield "sparse", bytes([4]) + sparse.tobuf(tarfile.GNU_FORMAT) + bytes(1536)
 
 
 def captions() -> Iterator[tuple[str, bytes]]:
-    """Lines and lists in several encodings."""
+    """Generate captions as lines and as lists, in several encodings."""
     yield "lines", b"a cat on a mat\r\n\r\n a dog's day \n"
     yield "utf16", "ein Käfer, 日本語 😀\n".encode("utf-16")
     yield "utf8", "\ufeffÄpfel &amp; &lt;Birnen&gt; ﬁ \N{ZERO WIDTH JOINER}\n".encode()
@@ -103,7 +106,7 @@ def captions() -> Iterator[tuple[str, bytes]]:
 
 
 def tables() -> Iterator[tuple[str, bytes]]:
-    """Rows in every format; the first byte says which."""
+    """Generate tables in every format; the first byte selects the format."""
     yield "csv", b'\x00url,caption,n\r\nhttps://a.example/1.jpg,"a, ""cat""\n",1\r\nb.jpg,x,2.5\r\n'
     yield "semicolons", b"\x00filepath;title\nx.jpg;a\ny.png;b\n"
     yield "cc3m", b'\x01a "cat\thttps://a.example/1.jpg\n'
@@ -115,7 +118,7 @@ def tables() -> Iterator[tuple[str, bytes]]:
 
 
 def recipes() -> Iterator[tuple[str, bytes]]:
-    """Settings, a model, and what YAML can do besides."""
+    """Generate run settings, a model configuration, and unusual YAML."""
     yield (
         "run",
         b"model: RN50\nepochs: 3\ndata: {lake: x, query: 'width > 2'}\noptimizer:\n  lr: 5e-4\n  betas: [0.9, .98]\n",
@@ -139,11 +142,11 @@ def recipes() -> Iterator[tuple[str, bytes]]:
 
 
 def checkpoints() -> Iterator[tuple[str, bytes]]:
-    """Pickles, safetensors and configurations; the first byte says which."""
-    whole = archives.small_pickle()
-    yield "native", b"\x01" + whole
+    """Generate pickles, safetensors and configurations; the first byte selects the kind."""
+    native = archives.small_pickle()
+    yield "native", b"\x01" + native
     yield "openai", b"\x01" + archives.plain_pickle()
-    yield "torchscript", b"\x02" + _tree()
+    yield "torchscript", b"\x02" + _torchscript_pickle()
     tensors = {
         "a": archives.small_model().logit_scale.detach()[None],
         "b": archives.small_model().ln_final.weight.detach(),
@@ -165,8 +168,8 @@ def checkpoints() -> Iterator[tuple[str, bytes]]:
     yield "legacy", b"\x00" + pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2)
 
 
-def _tree() -> bytes:
-    """data.pkl of two nested modules with one tensor, in the words of TorchScript."""
+def _torchscript_pickle() -> bytes:
+    """Return the data.pkl of two nested TorchScript modules with one tensor."""
     storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ"
     tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\x00))\x89ccollections\nOrderedDict\n)RtR"
     inner = b"c__torch__.m\nInner\n)\x81}X\x01\x00\x00\x00w" + tensor + b"sb"

@@ -1,6 +1,6 @@
-"""One process of fuzzing: `python -m tests.fuzz.session TARGET …` with libFuzzer's flags, or `--replay FILE …`.
+"""One fuzzing process: `python -m tests.fuzz.session TARGET …` with libFuzzer's flags, or `--replay FILE …`.
 
-A process of its own, for an input may crash it (the decoders are C), eat its memory, or never end.
+It is a separate process because an input may crash it (the decoders are written in C), exhaust its memory, or hang.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tests.fuzz.targets import Target
 
-#: Address space beyond what the process has once everything is imported.
+#: Limit on the address space in addition to that of the imported modules.
 MEMORY = 3 * 2**30
-#: Seconds of computing for one input that is replayed.
+#: Limit on the CPU seconds for each replayed input.
 SECONDS = 60
 
 
 def main() -> None:
-    """Fuzz, or replay."""
+    """Fuzz a target, or replay inputs."""
     name, *rest = sys.argv[1:]
     replay = rest[:1] == ["--replay"]
     target = _target(name, instrumented=not replay)
@@ -41,8 +41,8 @@ def main() -> None:
 
 
 def _target(name: str, *, instrumented: bool) -> Target:
-    """The target, its code instrumented so that new branches are seen."""
-    # PyTorch's reader has the size of a library and is instrumented where it matters: in what unpickles.
+    """Import a target, instrumented so that the fuzzer sees new branches."""
+    # PyTorch is too large to instrument as a whole: only its unpickler is.
     import torch._weights_only_unpickler as unpickler
 
     with contextlib.ExitStack() as stack:

@@ -1,7 +1,7 @@
-"""What is fuzzed: for each kind of input, a function of bytes that raises only if there is something to mend.
+"""Fuzzing targets: for each kind of input, a function of bytes that raises only if lakeclip has a bug.
 
-Mutated bytes rarely get past a checksum, so most targets spend their first byte on what is done with the rest: left as
-it is, compressed, put into an archive of the right form, or given checksums that hold (`mend.py`).
+Mutated bytes rarely pass a checksum. Most targets therefore use the first byte to select what happens to the others:
+they are left unchanged, compressed, wrapped in a valid archive (`archives.py`), or get valid checksums (`repair.py`).
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from lakeclip.config.load import read_recipe
 from lakeclip.config.schema import FinetuneConfig, TrainConfig
 from lakeclip.data.decode import EncodedImage, decode_image
 from lakeclip.errors import ConfigError, ImageError, LakeclipError, ModelError, SourceError
-from lakeclip.lake.download.shrink import check_and_shrink
+from lakeclip.ingestion.download.shrink import check_and_shrink
+from lakeclip.ingestion.sources.base import Sample
+from lakeclip.ingestion.sources.tables import Tables
+from lakeclip.ingestion.sources.webdataset import Shards
+from lakeclip.lake.folder.captions import decode_text, parse_captions
+from lakeclip.lake.folder.records import Rejected
+from lakeclip.lake.images import check_image
 from lakeclip.lake.schema import dump_captions, load_captions
-from lakeclip.lake.sources.base import Rejected, Sample
-from lakeclip.lake.sources.captions import decode_text, parse_captions
-from lakeclip.lake.sources.images import check_image
-from lakeclip.lake.sources.tables import Tables
-from lakeclip.lake.sources.webdataset import Shards
 from lakeclip.models.zoo import model_config
 from lakeclip.text.tokenizer import VOCAB_SIZE, Tokenizer
-from tests.fuzz import archives, mend
+from tests.fuzz import archives, repair
 
-# What is logged of bad input is for people; here it would only cost time.
+# Log messages about bad input would only slow down fuzzing.
 logging.disable(logging.ERROR)
 
 _folder = tempfile.TemporaryDirectory(prefix="fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
@@ -43,12 +44,12 @@ _TOKENIZE = Tokenizer()
 
 
 class Target(NamedTuple):
-    """One kind of input.
+    """A kind of input.
 
     Attributes:
-        run: takes an input; raises, hangs or takes too much memory if something is wrong with us.
-        packages: whose Python code's branches lead the search, beside lakeclip's own.
-        longest: bytes of an input.
+        run: function of an input; it raises, hangs or exhausts memory only if lakeclip has a bug.
+        packages: packages whose branches guide the search, in addition to lakeclip.
+        longest: limit on the bytes of an input.
     """
 
     run: Callable[[bytes], None]
@@ -57,13 +58,13 @@ class Target(NamedTuple):
 
 
 def images(data: bytes) -> None:
-    """Bytes to pixels, as ingest checks them, as a download is made smaller, and as training decodes them."""
+    """Validate images as ingest does, shrink them as downloads do, and decode them as training does."""
     if data[:1] == b"+":
-        data = mend.png(data[1:])
-    found = check_image(data)
+        data = repair.png(data[1:])
+    info = check_image(data)
     shrunk = check_and_shrink(data, 16, "shorter")
     assert isinstance(shrunk, (bytes, str))
-    assert isinstance(shrunk, str) or not isinstance(found, str), f"shrunk, though {found}"
+    assert isinstance(shrunk, str) or not isinstance(info, str), f"shrunk, though {info}"
     with contextlib.suppress(ImageError):
         image = EncodedImage(data)
         small = image.pixels(8)
@@ -74,28 +75,28 @@ def images(data: bytes) -> None:
 
 
 def tars(data: bytes) -> None:
-    """Archives to samples."""
-    how = data[0] if data else 0
-    body = mend.tar(data[1:]) if how & 4 else data[1:]
-    path = _written("x.tar", archives.compressed(body, how & 3))
-    held = 0
-    for item in Shards("x", [str(path)]):
+    """Read samples from tar files."""
+    method = data[0] if data else 0
+    body = repair.tar(data[1:]) if method & 4 else data[1:]
+    path = _write("x.tar", archives.compressed(body, method & 3))
+    largest = 0
+    for item in Shards([str(path)]):
         assert isinstance(item, (Sample, Rejected))
         if isinstance(item, Sample):
-            held = max(held, len(item.image))
+            largest = max(largest, len(item.image))
             assert all(caption.strip() == caption != "" for caption in item.captions)
             json.dumps(item.metadata)
-    assert held <= 64 * 2**20, f"an input of {len(data)} bytes became a picture of {held:,}"
+    assert largest <= 64 * 2**20, f"an input of {len(data)} bytes became an image of {largest:,}"
 
 
 def captions(data: bytes) -> None:
-    """Caption files, the `captions` column and the tokenizer."""
+    """Parse caption files and the `captions` column, and tokenize the texts."""
     texts = parse_captions(data)
     assert all(text.strip() == text != "" for text in texts)
     stored = decode_text(data)
     loaded = load_captions(stored)
     assert all(isinstance(text, str) for text in loaded)
-    # What is stored comes back, once it is text that UTF-8 can hold.
+    # Captions survive a round trip once they are valid UTF-8.
     assert load_captions(dump_captions(loaded)) == load_captions(dump_captions(load_captions(dump_captions(loaded))))
     ids = _TOKENIZE([*texts[:8], *loaded[:8]])
     assert ids.shape[1] == 77
@@ -108,23 +109,23 @@ _TABLES = ("x.csv", "x.tsv", "x.jsonl", "x.csv.gz", "x.jsonl.gz")
 
 
 def tables(data: bytes) -> None:
-    """Tables of text to samples."""
+    """Read samples from text tables."""
     name = _TABLES[data[0] % len(_TABLES)] if data else _TABLES[0]
     body = data[1:]
-    # A second choice: the compressed bytes themselves are the input.
+    # In half of the cases the input is the compressed file itself.
     if name.endswith(".gz") and not (data[0] // len(_TABLES)) & 1:
         body = archives.compressed(body, 1)
-    path = _written(name, body)
+    path = _write(name, body)
     try:
-        for item in Tables("x", [str(path)]):
+        for item in Tables([str(path)]):
             assert isinstance(item, (Sample, Rejected))
     except SourceError:
         return
 
 
 def recipes(data: bytes) -> None:
-    """YAML to settings: of a run, of fine-tuning, of a model."""
-    path = _written("x.yaml", data)
+    """Load YAML as training, fine-tuning and model configurations."""
+    path = _write("x.yaml", data)
     for kind in (TrainConfig, FinetuneConfig):
         with contextlib.suppress(ConfigError):
             read_recipe(path, kind)
@@ -133,31 +134,31 @@ def recipes(data: bytes) -> None:
 
 
 def checkpoints(data: bytes) -> None:
-    """Files of weights, our own and other makers', to models."""
-    how = data[0] if data else 0
-    body, kind = data[1:], how % 5
+    """Load native, OpenAI, open_clip and Hugging Face checkpoints."""
+    method = data[0] if data else 0
+    body, kind = data[1:], method % 5
     if kind == 4:
         archives.write_huggingface(_FOLDER / "hf", body)
-        _loaded(f"huggingface:{_FOLDER / 'hf'}")
+        _try_load(f"huggingface:{_FOLDER / 'hf'}")
         return
     name = "x.safetensors" if kind == 3 else "x.ckpt"
     if kind == 1:
-        body = archives.torch_archive(body, compressed=bool(how & 0x80))
+        body = archives.torch_archive(body, compressed=bool(method & 0x80))
     elif kind == 2:
-        body = archives.torchscript(body, compressed=bool(how & 0x80))
-    path = _written(name, body)
+        body = archives.torchscript(body, compressed=bool(method & 0x80))
+    path = _write(name, body)
     with contextlib.suppress(LakeclipError):
         read_checkpoint(path)
-    for maker in ("", "openai:", "open_clip:"):
-        _loaded(f"{maker}{path}")
+    for prefix in ("", "openai:", "open_clip:"):
+        _try_load(f"{prefix}{path}")
 
 
-def _loaded(name: str) -> None:
+def _try_load(name: str) -> None:
     with contextlib.suppress(LakeclipError):
         load(name)
 
 
-def _written(name: str, data: bytes) -> Path:
+def _write(name: str, data: bytes) -> Path:
     path = _FOLDER / name
     path.write_bytes(data)
     return path

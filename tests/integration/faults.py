@@ -1,7 +1,7 @@
-"""The table of docs/reference/faults.md: each test of a fault holds its own row against the page.
+"""The table in docs/reference/faults.md: each test of a fault compares its row with the page.
 
-`make faults` writes the page: the same tests with FAULTS=write, one after the other. A row is made of what the test has
-seen, with what differs from run to run taken out, and of what it has found to be kept and to go on.
+`make faults` writes the page: it runs the same tests with FAULTS=write, one after the other. A row consists of the
+output that the test sees, with placeholders for what differs between runs, of what is kept, and of how to resume.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,11 +18,13 @@ import pytest
 
 from lakeclip.checkpoints.native import read_checkpoint
 from lakeclip.cli.app import main
+from tests.integration.steps import after_step
 from tests.integration.test_train import curves
+from tests.preloaded import Process
 
 PAGE = Path(__file__).parents[2] / "docs/reference/faults.md"
 
-#: Every row of the page, in its order. Each is recorded by one test of test_faults_*.py.
+#: All rows of the page in order. Each is written by one test in test_faults_*.py.
 FAULTS = (
     "The disk fills up while a checkpoint is written",
     "The disk fills up while the curves are written",
@@ -33,31 +34,31 @@ FAULTS = (
     "Bytes of images change in a chunk of the lake",
     "Bytes of captions change in a chunk of the lake",
     "S3 is slow",
-    "S3 dies",
+    "S3 stops answering",
     "S3 refuses the credentials (403)",
-    "A process that loads data is killed (out of memory)",
+    "A data loader worker is killed (out of memory)",
     "A rank is killed, under `--devices 2`",
     "The first rank is killed, under `--devices 2`",
     "A rank is killed, under torchrun",
     "The first rank is killed, under torchrun",
-    "A rank is killed while the first is busy by itself",
+    "A rank is killed while the first one is blocked",
     "A batch gives NaN",
 )
 
 HEAD = """# Faults
 
-What happens when something breaks in the middle of a run or an ingest. Each row was seen: the tests in
-`tests/integration/test_faults_*.py` provoke the fault, compare the message with this table, look at what is kept, and
-let the command go on to its end. `make faults` writes the table anew.
+What happens when something breaks in the middle of a run or an ingest. The tests in
+`tests/integration/test_faults_*.py` provoke each fault, compare the message with this table, check what is kept, and
+resume the command until it completes. `make faults` writes the table anew.
 
-Every message is the last thing on standard error, without a traceback, and the exit code is 2, unless the row says that
-the run goes on. Names in capitals and N stand for what differs from run to run.
+Every message is the last output on standard error, without a traceback, and the exit code is 2, unless the row says
+that the run continues. Names in capitals and N stand for values that differ from run to run.
 
-| Fault | What you see | What is kept | How it goes on |
+| Fault | What you see | What is kept | How it resumes |
 | --- | --- | --- | --- |
 """
 
-#: The smallest model of the command line, with checkpoints of 6 MB instead of 40.
+#: The smallest possible model, with checkpoints of 6 MB.
 MODELS = """
 faint-vit:
   embed_dim: 16
@@ -73,18 +74,18 @@ faint-vit:
 """
 
 
-def row(fault: str, seen: str, kept: str, goes_on: str, names: Mapping[object, str]) -> None:
-    """Hold one row against the page, or write it there.
+def check_row(fault: str, seen: str, kept: str, resumes: str, names: Mapping[object, str]) -> None:
+    """Compare a row with the page, or write it there if FAULTS=write.
 
     Args:
         fault: one of `FAULTS`.
-        seen: what the user saw.
-        kept: what the test has found to be whole.
-        goes_on: what the test has done to go on.
-        names: what is different in each run → what stands for it.
+        seen: output that the user sees.
+        kept: what the test has found to be complete.
+        resumes: how the test resumed the command.
+        names: text that differs in each run → its placeholder in the table.
     """
     assert fault in FAULTS
-    line = f"| {fault} | {_cell(seen, names)} | {kept} | {goes_on} |"
+    line = f"| {fault} | {_cell(seen, names)} | {kept} | {resumes} |"
     rows = _rows()
     if os.environ.get("FAULTS") == "write":
         rows[fault] = line
@@ -104,7 +105,7 @@ def _cell(seen: str, names: Mapping[object, str]) -> str:
     text = re.sub(r"\b0x[0-9a-f]+", "0xN", text)
     text = re.sub(r"(?<![\w.%])\d[\d.,]*(?= (MB|GB|s|rows|bytes|steps)\b)", "N", text)
     text = re.sub(r"(?<=process )\d+|(?<=rows )\d+ … \d+|(?<=step )\d+|(?<=row )\d+|(?<=not )[1-9][\d,]*", "N", text)
-    # Who is first to see it, the parent or another process, differs.
+    # Either the parent or another process may report it first.
     text = text.replace("process N was killed (SIGKILL)", "process N has ended")
     assert not re.search(r"/(tmp|home|root|work|var)\b|Traceback|\|", text), text
     return "<br>".join(f"`{' '.join(line.split())}`" for line in text.splitlines())
@@ -113,8 +114,8 @@ def _cell(seen: str, names: Mapping[object, str]) -> str:
 # ── runs ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def train_words(lake: object, folder: Path, name: str, *more: str) -> list[str]:
-    """A run of 60 steps, for one whose steps take some milliseconds, with a checkpoint every ten of them."""
+def train_args(lake: object, folder: Path, name: str, *more: str) -> list[str]:
+    """Return the arguments of a run of 60 steps of a few milliseconds, with a checkpoint every ten steps."""
     models = folder / "models.yaml"
     models.write_text(MODELS)
     data = ["--lake", str(lake), "--batch-size", "8", "--num-workers", "0", "--max-val-rows", "16"]
@@ -123,13 +124,14 @@ def train_words(lake: object, folder: Path, name: str, *more: str) -> list[str]:
     return ["train", *data, *model, *schedule, "--runs", str(folder), "--name", name, *more]
 
 
-def command(words: list[str]) -> list[str]:
-    return [sys.executable, "-m", "lakeclip", *words]
+def command(args: list[str]) -> list[str]:
+    return [sys.executable, "-m", "lakeclip", *args]
 
 
-def start(words: list[str], **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        words,
+def start(args: list[str], **environment: str) -> subprocess.Popen[str]:
+    kind = subprocess.Popen if "LD_PRELOAD" in environment else Process
+    return kind(
+        args,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -138,18 +140,18 @@ def start(words: list[str], **environment: str) -> subprocess.Popen[str]:
 
 
 def wait_for_checkpoint(run: Path, process: subprocess.Popen[str] | None = None) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 200
     while not (run / "checkpoints/last.ckpt").exists():
         assert time.monotonic() < end
         assert process is None or process.poll() is None, process.communicate()
         time.sleep(0.005)
 
 
-def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What a command of this process says before it ends with code 2."""
+def error_of(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command in this process, check that it ends with code 2, and return its standard error."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_:
-        main(words)
+        main(args)
     errors = capsys.readouterr().err
     assert exit_.value.code == 2, errors
     assert "Traceback" not in errors
@@ -157,33 +159,31 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return errors
 
 
-def refused_after(run: Path, fault: Callable[[], object], words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The same for a run that has the fault as soon as it has a checkpoint."""
+def error_after_fault(
+    run: Path, fault: Callable[[], object], args: list[str], capsys: pytest.CaptureFixture[str]
+) -> str:
+    """Provoke a fault after step 15, when the run has a checkpoint; otherwise like `error_of`."""
 
     def provoke() -> None:
-        wait_for_checkpoint(run)
+        assert (run / "checkpoints/last.ckpt").exists()
         fault()
 
-    thread = threading.Thread(target=provoke, daemon=True)
-    thread.start()
-    try:
-        return refused(words, capsys)
-    finally:
-        thread.join(10)
+    with after_step(15, provoke):
+        return error_of(args, capsys)
 
 
-def step_of(run: Path) -> int:
-    """Where the last checkpoint stands, which must be whole; nothing that is half written lies beside it."""
+def last_step(run: Path) -> int:
+    """Return the step of the last checkpoint, and check that it is complete and that there are no partial files."""
     names = {path.name for path in (run / "checkpoints").iterdir()}
     assert names <= {"best.ckpt", "last.ckpt"}, names
     return int(read_checkpoint(run / "checkpoints/last.ckpt").lineage["progress"]["step"])
 
 
-def goes_on(run: Path, *, before: int, steps: int = 60) -> None:
-    """`lakeclip train --resume RUN` goes on from the last checkpoint to the end."""
+def check_resume(run: Path, *, before: int, steps: int = 60) -> None:
+    """Check that `lakeclip train --resume RUN` continues from the last checkpoint to the end."""
     assert 0 < before < steps
     main(["train", "--resume", str(run)])
-    assert step_of(run) == steps
+    assert last_step(run) == steps
     taken = [int(row["step"]) for row in curves(run) if row["train/loss"]]
     assert taken == sorted(set(taken)), "each step is in the curves once"
     assert taken[-1] == steps - 1

@@ -1,4 +1,4 @@
-"""A real run that remembers every batch it was given: `python -m tests.integration.recorded_run WANTED.json`."""
+"""A training run that saves every batch it gets: `python -m tests.integration.recorded_run REQUEST.json`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lightning.pytorch.callbacks import Callback
 
 from lakeclip.config.load import config_from_dict
 from lakeclip.text.tokenizer import Tokenizer
-from lakeclip.training.checks import checked_sizes
-from lakeclip.training.parts import make_datamodule, make_module
+from lakeclip.training.build import build_datamodule, build_module
+from lakeclip.training.checks import check_train
 
 
 class Recorder(Callback):
-    """Writes what each process got, by step, and a checkpoint at the end."""
+    """Callback that saves the batches of each process by step, and a checkpoint at the end."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -36,27 +36,27 @@ class Recorder(Callback):
 
 
 def main() -> None:
-    wanted = json.loads(Path(sys.argv[1]).read_text())
-    config = config_from_dict(wanted["config"], where="the test")
-    sizes = checked_sizes(config)
-    data = make_datamodule(config.data, sizes.image_resolution, Tokenizer())
-    module = make_module(config, sizes)
-    module.accumulate = data.batches_per_step = config.trainer.accumulate
+    request = json.loads(Path(sys.argv[1]).read_text())
+    config = config_from_dict(request["config"], where="the test")
+    sizes = check_train(config)
+    steps = config.trainer.accumulate
+    data = build_datamodule(config.data, sizes.image_resolution, Tokenizer(), batches_per_step=steps)
+    module = build_module(config, sizes)
     trainer = L.Trainer(
         accelerator="cpu",
-        devices=wanted["devices"],
-        strategy="ddp" if wanted["devices"] > 1 else "auto",
+        devices=request["devices"],
+        strategy="ddp" if request["devices"] > 1 else "auto",
         max_steps=config.trainer.max_steps,
         max_epochs=config.trainer.max_epochs,
         limit_val_batches=0,
-        callbacks=[Recorder(Path(wanted["folder"]))],
+        callbacks=[Recorder(Path(request["folder"]))],
         use_distributed_sampler=False,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, datamodule=data, ckpt_path=wanted["resume"], weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=request["resume"], weights_only=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""A TCP proxy in front of an S3 server that counts what it sends and can stop working. Run as a process of its own.
+"""A TCP proxy in front of an S3 server that counts the bytes it sends and can fail. It runs as a process:
 
     python s3_proxy.py UPSTREAM_PORT
 
-It prints its own port. Each line on its standard input is then one command, answered by one line: `pass`, `refuse` (as
-if the server had died: its connections are reset, new ones are refused), `hang` (it accepts and never answers), `deny`
-(403 to everything), `delay SECONDS` (before each answer begins) and `sent` (bytes from server to client since the last
-`sent`, then the number of requests).
+It prints its port. Each line of its standard input is a command, answered by one line: `pass`, `refuse` (as if the
+server had died: connections are reset, new ones refused), `hang` (accept and never answer), `deny` (403 to every
+request), `hold` (answer after the next command), `delay SECONDS` (before each answer) and `sent` (the bytes from server
+to client since the last `sent`, then the number of requests).
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ _METHODS = (b"GET ", b"PUT ", b"HEAD ", b"POST ", b"DELETE ")
 
 
 class Proxy:
+    """The proxy, its mode and its counters."""
+
     def __init__(self, upstream: int) -> None:
         self.upstream = upstream
         self.mode = "pass"
@@ -36,12 +38,12 @@ class Proxy:
         self.server = await asyncio.start_server(self.serve, "127.0.0.1", self.port)
         self.port = self.server.sockets[0].getsockname()[1]
 
-    async def change(self, mode: str) -> None:
+    async def set_mode(self, mode: str) -> None:
         self.mode = mode
         if mode == "refuse" and self.server is not None:
             self.server.close()
             self.server = None
-        if mode != "pass":
+        if mode not in ("pass", "hold"):
             for writer in list(self.writers):
                 writer.transport.abort()
         if mode != "refuse" and self.server is None:
@@ -84,6 +86,8 @@ class Proxy:
 
         async def down() -> None:
             while data := await from_server.read(1 << 20):
+                while self.mode == "hold":
+                    await asyncio.sleep(0.01)
                 if self.delay and data.startswith(b"HTTP/"):
                     await asyncio.sleep(self.delay)
                 self.sent += len(data)
@@ -97,7 +101,7 @@ class Proxy:
             self.writers.discard(to_server)
             to_server.close()
 
-    async def obey(self) -> None:
+    async def run_commands(self) -> None:
         commands = asyncio.StreamReader()
         loop = asyncio.get_running_loop()
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
@@ -110,7 +114,7 @@ class Proxy:
             elif line[0] == "delay":
                 self.delay = float(line[1])
             else:
-                await self.change(line[0])
+                await self.set_mode(line[0])
             print(reply, flush=True)  # noqa: T201
 
 
@@ -118,7 +122,7 @@ async def main() -> None:
     proxy = Proxy(int(sys.argv[1]))
     await proxy.listen()
     with contextlib.suppress(asyncio.CancelledError):
-        await proxy.obey()
+        await proxy.run_commands()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""A real S3 server on loopback (moto) behind a proxy that counts and can fail, each a process of its own."""
+"""An S3 server on loopback (moto) behind a proxy that counts bytes and can fail; each is a process."""
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import time
@@ -11,21 +10,26 @@ import urllib.request
 from pathlib import Path
 from types import TracebackType
 
+from tests.integration.processes import free_port
+
 BUCKET = "lakes"
 
 
-class Store:
-    """The server and its proxy. Use it as a context manager; `environment` is what clients need."""
+class S3Server:
+    """The server and its proxy, as a context manager; `environment` has the variables for clients."""
 
     def __init__(self, folder: Path) -> None:
-        # The first requests of the fixture itself are those that make the bucket.
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        with (folder / "moto.log").open("wb") as log:
-            self._server = subprocess.Popen(
-                [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log
-            )
+        for _ in range(5):  # another process may take the port before the server does
+            port = free_port()
+            with (folder / "moto.log").open("wb") as log:
+                self._server = subprocess.Popen(
+                    [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log
+                )
+            self._direct = f"http://127.0.0.1:{port}"
+            if self._create_bucket():
+                break
+        else:
+            raise AssertionError((folder / "moto.log").read_text())
         self._proxy = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("s3_proxy.py")), str(port)],
             stdin=subprocess.PIPE,
@@ -34,8 +38,6 @@ class Store:
         )
         assert self._proxy.stdout is not None
         self.endpoint = f"http://127.0.0.1:{int(self._proxy.stdout.readline())}"
-        self._direct = f"http://127.0.0.1:{port}"
-        self._make_bucket()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -47,7 +49,7 @@ class Store:
             "AWS_ENDPOINT_URL": self.endpoint,
         }
 
-    def __enter__(self) -> Store:
+    def __enter__(self) -> S3Server:
         return self
 
     def __exit__(
@@ -60,26 +62,30 @@ class Store:
             if stream is not None:
                 stream.close()
 
-    def tell(self, command: str) -> str:
+    def command(self, command: str) -> str:
+        """Send the proxy a command and return its answer; see `s3_proxy`."""
         assert self._proxy.stdin is not None
         assert self._proxy.stdout is not None
         self._proxy.stdin.write(command + "\n")
         self._proxy.stdin.flush()
         return self._proxy.stdout.readline().strip()
 
-    def sent(self) -> int:
-        """Bytes that clients have received since this was last asked."""
-        return int(self.tell("sent").split()[0])
+    def bytes_sent(self) -> int:
+        """Return the number of bytes that clients have received since the last call."""
+        return int(self.command("sent").split()[0])
 
-    def _make_bucket(self) -> None:
+    def _create_bucket(self) -> bool:
+        """Create the bucket as soon as the server answers; return False if the server has ended."""
         request = urllib.request.Request(f"{self._direct}/{BUCKET}", method="PUT")
-        for _ in range(200):
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
             try:
-                urllib.request.urlopen(request, timeout=5).close()
-                return
+                urllib.request.urlopen(request, timeout=60).close()
+                return True
             except urllib.error.HTTPError:
                 raise
             except OSError:
-                assert self._server.poll() is None, "moto has ended"
+                if self._server.poll() is not None:
+                    return False
                 time.sleep(0.1)
         raise AssertionError("moto does not answer")

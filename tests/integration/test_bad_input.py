@@ -1,4 +1,4 @@
-"""What users get wrong ends in one clear message and exit code 2, before any training."""
+"""Mistakes of users end with one clear message and exit code 2, before any training."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from lakeclip.cli.app import main
-from lakeclip.lake.ingest import fill_lake
-from lakeclip.lake.sources.base import Samples
-from tests.conftest import drawn
+from lakeclip.ingestion.run import fill_lake
+from lakeclip.ingestion.sources.base import Samples
+from tests.conftest import scene_samples
 
 
 @pytest.fixture
 def refusal(capsys: pytest.CaptureFixture[str]) -> Iterator[object]:
-    """Run a command that must be refused; returns the message."""
+    """Function that runs a command that must be refused, and returns its message."""
 
     def run(*words: str | Path) -> str:
         with pytest.raises(SystemExit) as exit_:
@@ -47,7 +47,7 @@ def test_an_empty_folder(refusal, tmp_path: Path) -> None:
 def test_no_captions(refusal, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
-    for sample in drawn(3):
+    for sample in scene_samples(3):
         (folder / f"{sample.key}.jpg").write_bytes(sample.image)
     assert "caption" in refusal("ingest", folder, tmp_path / "lake")
     assert "caption" in refusal("train", "--folder", folder)
@@ -83,12 +83,12 @@ def test_a_lake_without_images_lists_its_columns(refusal, tmp_path: Path) -> Non
 
 def test_a_lake_without_captions(refusal, tmp_path: Path, tiny_models: Path) -> None:
     """A labelled test set is a lake, but nothing to train on."""
-    bare = (sample._replace(captions=()) for sample in drawn(16))
+    bare = (sample._replace(captions=()) for sample in scene_samples(16))
     fill_lake([Samples("labelled", bare, 16)], str(tmp_path / "lake"))
     assert "caption" in refusal(*train(tmp_path / "lake", tiny_models, tmp_path / "runs"))
 
 
-def test_a_query_that_keeps_nothing(refusal, tmp_path: Path, pairs_lake: Path, tiny_models: Path) -> None:
+def test_a_query_without_matches(refusal, tmp_path: Path, pairs_lake: Path, tiny_models: Path) -> None:
     errors = refusal(*train(pairs_lake, tiny_models, tmp_path / "runs", "--query", "label == 'dog'"))
     assert "0 rows" in errors
 
@@ -112,7 +112,7 @@ def test_a_checkpoint_of_another_model(refusal, tmp_path: Path, pairs_lake: Path
     assert "holds a run already" in refusal(*train(pairs_lake, tiny_models, tmp_path, "--name", "a"))
 
 
-def test_what_is_no_checkpoint(refusal, tmp_path: Path, pairs_lake: Path) -> None:
+def test_invalid_checkpoints_are_refused(refusal, tmp_path: Path, pairs_lake: Path) -> None:
     (tmp_path / "notes.ckpt").write_text("no weights here")
     torch.save({"weights": 1}, tmp_path / "other.ckpt")
     for name in ("notes.ckpt", "other.ckpt", "missing.ckpt"):

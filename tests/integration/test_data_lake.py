@@ -1,4 +1,4 @@
-"""The data modules on a real Deep Lake dataset and a real folder."""
+"""Tests of the data modules with a Deep Lake dataset and a folder of pairs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from lakeclip.data.seed import DeepLakeDataModule, TextImageDataModule
+from lakeclip.compat.train_clip_data import DeepLakeDataModule, TextImageDataModule
 from lakeclip.errors import ConfigError, DataError, LakeError
-from lakeclip.lake.ingest import fill_lake
-from lakeclip.lake.sources.base import Sample, Samples
-from tests.unit.data.sources import encode, photo
+from lakeclip.ingestion.run import fill_lake
+from lakeclip.ingestion.sources.base import Sample, Samples
+from tests.unit.data.memory_source import encode, photo
 
 RATINGS = ["UNLIKELY", "UNSURE", "NSFW", "", "unlikely", "UNLIKELY"]
 SIZES = [30, 100, 460]
@@ -20,7 +20,7 @@ SIZES = [30, 100, 460]
 
 @pytest.fixture(scope="module")
 def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """36 rows: every rating with every size, twice."""
+    """Return a lake of 36 rows: every rating with every size, twice."""
     samples = [
         Sample(f"{n:02}", encode(photo(20, 25, n), "png"), (f"photo {n}",), metadata)
         for n in range(36)
@@ -35,8 +35,7 @@ def rows_of(module: DeepLakeDataModule) -> list[int]:
     return sorted(row for batch in module.train_dataloader() for row in batch.rows.tolist())
 
 
-def test_filter_nsfw_is_that_and_nothing_more(lake):
-    """Defect 26: `--filter_NSFW` also filtered WIDTH between 50 and 450, silently."""
+def test_filter_nsfw_filters_nothing_else(lake):
     module = DeepLakeDataModule(path=str(lake), batch_size=1, filter_NSFW=True, image_size=8)
     rows = rows_of(module)
     assert rows == [n for n in range(36) if RATINGS[n % 6] == "UNLIKELY"]
@@ -51,7 +50,7 @@ def test_filter_nsfw_and_a_query(lake):
     assert rows_of(module) == [n for n in range(36) if RATINGS[n % 6] == "UNLIKELY" and n // 6 % 3 != 1]
 
 
-def test_all_of_a_lake_in_batches(lake):
+def test_a_whole_lake_in_batches(lake):
     module = DeepLakeDataModule(str(lake), batch_size=6, image_size=16)
     module.setup()
     batches = list(module.train_dataloader())
@@ -66,27 +65,27 @@ def test_a_query_that_keeps_too_few_rows(lake):
     assert "12 rows" in error.value.found
 
 
-def test_a_query_that_keeps_nothing(lake):
+def test_a_query_without_matches(lake):
     with pytest.raises(DataError, match="no pairs") as error:
         DeepLakeDataModule(str(lake), batch_size=1, query="WIDTH == 7")
     assert error.value.found == "0 of 36 rows for which WIDTH == 7"
 
 
-def test_the_token_is_not_kept(lake, monkeypatch):
+def test_the_token_is_not_stored(lake, monkeypatch):
     monkeypatch.setenv("ACTIVELOOP_TOKEN", "")
     module = DeepLakeDataModule(str(lake), token="secret-token", batch_size=2, image_size=8)
     assert b"secret-token" not in pickle.dumps(module.train_stream)
     assert not any("secret-token" in str(value) for value in vars(module).values())
 
 
-def test_a_missing_column_is_said_before_training(lake):
+def test_a_missing_column_raises_before_training(lake):
     with pytest.raises(LakeError) as error:
         DeepLakeDataModule(str(lake), batch_size=2, caption_column="story").setup("fit")
     assert "text" in str(error.value), "the columns are listed"
 
 
 def test_a_folder_with_workers(tmp_path):
-    """The seed's layout; a source that reads files travels to its workers as paths."""
+    """Read a folder in train-CLIP's layout with worker processes, which get paths and not bytes."""
     for number in range(8):
         (tmp_path / "a" / "b").mkdir(parents=True, exist_ok=True)
         (tmp_path / "a" / "b" / f"p{number}.PNG").write_bytes(encode(photo(20, 20, number), "png"))

@@ -1,4 +1,4 @@
-"""`lakeclip train --dry-run`: a plan from real steps, which leaves nothing behind."""
+"""`lakeclip train --dry-run`: a plan from profiled steps, which leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pytest
 
 from lakeclip.cli.app import main
 from lakeclip.config.schema import DataConfig, OptimizerConfig, TrainConfig, TrainerConfig
-from lakeclip.training.planning.doubts import doubts
-from lakeclip.training.planning.plan import make_plan
-from tests.integration.test_train import start, words
+from lakeclip.training.dry_run.plan import make_plan
+from lakeclip.training.dry_run.warnings import plan_warnings
+from tests.integration.test_train import start, train_args
 
 
-def test_a_dry_run_plans_and_leaves_nothing(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
+def test_dry_run_prints_a_plan_and_leaves_no_files(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     before = sorted(path.name for path in pairs_lake.rglob("*"))
-    with start([*words(pairs_lake, tiny_models, runs, "a", "--max-epochs", "2"), "--dry-run"]) as process:
+    with start([*train_args(pairs_lake, tiny_models, runs, "a", "--max-epochs", "2"), "--dry-run"]) as process:
         output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     assert errors == ""
@@ -27,11 +27,11 @@ def test_a_dry_run_plans_and_leaves_nothing(pairs_lake: Path, tiny_models: Path,
     assert "ln 8 = 2.079" in output
     assert "warning: the run has only" in output
     assert "this was a dry run" in output
-    assert list(tmp_path.iterdir()) == [], "no folder of runs"
+    assert list(tmp_path.iterdir()) == [], "the runs folder was not created"
     assert sorted(path.name for path in pairs_lake.rglob("*")) == before
 
 
-def planned(pairs_lake: Path, tiny_models: Path, trainer: TrainerConfig, **data: object) -> TrainConfig:
+def plan_config(pairs_lake: Path, tiny_models: Path, trainer: TrainerConfig, **data: object) -> TrainConfig:
     settings = {"lake": str(pairs_lake), "batch_size": 8, "num_workers": 0, "val_fraction": 0.1, **data}
     return TrainConfig(
         model="tiny-vit",
@@ -41,9 +41,9 @@ def planned(pairs_lake: Path, tiny_models: Path, trainer: TrainerConfig, **data:
     )
 
 
-def test_a_plan_has_the_runs_numbers(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
+def test_plan_has_the_numbers_of_the_run(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
     trainer = TrainerConfig(max_epochs=9, runs=str(tmp_path))
-    plan = make_plan(planned(pairs_lake, tiny_models, trainer, query="NSFW == 'UNLIKELY'"))
+    plan = make_plan(plan_config(pairs_lake, tiny_models, trainer, query="NSFW == 'UNLIKELY'"))
     assert (plan.rows, plan.kept) == (240, 180)
     assert plan.kept - plan.held_out == plan.batches_per_epoch * 8 + (plan.kept - plan.held_out) % 8
     assert plan.steps == 9 * plan.batches_per_epoch
@@ -54,28 +54,27 @@ def test_a_plan_has_the_runs_numbers(pairs_lake: Path, tiny_models: Path, tmp_pa
     assert abs(plan.first_loss - math.log(8)) < 1
     assert plan.mfu is not None
     assert 0 < plan.mfu < 1.2
-    assert plan.rate < min(plan.step_rate, plan.loader_rate), "without workers one waits for the other"
+    assert plan.rate < min(plan.step_rate, plan.loader_rate), "without workers step and loader alternate"
 
 
-def test_a_plan_honours_micro_batches_and_devices(pairs_folder: Path, tiny_models: Path, tmp_path: Path) -> None:
+def test_plan_accounts_for_micro_batches_and_devices(pairs_folder: Path, tiny_models: Path, tmp_path: Path) -> None:
     trainer = TrainerConfig(max_steps=5, minibatch_size=3, devices=2, runs=str(tmp_path))
-    plan = make_plan(planned(pairs_folder, tiny_models, trainer, lake=None, folder=str(pairs_folder)))
+    plan = make_plan(plan_config(pairs_folder, tiny_models, trainer, lake=None, folder=str(pairs_folder)))
     assert (plan.global_batch, plan.embedded, plan.steps) == (16, 3, 5)
     assert plan.rate == pytest.approx(2 / (1 / plan.step_rate + 1 / plan.loader_rate))
 
 
-def test_a_plan_warns_of_a_warm_up_longer_than_the_run(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
-    config = planned(pairs_lake, tiny_models, TrainerConfig(max_steps=250, runs=str(tmp_path)))
+def test_plan_warns_about_a_warmup_longer_than_the_run(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
+    config = plan_config(pairs_lake, tiny_models, TrainerConfig(max_steps=250, runs=str(tmp_path)))
     plan = make_plan(replace(config, optimizer=OptimizerConfig(warmup_steps=400)))
-    assert any("warm-up is longer" in doubt.what for doubt in doubts(plan))
+    assert any("warm-up is longer" in warning.what for warning in plan_warnings(plan))
 
 
 @pytest.mark.parametrize("flags", [("--batch-size", "1000"), ("--devices", "100")], ids=["batch", "devices"])
-def test_a_dry_run_refuses_what_cannot_be_run(
+def test_dry_run_refuses_an_impossible_run(
     flags: tuple[str, str], pairs_lake: Path, tiny_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Before anything is tried."""
     with pytest.raises(SystemExit) as stopped:
-        main([*words(pairs_lake, tiny_models, tmp_path, "a"), *flags, "--dry-run"])
+        main([*train_args(pairs_lake, tiny_models, tmp_path, "a"), *flags, "--dry-run"])
     assert stopped.value.code == 2
     assert "too large" in capsys.readouterr().err

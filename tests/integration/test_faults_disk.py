@@ -1,8 +1,8 @@
-"""A disk that fills up under a run and under an ingest.
+"""A disk that fills up during a run and during an ingest.
 
-The disk is full_disk.c, which answers ENOSPC between the program and the kernel: a small disk proper is mounted by root
-alone, and containers mostly forbid a name space of one's own, where others could. It needs a C compiler, no rights, and
-it is full after the same byte each time. The same runs were tried on a real tmpfs once: they say the same.
+The disk is simulated by full_disk.c, a preloaded library that returns ENOSPC: only root can mount a small disk, and
+most containers do not allow user namespaces. It needs a C compiler but no privileges, and the disk is full after the
+same byte each time. The same runs were tried once on a real tmpfs, with the same messages.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 
 from lakeclip.cli.app import main
+from lakeclip.ingestion.run import fill_lake
+from lakeclip.ingestion.sources.base import Samples
 from lakeclip.lake.dataset import open_lake
-from lakeclip.lake.ingest import fill_lake
-from lakeclip.lake.sources.base import Samples
-from tests.conftest import drawn
-from tests.integration.faults import command, curves, goes_on, row, start, step_of, train_words
+from tests.conftest import scene_samples
+from tests.integration.faults import check_resume, check_row, command, curves, last_step, start, train_args
 from tests.integration.test_exactly_once import SMALL_COMMITS
 
-#: Of a checkpoint of the smallest model.
+#: Size of a checkpoint of the smallest model.
 CHECKPOINT_BYTES = 6_016_461
 
 
@@ -37,70 +37,72 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def on_disk(library: Path, below: Path, size: int, *, unseen: bool = False) -> dict[str, str]:
-    """The environment of a process for which the disk below a folder has room for so many bytes."""
+def full_disk_environment(library: Path, below: Path, size: int, *, unseen: bool = False) -> dict[str, str]:
+    """Return the environment of a process for which the disk below a folder has `size` bytes of space."""
     found = {"LD_PRELOAD": str(library), "DISK_FULL_BELOW": str(below), "DISK_FULL_AFTER": str(size)}
     return {**found, "DISK_FULL_UNSEEN": "1"} if unseen else found
 
 
-def test_a_disk_that_fills_up_while_a_checkpoint_is_written(library: Path, pairs_lake: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_disk_fills_up_during_a_checkpoint(library: Path, pairs_lake: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     run = disk / "run"
     (disk / "tmp").mkdir(parents=True)
-    words = train_words(pairs_lake, disk, "run", "--val-fraction", "0.1")
-    # Some are written aside in the temporary folder, which is on the same disk.
-    small = on_disk(library, disk, 4 * CHECKPOINT_BYTES + CHECKPOINT_BYTES // 2)
-    with start(command(words), TMPDIR=str(disk / "tmp"), **small) as process:
+    args = train_args(pairs_lake, disk, "run", "--val-fraction", "0.1")
+    # Some files are written to the temporary folder first, which is on the same disk.
+    small = full_disk_environment(library, disk, 4 * CHECKPOINT_BYTES + CHECKPOINT_BYTES // 2)
+    with start(command(args), TMPDIR=str(disk / "tmp"), **small) as process:
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 2, errors
     assert errors.startswith("error: ")
-    before = step_of(run)
+    before = last_step(run)
     assert not list((disk / "tmp").glob("*.ckpt*"))
-    goes_on(run, before=before)
-    row(
+    check_resume(run, before=before)
+    check_row(
         "The disk fills up while a checkpoint is written",
         errors,
-        "the checkpoint before, whole; nothing that is half written stays",
-        "`lakeclip train --resume RUN`, once there is room",
+        "the previous checkpoint, complete; no partial file is left",
+        "`lakeclip train --resume RUN`, after freeing space",
         {run: "RUN"},
     )
 
 
-def test_a_disk_that_fills_up_while_the_curves_are_written(library: Path, pairs_lake: Path, tmp_path: Path) -> None:
-    """A run whose checkpoints are elsewhere, behind a link, so that the curves are what finds the disk full."""
+@pytest.mark.slow
+def test_the_disk_fills_up_while_curves_are_written(library: Path, pairs_lake: Path, tmp_path: Path) -> None:
+    """The checkpoints are on another disk, behind a symbolic link, so that writing the curves fails."""
     disk, run = tmp_path / "disk", tmp_path / "disk/run"
     (tmp_path / "elsewhere").mkdir()
     run.mkdir(parents=True)
     (run / "checkpoints").symlink_to(tmp_path / "elsewhere")
-    words = train_words(pairs_lake, tmp_path, "run", "--val-fraction", "0.1", "--track", "tensorboard")
-    words[words.index("--runs") + 1] = str(disk)
-    with start(command(words), **on_disk(library, disk, 40_000, unseen=True)) as process:
+    args = train_args(pairs_lake, tmp_path, "run", "--val-fraction", "0.1", "--track", "tensorboard")
+    args[args.index("--runs") + 1] = str(disk)
+    with start(command(args), **full_disk_environment(library, disk, 40_000, unseen=True)) as process:
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 2, errors
     assert errors.startswith("error: ")
-    before = step_of(run)
-    goes_on(run, before=before)
+    before = last_step(run)
+    check_resume(run, before=before)
     assert int(curves(run)[0]["step"]) == 0, "those before are kept"
-    row(
+    check_row(
         "The disk fills up while the curves are written",
         errors,
-        "the last checkpoint, whole; the curves up to it",
-        "`lakeclip train --resume RUN`, once there is room",
+        "the last checkpoint, complete, and the curves up to it",
+        "`lakeclip train --resume RUN`, after freeing space",
         {run: "RUN"},
     )
 
 
 @pytest.mark.parametrize("unseen", [False, True])
-def test_a_disk_that_fills_up_during_an_ingest(unseen: bool, library: Path, pairs_folder: Path, tmp_path: Path) -> None:
-    """Commits of 40 rows, of which the disk holds some."""
+def test_the_disk_fills_up_during_an_ingest(unseen: bool, library: Path, pairs_folder: Path, tmp_path: Path) -> None:
+    """Commits of 40 rows, of which only some fit on the disk."""
     disk = tmp_path / "disk"
     source = tmp_path / "source"
-    fill_lake([Samples("scenes", drawn(400), 400)], str(source))
+    fill_lake([Samples("scenes", scene_samples(400), 400)], str(source))
     size = sum(len(image) for image in open_lake(source).images(range(400)))
     room = size // 2 + (0 if unseen else 4 * 2**20)
     disk.mkdir()
-    words = [sys.executable, "-c", SMALL_COMMITS, "ingest", str(source), str(disk / "lake")]
-    with start(words, **on_disk(library, disk, room, unseen=unseen)) as process:
+    args = [sys.executable, "-c", SMALL_COMMITS, "ingest", str(source), str(disk / "lake")]
+    with start(args, **full_disk_environment(library, disk, room, unseen=unseen)) as process:
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 2, errors
     assert errors.startswith("error: ")
@@ -111,15 +113,15 @@ def test_a_disk_that_fills_up_during_an_ingest(unseen: bool, library: Path, pair
     main(["ingest", str(source), str(disk / "lake")])
     whole = open_lake(disk / "lake")
     assert sorted(whole.images(range(400))) == sorted(open_lake(source).images(range(400)))
-    row(
+    check_row(
         "A quota is used up during an ingest" if unseen else "The disk fills up during an ingest",
         errors,
-        "the rows of every commit before, whole and readable",
-        "the same command, once there is room: every row is in the lake once",
+        "all rows of earlier commits, complete and readable",
+        "the same command, after freeing space: every row is in the lake once",
         {disk / "lake": "LAKE", **dict.fromkeys(_files(errors), "FILE")},
     )
 
 
 def _files(errors: str) -> list[str]:
-    """Names that Deep Lake makes up for its files."""
+    """Return the words that are names of Deep Lake's files."""
     return [word for word in errors.split() if word.count("/") == 2 and not word.startswith("/")]

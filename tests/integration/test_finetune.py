@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -24,21 +20,15 @@ from lakeclip.config.schema import DataConfig, FinetuneConfig
 from lakeclip.errors import LakeclipError
 from lakeclip.models.dual_encoder import DualEncoder
 from lakeclip.text.huggingface import HuggingFaceTokenizer
-from lakeclip.training.parts import finetune_parts
-from tests.integration.test_train import assert_same_weights, progress, start, words
+from lakeclip.training.build import build_finetune_module, load_start
+from tests import preloaded
+from tests.integration.test_train import assert_same_weights, progress, start, stop_after, train_args
 
-LAKECLIP = str(Path(sys.executable).parent / "lakeclip")
+pytestmark = pytest.mark.xdist_group("finetune")  # one pretrained model for all of them
 
 
 def finetune(*arguments: str) -> str:
-    result = subprocess.run(
-        [LAKECLIP, "finetune", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    result = preloaded.run([preloaded.LAKECLIP, "finetune", *arguments], timeout=280)
     assert result.returncode == 0, result.stderr
     assert result.stderr == "", "nothing but mistakes goes to a pipe"
     return result.stdout
@@ -70,7 +60,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pretrained(pairs_lake: Path, tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a tiny CLIP."""
     runs = tmp_path_factory.mktemp("pretrained")
-    main(words(pairs_lake, tiny_models, runs, "clip", "--max-epochs", "1"))
+    main(train_args(pairs_lake, tiny_models, runs, "clip", "--max-epochs", "1"))
     return runs / "clip"
 
 
@@ -109,6 +99,7 @@ def test_two_towers_by_name(pairs_lake: Path, hub: Path, tmp_path: Path) -> None
         ["--precision", "bf16", "--targets", "softmax", "--checkpointing", "on"],
     ],
 )
+@pytest.mark.slow
 def test_a_whole_clip(more: list[str], pairs_lake: Path, pretrained: Path, tmp_path: Path) -> None:
     main(["finetune", "--from", f"lakeclip:{pretrained}", *data(pairs_lake, tmp_path, "tuned"), *more])
     before, after = load(pretrained).model.state_dict(), load(tmp_path / "tuned").model.state_dict()
@@ -122,7 +113,7 @@ def test_a_whole_clip(more: list[str], pairs_lake: Path, pretrained: Path, tmp_p
 
 
 def test_weights_in_openais_layout(pairs_lake: Path, pretrained: Path, tmp_path: Path) -> None:
-    """The most asked question of CLIP's users: their own pairs, from half-precision weights."""
+    """CLIP's users ask most often about this case: their own pairs, from half-precision weights."""
     weights = {name: value.half() for name, value in load(pretrained).model.state_dict().items()}
     torch.save(weights, tmp_path / "clip.pt")
     settings = ["--lr", "1e-4", "--weight-decay", "0.1", "--layer-decay", "0.8", "--targets", "none"]
@@ -130,25 +121,23 @@ def test_weights_in_openais_layout(pairs_lake: Path, pretrained: Path, tmp_path:
     assert load(tmp_path / "tuned").transform.image_size == 32
 
 
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(pairs_lake: Path, pretrained: Path, tmp_path: Path) -> None:
-    """Teacher, temperatures and LoRA's additions included."""
-    start_words = ["--from", f"lakeclip:{pretrained}", "--lora-rank", "4", "--lr", "1e-3", "--max-epochs", "8"]
+@pytest.mark.slow
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(pairs_lake: Path, pretrained: Path, tmp_path: Path) -> None:
+    """Teacher, temperatures and LoRA weights are compared too."""
+    start_words = ["--from", f"lakeclip:{pretrained}", "--lora-rank", "4", "--lr", "1e-3", "--max-epochs", "4"]
     more = [*start_words, "--val-every-steps", "50"]
     main(["finetune", *data(pairs_lake, tmp_path, "whole"), *more])
-    with start(["finetune", *data(pairs_lake, tmp_path, "cut"), *more]) as process:
-        while process.poll() is None and not (tmp_path / "cut/metrics.csv").exists():
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=240)
-    assert process.returncode == 130, output + errors
+    code, output, errors = stop_after(35, signal.SIGINT, ["finetune", *data(pairs_lake, tmp_path, "cut"), *more])
+    assert code == 130, output + errors
     assert f"lakeclip finetune --resume {tmp_path / 'cut'}" in output
     assert 0 < progress(tmp_path / "cut")["step"] < progress(tmp_path / "whole")["step"]
     main(["finetune", "--resume", str(tmp_path / "cut")])
     assert_same_learning(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(pairs_lake: Path, pretrained: Path, tmp_path: Path) -> None:
-    """The transport is over the global batch, and so are all gradients."""
+    """Optimal transport and all gradients are computed over the global batch."""
     more = ["--from", f"lakeclip:{pretrained}", "--algorithm", "sgd", "--lr", "0.1", "--max-steps", "4"]
     finetune(*data(pairs_lake, tmp_path, "one"), *more)
     two = [*data(pairs_lake, tmp_path, "two"), *more, "--devices", "2", "--strategy", "ddp", "--minibatch-size", "3"]
@@ -159,8 +148,9 @@ def test_two_processes_equal_one(pairs_lake: Path, pretrained: Path, tmp_path: P
     assert_same_learning(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_two_processes_train_two_towers(pairs_lake: Path, hub: Path, tmp_path: Path) -> None:
-    """Nothing in them is without a gradient, which DistributedDataParallel would not forgive."""
+    """Every parameter gets a gradient, which DistributedDataParallel requires."""
     towers = ["--image-encoder", f"hf:{hub}/eyes", "--text-encoder", f"hf:{hub}/words", "--max-steps", "2"]
     with start(
         ["finetune", *data(pairs_lake, tmp_path, "two"), *towers, "--devices", "2", "--strategy", "ddp"]
@@ -177,7 +167,8 @@ def assert_same_learning(run: Path, other: Path) -> None:
         torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-3, atol=1e-4)
 
 
-def test_what_was_known_is_scored_and_the_best_mix_saved(pairs_lake: Path, pretrained: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_forgetting_is_scored_and_the_best_mix_saved(pairs_lake: Path, pretrained: Path, tmp_path: Path) -> None:
     keep = ["--keep-lake", str(pairs_lake), "--keep-label-column", "label", "--keep-rows", "40"]
     start = ["--from", f"lakeclip:{pretrained}", "--lr", "1e-3"]
     said = finetune(*start, *data(pairs_lake, tmp_path, "kept"), *keep)
@@ -194,16 +185,16 @@ def test_what_was_known_is_scored_and_the_best_mix_saved(pairs_lake: Path, pretr
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
     with (folder / "metrics.csv").open(newline="") as file:
         assert [row for row in csv.DictReader(file) if row.get("val/kept_top1")], "scored during training too"
-    assert "Old and new weights mixed" in (folder / "report.html").read_text()
+    assert "Interpolation between old and new weights" in (folder / "report.html").read_text()
 
 
-def test_a_tower_from_scratch_begins_by_the_seed(pairs_lake: Path, hub: Path) -> None:
+def test_the_seed_determines_a_tower_from_scratch(pairs_lake: Path, hub: Path) -> None:
     config = FinetuneConfig(
         image_encoder="lakeclip:ViT-Ti/4-32px",
         text_encoder=f"hf:{hub}/words",
         data=DataConfig(lake=str(pairs_lake), batch_size=8, num_workers=0),
     )
-    one, other = (finetune_parts(config)[0].state_dict() for _ in range(2))
+    one, other = (build_finetune_module(config, load_start(config)).state_dict() for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -216,12 +207,12 @@ def test_a_tower_from_scratch_begins_by_the_seed(pairs_lake: Path, hub: Path) ->
         (["--lock-image", "99", "--from", "CLIP"], "99 lower layers"),
         (["--keep-lake", "x.lake"], "--keep-label-column"),
         (["--strategy", "fsdp2"], "fsdp2"),
-        (["--small-images", "16:0.5"], "one size"),
+        (["--small-images", "16:0.5"], "one image size"),
         (["--epsilon", "0"], "epsilon"),
         (["--lora-rank", "0"], "lora_rank"),
     ],
 )
-def test_mistakes_are_said(
+def test_invalid_flags_are_refused_before_the_run(
     words: list[str], what: str, pairs_lake: Path, pretrained: Path, hub: Path, tmp_path: Path
 ) -> None:
     words = [f"lakeclip:{pretrained}" if word == "CLIP" else word for word in words]
@@ -231,10 +222,11 @@ def test_mistakes_are_said(
     assert not (tmp_path / "x").exists(), "nothing is made before the mistake is found"
 
 
+@pytest.mark.slow
 def test_a_fine_tuning_is_repeated_to_the_same_weights(
     pairs_lake: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With a teacher and LoRA; and not from other weights than it began with."""
+    """The run has a teacher and LoRA. A repetition from other initial weights is refused."""
     start = tmp_path / "clip"
     shutil.copytree(pretrained, start)
     tuned = ["finetune", "--from", f"lakeclip:{start}", "--lora-rank", "4", *data(pairs_lake, tmp_path, "tuned")]
@@ -249,4 +241,4 @@ def test_a_fine_tuning_is_repeated_to_the_same_weights(
     with pytest.raises(SystemExit) as stopped:
         main(["finetune", "--repeat", str(tmp_path / "tuned"), "--name", "other"])
     assert stopped.value.code == 2
-    assert "the weights that it started from are others now" in capsys.readouterr().err
+    assert "the weights that it started from have changed" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Each fuzzing target over its committed inputs: what once harmed does not again."""
+"""Each fuzzing target with its committed inputs: crashes that were fixed stay fixed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ CORPUS = ROOT / "tests/fuzz/corpus"
 
 
 @pytest.mark.parametrize("target", sorted(path.name for path in CORPUS.iterdir()))
-def test_no_committed_input_harms(target: str) -> None:
-    """In a process of its own: an input may crash it, and its memory is limited."""
+def test_committed_fuzz_inputs_do_no_harm(target: str) -> None:
+    """Replay in a separate process: an input may crash it, and its memory is limited."""
     files = sorted(map(str, (CORPUS / target).iterdir()))
     assert files
     command = [sys.executable, "-m", "tests.fuzz.session", target, "--replay", *files]

@@ -1,4 +1,4 @@
-"""A large source goes into a lake in bounded memory."""
+"""Memory of an ingest from a large source."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.unit.lake.pairs import picture
+from tests.unit.lake.sample_files import picture
 
-#: Not `getrusage`: its figure outlives an exec, so this process would begin with what pytest has.
+#: VmHWM instead of `getrusage`, whose peak is inherited from pytest across exec.
 _MEASURE = """
 import re, sys
 from lakeclip.lake.engine import deeplake
-from lakeclip.lake.ingest import ingest
+from lakeclip.ingestion.run import ingest
 
 def peak():
     return int(re.findall(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[0]) // 1024
 
 deeplake()
 before = peak()
-report = ingest(sys.argv[1:2], sys.argv[2])
-print(report.rows, peak() - before, before)
+result = ingest(sys.argv[1:2], sys.argv[2])
+print(result.rows, peak() - before, before)
 """
 
 
-def parquet(path: Path, images: list[bytes]) -> None:
+def write_parquet(path: Path, images: list[bytes]) -> None:
     schema = pa.schema(
         [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("caption", pa.string())]
     )
@@ -40,7 +40,7 @@ def parquet(path: Path, images: list[bytes]) -> None:
             writer.write_table(pa.table({"image": rows, "caption": ["a cat"] * len(rows)}, schema=schema))
 
 
-def tar(path: Path, images: list[bytes]) -> None:
+def write_tar(path: Path, images: list[bytes]) -> None:
     with tarfile.open(path, "w") as file:
         for number in range(20 * len(images)):
             for suffix, content in (("jpg", images[number % len(images)]), ("txt", b"a cat")):
@@ -50,10 +50,10 @@ def tar(path: Path, images: list[bytes]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("write", [parquet, tar])
+@pytest.mark.parametrize("write", [write_parquet, write_tar])
 def test_memory_does_not_grow_with_the_source(write: object, tmp_path: Path) -> None:
     images = [picture(seed, size=(360, 300)) for seed in range(200)]
-    source = tmp_path / f"big.{write.__name__}"
+    source = tmp_path / f"big.{write.__name__.removeprefix('write_')}"
     write(source, images)
     assert source.stat().st_size > 250 * 2**20
     command = [sys.executable, "-c", _MEASURE, str(source), str(tmp_path / "lake")]
@@ -61,5 +61,5 @@ def test_memory_does_not_grow_with_the_source(write: object, tmp_path: Path) -> 
     assert result.returncode == 0, result.stderr
     rows, growth, before = map(int, result.stdout.split())
     assert rows == 4000
-    assert before < 200, "the process is its own"
+    assert before < 200, "the peak is that of the new process"
     assert 0 < growth < 300

@@ -1,9 +1,8 @@
-"""Runs with half-precision states and text weights: end to end, stopped and resumed, evaluated, on two processes."""
+"""Runs with bfloat16 states and text weights: interrupted and resumed, evaluated, and on two processes."""
 
 from __future__ import annotations
 
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -15,25 +14,21 @@ from lakeclip.checkpoints.native import read_checkpoint
 from lakeclip.cli.app import main
 from lakeclip.config.schema import OptimizerConfig
 from lakeclip.models.clip import CLIP
-from lakeclip.training.optimizers import adamw, store_text_in_bfloat16, with_paper_values
+from lakeclip.training.optim.optimizers import adamw, store_text_in_bfloat16, with_paper_values
 from tests.conftest import TINY
-from tests.integration.processes import on_processes
-from tests.integration.test_train import curves, progress, start, words
+from tests.integration.processes import run_on_processes
+from tests.integration.test_train import curves, progress, stop_after, train_args
 
 HALF = ("--states", "bf16", "--text-weights", "bf16")
 
 
-def test_a_run_that_was_stopped_ends_with_the_same_bits(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
-    """Also the rounding goes on where it was: another throw of the dice would move weights by a hundredth."""
+@pytest.mark.slow
+def test_an_interrupted_run_ends_with_the_same_bits(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
+    """The stochastic rounding resumes too: other random bits would change weights by one percent."""
     more = (*HALF, "--max-epochs", "4", "--val-every-steps", "20")
-    main(words(pairs_lake, tiny_models, tmp_path, "whole", *more))
-    with start(words(pairs_lake, tiny_models, tmp_path, "cut", *more)) as process:
-        metrics = tmp_path / "cut/metrics.csv"
-        while process.poll() is None and not metrics.exists():
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=240)
-    assert process.returncode == 130, output + errors
+    main(train_args(pairs_lake, tiny_models, tmp_path, "whole", *more))
+    code, output, errors = stop_after(35, signal.SIGINT, train_args(pairs_lake, tiny_models, tmp_path, "cut", *more))
+    assert code == 130, output + errors
     assert 0 < progress(tmp_path / "cut")["step"] < progress(tmp_path / "whole")["step"]
     main(["train", "--resume", str(tmp_path / "cut")])
     whole, cut = (read_checkpoint(tmp_path / name / "checkpoints/last.ckpt").state_dict for name in ("whole", "cut"))
@@ -48,9 +43,10 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(pairs_lake: Path, tiny_m
         assert model.encode_text(tokenize(["a red circle"])).dtype == torch.float32
 
 
-def test_8_bit_states_train_and_leave_plain_tensors(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
-    pytest.importorskip("torchao", reason="8-bit states are torchao's")
-    main(words(pairs_lake, tiny_models, tmp_path, "run", "--states", "8bit", "--max-steps", "3"))
+@pytest.mark.slow
+def test_a_checkpoint_with_8_bit_states_has_plain_tensors(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torchao", reason="8-bit states need torchao")
+    main(train_args(pairs_lake, tiny_models, tmp_path, "run", "--states", "8bit", "--max-steps", "3"))
     assert read_checkpoint(tmp_path / "run").lineage["progress"]["step"] == 3
 
 
@@ -74,5 +70,6 @@ def take_steps(rank: int, world: int) -> None:
         assert torch.equal(mean / world, mine), name
 
 
-def test_processes_with_random_states_of_their_own_keep_the_same_weights(tmp_path: Path) -> None:
-    on_processes(take_steps, 2, tmp_path)
+@pytest.mark.slow
+def test_processes_with_different_random_states_keep_equal_weights(tmp_path: Path) -> None:
+    run_on_processes(take_steps, 2, tmp_path)

@@ -1,4 +1,4 @@
-"""Several gloo processes against one: the step's gradients, whatever cuts the batch or the model up, and the guard."""
+"""Several gloo processes compared with one: gradients under any strategy, micro-batch and accumulation; the guard."""
 
 from __future__ import annotations
 
@@ -23,20 +23,19 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from lakeclip.checkpoints.folder import LAST
-from lakeclip.evaluation.pages.account import SKIPPED
+from lakeclip.checkpoints.folder import LAST, SKIPPED
 from lakeclip.losses import contrastive_loss
 from lakeclip.training import sharding
-from lakeclip.training.gradients import agree
+from lakeclip.training.grad_cache import backward_through_batch
+from lakeclip.training.gradients import reduce_step_stats
 from lakeclip.training.guard import Guard
-from lakeclip.training.microbatch import backward_through_batch
-from tests.integration.processes import end_at_once, on_processes
-from tests.integration.test_train import assert_same_weights, curves, progress, start, words
+from tests.integration.processes import exit_immediately, free_port, run_on_processes
+from tests.integration.test_train import assert_same_weights, curves, progress, start, train_args
+from tests.unit.training.test_grad_cache import VIT, Towers
 from tests.unit.training.test_guard import batches
-from tests.unit.training.test_microbatch import VIT, Towers
 from tests.unit.training.test_module import trainer, wrapper
 
-#: (pairs of each process, micro-batch, batches a step)
+#: (pairs per process, micro-batch, batches per step)
 SIZES = [(10, 4, 1), (7, 16, 1), (1, 1, 1), (3, 2, 2), (2, None, 3)]
 
 
@@ -47,7 +46,7 @@ def data(size: int, number: int) -> tuple[Tensor, Tensor]:
 
 
 def whole_gradients(towers: Towers, size: int, accumulate: int) -> dict[str, Tensor]:
-    """Of the mean of the batches' losses, in one process, each global batch at once."""
+    """Compute the gradients of the mean loss in one process, each global batch at once."""
     towers.zero_grad()
     for number in range(accumulate):
         images, texts = towers.embed(*data(size, number))
@@ -66,7 +65,7 @@ def step(
     minibatch_size: int | None,
     accumulate: int,
 ) -> Tensor:
-    """What `ContrastiveModule.training_step` does, up to the optimiser."""
+    """Do what `ContrastiveModule.training_step` does, up to the optimiser."""
     towers.zero_grad()
 
     def no_sync() -> AbstractContextManager[Any]:
@@ -108,7 +107,7 @@ def rank_steps(rank: int, world: int, strategy: str) -> None:
     for size, minibatch_size, accumulate in SIZES:
         expected = whole_gradients(whole, size * world, accumulate)
         loss = step(towers, wrapped, rank, size, minibatch_size, accumulate)
-        agreed = agree(towers.clip, loss, scalars=[towers.clip.logit_scale], stop=rank == 1, factor=1.0)
+        stats = reduce_step_stats(towers.clip, loss, scalars=[towers.clip.logit_scale], stop=rank == 1, factor=1.0)
         found = {name: p.grad for name, p in towers.named_parameters()}
         assert found.keys() == expected.keys()
         total = 0.0
@@ -119,24 +118,22 @@ def rank_steps(rank: int, world: int, strategy: str) -> None:
                 full, expected[name], rtol=1e-10, atol=1e-13, msg=lambda m, n=name, s=size: f"{n} of {s}: {m}"
             )
             total += float(expected[name].square().sum())
-        assert agreed.grad_norm == pytest.approx(math.sqrt(total), rel=1e-10)
-        assert agreed.stop == (world > 1)
+        assert stats.grad_norm == pytest.approx(math.sqrt(total), rel=1e-10)
+        assert stats.stop == (world > 1)
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_gradients_of_every_parameter_are_those_of_the_whole_batch_at_once(
-    strategy: str, world: int, tmp_path: Path
-) -> None:
-    """Defects 4 to 7: any batch and micro-batch, any number of processes and of batches a step, in float64."""
-    on_processes(rank_steps, world, tmp_path, strategy)
+def test_gradients_equal_those_of_the_whole_batch_in_one_process(strategy: str, world: int, tmp_path: Path) -> None:
+    """Includes uneven micro-batches and gradient accumulation, in float64."""
+    run_on_processes(rank_steps, world, tmp_path, strategy)
 
 
 # ── the guard ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class SaveEarly(L.Callback):
-    """A checkpoint after the second step."""
+    """Callback that saves a checkpoint after the second step."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -150,8 +147,7 @@ def rank_guarded(rank: int, world: int, address: str, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=address, TORCHELASTIC_RUN_ID="test", GROUP_RANK="0")
-    module = wrapper(lr=1e-3)
-    module.guard = Guard(2, folder)
+    module = wrapper(lr=1e-3, guard=Guard(2, folder))
     fit = trainer(
         folder,
         max_epochs=1,
@@ -161,18 +157,19 @@ def rank_guarded(rank: int, world: int, address: str, folder: Path) -> None:
         use_distributed_sampler=False,
         callbacks=[SaveEarly(folder / LAST)],
     )
-    # Of each global batch this process has its own half; what is wrong is on the second process alone.
+    # Each process has its own half of each global batch. Only the second process has bad rows.
     own: DataLoader[Any] = batches(9, bad=(3, 5, 6) if rank == 1 else ())
     own.dataset[3].rows.add_(1000 * rank)  # type: ignore[attr-defined]
     fit.fit(module, own)
     assert fit.global_step == 9
     torch.save(module.state_dict(), folder / f"{rank}.pt")
-    end_at_once()
+    exit_immediately()
 
 
-def test_two_processes_leave_out_the_same_steps_and_go_back_together(tmp_path: Path) -> None:
-    """A row of the second process that is not finite, once, and then twice in a row."""
-    mp.spawn(rank_guarded, args=(2, str(20000 + os.getpid() % 20000), tmp_path), nprocs=2)
+@pytest.mark.slow
+def test_two_processes_skip_the_same_steps_and_roll_back_together(tmp_path: Path) -> None:
+    """The second process has a non-finite row once, then twice in a row."""
+    mp.spawn(rank_guarded, args=(2, str(free_port()), tmp_path), nprocs=2)
     entries = [json.loads(line) for line in (tmp_path / SKIPPED).read_text().splitlines()]
     assert [entry["step"] for entry in entries] == [4, 6, 7]
     assert entries[0]["suspects"] == {"rows": [1014]}
@@ -186,21 +183,22 @@ def test_two_processes_leave_out_the_same_steps_and_go_back_together(tmp_path: P
 # ── whole runs ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def on_two(arguments: list[str]) -> list[str]:
-    """The same run with half the batch on each of two processes, in micro-batches."""
+def two_process_args(arguments: list[str]) -> list[str]:
+    """Return the arguments of the same run with half the batch on each of two processes, in micro-batches."""
     two = [*arguments, "--devices", "2", "--minibatch-size", "3"]
     two[two.index("--batch-size") + 1] = "4"
     return two
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_processes_equal_one_with_steps_of_several_batches_and_clipping(
+def test_two_processes_equal_one_with_accumulation_and_clipping(
     strategy: str, pairs_lake: Path, tiny_models: Path, tmp_path: Path
 ) -> None:
     more = ("--max-steps", "4", "--accumulate", "2", "--max-grad-norm", "0.5")
     for name, arguments in (
-        ("one", words(pairs_lake, tiny_models, tmp_path, "one", *more)),
-        ("two", on_two(words(pairs_lake, tiny_models, tmp_path, "two", *more, "--strategy", strategy))),
+        ("one", train_args(pairs_lake, tiny_models, tmp_path, "one", *more)),
+        ("two", two_process_args(train_args(pairs_lake, tiny_models, tmp_path, "two", *more, "--strategy", strategy))),
     ):
         with start(arguments) as process:
             output, errors = process.communicate(timeout=240)
@@ -210,18 +208,21 @@ def test_two_processes_equal_one_with_steps_of_several_batches_and_clipping(
     assert progress(tmp_path / "one") == progress(tmp_path / "two") == {"step": 4, "epoch": 0, "samples_seen": 64}
     for column in ("train/loss", "train/grad_norm", "train/grad_norm_image", "train/grad_norm_text"):
         found = [[float(row[column]) for row in curves(tmp_path / name) if row[column]] for name in ("one", "two")]
-        assert len(found[0]) == 4, "a point a step"
+        assert len(found[0]) == 4, "one point per step"
         assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_torchrun_starts_the_processes_and_the_run_goes_on_with_one(
+def test_a_torchrun_run_resumes_with_one_process(
     strategy: str, pairs_lake: Path, tiny_models: Path, tmp_path: Path
 ) -> None:
-    """Sharded weights and optimiser states come and go whole: after an epoch the run goes on in one process."""
+    """Checkpoints contain unsharded weights and states: after an epoch one process resumes the run."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
-    launcher += [str(21000 + os.getpid() % 20000), "-m", "lakeclip"]
-    arguments = on_two(words(pairs_lake, tiny_models, tmp_path, "two", "--strategy", strategy, "--max-epochs", "1"))
+    launcher += [str(free_port()), "-m", "lakeclip"]
+    arguments = two_process_args(
+        train_args(pairs_lake, tiny_models, tmp_path, "two", "--strategy", strategy, "--max-epochs", "1")
+    )
     del arguments[arguments.index("--devices") : arguments.index("--devices") + 2]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launcher, *arguments], capture_output=True, text=True, env=environment, timeout=240)

@@ -1,4 +1,4 @@
-"""Whole runs of `lakeclip train`: what they leave, how they stop and go on, and one process against two."""
+"""Runs of `lakeclip train`: their files, stopping and resuming, and one process compared with two."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import csv
 import os
 import signal
 import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,11 +15,14 @@ import torch
 from lakeclip.checkpoints.layouts import load
 from lakeclip.checkpoints.native import read_checkpoint
 from lakeclip.cli.app import main
+from tests.integration.steps import SIGNAL_AT
+from tests.preloaded import LAKECLIP, Process
 
-LAKECLIP = str(Path(sys.executable).parent / "lakeclip")
+#: See `reference_run` in conftest.py.
+ReferenceRun = Callable[..., Path]
 
 
-def words(lake: Path, models: Path, runs: Path, name: str, *more: str) -> list[str]:
+def train_args(lake: Path, models: Path, runs: Path, name: str, *more: str) -> list[str]:
     data = ["--lake", str(lake), "--val-fraction", "0.1", "--batch-size", "8", "--num-workers", "0"]
     model = ["--model", "tiny-vit", "--model-config", str(models), "--lr", "1e-3"]
     return ["train", *data, *model, "--runs", str(runs), "--name", name, "--accelerator", "cpu", *more]
@@ -32,10 +34,10 @@ def curves(run: Path) -> list[dict[str, str]]:
 
 
 def assert_same_weights(run: Path, other: Path) -> None:
-    """Equal but for rounding.
+    """Check that the weights of two runs are equal up to rounding.
 
-    The bias of an attention's keys is left out: it cancels in the softmax, so its gradient is rounding and nothing
-    else, and Adam scales that up to whole steps.
+    The bias of an attention's keys is left out: it cancels in the softmax, so its gradient is only rounding error,
+    which Adam scales up to whole steps.
     """
     states = [read_checkpoint(folder / "checkpoints/last.ckpt").state_dict for folder in (run, other)]
     assert states[0].keys() == states[1].keys()
@@ -50,22 +52,30 @@ def assert_same_weights(run: Path, other: Path) -> None:
 
 
 def progress(run: Path) -> dict[str, int]:
-    """How far the run's last checkpoint is."""
+    """Return step, epoch and samples of the run's last checkpoint."""
     reached = dict(read_checkpoint(run / "checkpoints/last.ckpt").lineage["progress"])
     assert reached.pop("seconds") > 0
-    # What a run on another number of processes shares with it.
+    # The other values depend on the number of processes.
     return {name: reached[name] for name in ("step", "epoch", "samples_seen")}
 
 
-def start(arguments: list[str]) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [LAKECLIP, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+def start(arguments: list[str], **environment: str) -> Process:
+    """Start `lakeclip …` in a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return Process([LAKECLIP, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def stop_after(step: int, number: signal.Signals, arguments: list[str]) -> tuple[int, str, str]:
+    """Run `lakeclip …`, which gets a signal after a step; return its exit code, output and errors."""
+    with start(arguments, **{SIGNAL_AT: f"{step}:{int(number)}"}) as process:
+        output, errors = process.communicate(timeout=240)
+    return process.returncode, output, errors
 
 
 def test_a_run_leaves_everything_and_is_quiet(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
-    with start(words(pairs_lake, tiny_models, tmp_path, "a", "--max-epochs", "2", "--val-every-steps", "9")) as process:
+    with start(
+        train_args(pairs_lake, tiny_models, tmp_path, "a", "--max-epochs", "2", "--val-every-steps", "9")
+    ) as process:
         output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     assert errors == "", "nothing but mistakes goes to a pipe"
@@ -100,19 +110,15 @@ def test_a_run_leaves_everything_and_is_quiet(pairs_lake: Path, tiny_models: Pat
     assert lineage["config"]["optimizer"]["betas"] == (0.9, 0.98), "the paper's, filled in"
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_that_resumes_to_the_same_end(
     pairs_lake: Path, tiny_models: Path, tmp_path: Path
 ) -> None:
-    """The run that was stopped in the middle of an epoch ends with the weights of one that was not."""
-    more = ("--max-epochs", "5", "--val-every-steps", "20")
-    main(words(pairs_lake, tiny_models, tmp_path, "whole", *more))
-    with start(words(pairs_lake, tiny_models, tmp_path, "cut", *more)) as process:
-        metrics = tmp_path / "cut/metrics.csv"
-        while process.poll() is None and not metrics.exists():
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=240)
-    assert process.returncode == 130, output + errors
+    """A run stopped in the middle of an epoch ends with the weights of an uninterrupted one."""
+    more = ("--max-epochs", "2", "--val-every-steps", "20")
+    main(train_args(pairs_lake, tiny_models, tmp_path, "whole", *more))
+    code, output, errors = stop_after(35, signal.SIGINT, train_args(pairs_lake, tiny_models, tmp_path, "cut", *more))
+    assert code == 130, output + errors
     assert "Traceback" not in errors
     assert f"lakeclip train --resume {tmp_path / 'cut'}" in output
     total, reached = progress(tmp_path / "whole"), progress(tmp_path / "cut")
@@ -122,56 +128,65 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes_to_the_same_end(
     assert_same_weights(tmp_path / "whole", tmp_path / "cut")
     steps = [int(row["step"]) for row in curves(tmp_path / "cut") if row["train/loss"]]
     assert steps == sorted(set(steps)), "each step is in the curves once"
-    assert steps[0] < reached["step"], "the first part's curves are kept"
+    assert steps[0] < reached["step"], "the curves of the first segment are kept"
     seconds = [float(row["train/seconds"]) for row in curves(tmp_path / "cut") if row["train/seconds"]]
     assert len(seconds) == len(steps)
-    assert seconds == sorted(set(seconds)), "the clock goes on where the first part stopped it"
+    assert seconds == sorted(set(seconds)), "the clock resumes where the first segment stopped"
 
 
-def test_what_a_run_ends_with_has_a_score(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
-    """Also where the last step is in the middle of an epoch, between two validations."""
+@pytest.mark.slow
+def test_the_last_step_is_validated(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
+    """The last step may also be in the middle of an epoch, between two validations."""
     for name, more in (("short", ("--max-steps", "3")), ("long", ("--max-epochs", "1", "--val-every-steps", "20"))):
-        main(words(pairs_lake, tiny_models, tmp_path, name, *more))
+        main(train_args(pairs_lake, tiny_models, tmp_path, name, *more))
         last = progress(tmp_path / name)["step"]
         assert [int(row["step"]) for row in curves(tmp_path / name) if row["val/loss"]][-1] == last - 1
         assert (tmp_path / name / "checkpoints/best.ckpt").exists()
 
 
 @pytest.mark.slow
-def test_a_compiled_tower_trains_as_one_that_is_not(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
-    main(words(pairs_lake, tiny_models, tmp_path, "plain", "--max-steps", "3"))
-    with start(words(pairs_lake, tiny_models, tmp_path, "compiled", "--max-steps", "3", "--compile")) as process:
+def test_a_compiled_tower_trains_like_an_uncompiled_one(
+    pairs_lake: Path, tiny_models: Path, tmp_path: Path, reference_run: ReferenceRun
+) -> None:
+    with start(train_args(pairs_lake, tiny_models, tmp_path, "compiled", "--max-steps", "3", "--compile")) as process:
         output, errors = process.communicate(timeout=280)
     assert process.returncode == 0, output + errors
     assert "compiled: the first step took" in output
-    assert_same_weights(tmp_path / "plain", tmp_path / "compiled")
+    assert_same_weights(reference_run("--max-steps", "3"), tmp_path / "compiled")
 
 
-def test_two_processes_equal_one(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
-    """Defects 6 and 19: the same global batches, so the same weights; in micro-batches too."""
-    main(words(pairs_lake, tiny_models, tmp_path, "one", "--max-steps", "4"))
-    two = words(pairs_lake, tiny_models, tmp_path, "two", "--max-steps", "4", "--devices", "2", "--strategy", "ddp")
+def test_two_processes_equal_one(
+    pairs_lake: Path, tiny_models: Path, tmp_path: Path, reference_run: ReferenceRun
+) -> None:
+    """The same global batches give the same weights; in micro-batches too."""
+    one = reference_run("--max-steps", "4")
+    two = train_args(
+        pairs_lake, tiny_models, tmp_path, "two", "--max-steps", "4", "--devices", "2", "--strategy", "ddp"
+    )
     two += ["--minibatch-size", "3"]
     two[two.index("--batch-size") + 1] = "4"
     with start(two) as process:
         output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, output + errors
-    assert_same_weights(tmp_path / "one", tmp_path / "two")
-    losses = [[row["train/loss"] for row in curves(tmp_path / name) if row["train/loss"]] for name in ("one", "two")]
+    assert_same_weights(one, tmp_path / "two")
+    losses = [[row["train/loss"] for row in curves(run) if row["train/loss"]] for run in (one, tmp_path / "two")]
     assert [float(loss) for loss in losses[0]] == pytest.approx([float(loss) for loss in losses[1]], rel=1e-4)
 
 
-def test_micro_batches_equal_the_whole_batch(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
-    main(words(pairs_lake, tiny_models, tmp_path, "whole", "--max-steps", "3"))
-    main(words(pairs_lake, tiny_models, tmp_path, "parts", "--max-steps", "3", "--minibatch-size", "3"))
-    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+@pytest.mark.slow
+def test_micro_batches_equal_the_whole_batch(
+    pairs_lake: Path, tiny_models: Path, tmp_path: Path, reference_run: ReferenceRun
+) -> None:
+    main(train_args(pairs_lake, tiny_models, tmp_path, "parts", "--max-steps", "3", "--minibatch-size", "3"))
+    assert_same_weights(reference_run("--max-steps", "3"), tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_the_sigmoid_objective_trains_resumes_and_is_evaluated(
     pairs_lake: Path, tiny_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shared = ("--objective", "sigmoid", "--same-by", "image", "caption", "label")
-    main(words(pairs_lake, tiny_models, tmp_path, "a", "--max-steps", "12", *shared))
+    main(train_args(pairs_lake, tiny_models, tmp_path, "a", "--max-steps", "12", *shared))
     losses = [float(row["train/loss"]) for row in curves(tmp_path / "a") if row["train/loss"]]
     assert losses[-1] < losses[0]
     assert [row for row in curves(tmp_path / "a") if row["val/loss"]]
@@ -187,11 +202,12 @@ def test_the_sigmoid_objective_trains_resumes_and_is_evaluated(
     assert "another objective" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_shared_ids_train_in_two_processes_as_in_one(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
-    """Rows of different processes that share a label are no wrong answers for each other, as in one process."""
+    """Rows of different processes that share a label are not negatives of each other, as in one process."""
     shared = ("--max-steps", "3", "--same-by", "image", "caption", "label", "--label-smoothing", "0.1")
-    main(words(pairs_lake, tiny_models, tmp_path, "one", *shared))
-    two = words(pairs_lake, tiny_models, tmp_path, "two", *shared, "--devices", "2", "--strategy", "ddp")
+    main(train_args(pairs_lake, tiny_models, tmp_path, "one", *shared))
+    two = train_args(pairs_lake, tiny_models, tmp_path, "two", *shared, "--devices", "2", "--strategy", "ddp")
     two[two.index("--batch-size") + 1] = "4"
     with start(two) as process:
         output, errors = process.communicate(timeout=240)

@@ -1,4 +1,4 @@
-"""open_clip loads what lakeclip exports for it, and computes the same features and pixels."""
+"""Tests that open_clip loads lakeclip's exports and computes the same features."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from lakeclip.checkpoints.exports import export
 from lakeclip.config.schema import ModelConfig
-from tests.unit.checkpoints.test_exports import RESNET, VIT, made
+from tests.unit.checkpoints.test_exports import RESNET, VIT, random_clip
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -17,8 +17,8 @@ open_clip = pytest.importorskip("open_clip")
 @torch.no_grad()
 @pytest.mark.parametrize("sigmoid", [False, True])
 @pytest.mark.parametrize("config", [VIT, RESNET], ids=["vit", "resnet"])
-def test_open_clip_computes_the_same(config: ModelConfig, sigmoid: bool, tmp_path: Path) -> None:
-    model = made(config, sigmoid=sigmoid)
+def test_open_clip_computes_the_same_features(config: ModelConfig, sigmoid: bool, tmp_path: Path) -> None:
+    model = random_clip(config, sigmoid=sigmoid)
     export(model, "open_clip", tmp_path / "out")
     theirs, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}/out")
     tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path}/out")(["a photo of a dog", "two cats"])

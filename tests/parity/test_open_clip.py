@@ -1,6 +1,6 @@
-"""The same weights give the same features as in open_clip; the sizes and the starts are the same too.
+"""Tests that open_clip computes the same features from the same weights, and has the same sizes and initialization.
 
-open_clip is no dependency: these tests run in the environment that the benchmarks compare with it in.
+open_clip is not a dependency: these tests run in the second environment, which the benchmarks use too.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ RESNET = dataclasses.replace(VIT, vision_layers=(2, 1, 2, 1), vision_width=16, v
 SMALL = {"ViT": VIT, "RN": RESNET}
 
 
-def theirs_of(config: ModelConfig) -> Any:
-    """open_clip's model of the same sizes."""
+def open_clip_model(config: ModelConfig) -> Any:
+    """Build open_clip's model of the same sizes."""
     layers = config.vision_layers
     vision = open_clip.CLIPVisionCfg(
         layers=layers if isinstance(layers, int) else list(layers),
@@ -53,17 +53,17 @@ def theirs_of(config: ModelConfig) -> Any:
     return open_clip.CLIP(config.embed_dim, vision, text, quick_gelu=True)
 
 
-def pair(kind: str) -> tuple[CLIP, Any]:
-    """Our model with noise on every parameter, and open_clip's with the same weights."""
+def model_pair(kind: str) -> tuple[CLIP, Any]:
+    """Return our model with noise on every parameter, and open_clip's with the same weights."""
     torch.manual_seed(0)
     ours = CLIP(SMALL[kind])
-    for parameter in ours.parameters():  # gains and biases too, so that none hides behind its ones and zeros
+    for parameter in ours.parameters():  # gains and biases too, because ones and zeros would hide errors
         parameter.data += 0.02 * torch.randn_like(parameter)
     for module in ours.modules():
         if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
             module.running_mean.normal_(std=0.1)
             module.running_var.uniform_(0.5, 1.5)
-    theirs = theirs_of(SMALL[kind])
+    theirs = open_clip_model(SMALL[kind])
     theirs.load_state_dict(ours.state_dict(), strict=True)
     return ours, theirs
 
@@ -71,15 +71,15 @@ def pair(kind: str) -> tuple[CLIP, Any]:
 @pytest.mark.parametrize("kind", SMALL)
 @pytest.mark.parametrize("training", [False, True])
 def test_image_features(kind: str, training: bool) -> None:
-    ours, theirs = (model.train(training) for model in pair(kind))
+    ours, theirs = (model.train(training) for model in model_pair(kind))
     images = torch.randn(6, 3, 64, 64)
     torch.testing.assert_close(ours.encode_image(images), theirs.encode_image(images), rtol=0, atol=1e-5)
-    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())  # batch statistics moved alike
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())  # batch statistics
 
 
 @pytest.mark.parametrize("kind", SMALL)
 def test_text_features(kind: str) -> None:
-    ours, theirs = pair(kind)
+    ours, theirs = model_pair(kind)
     ids = torch.randint(1, 2998, (4, 20))
     for row, length in zip(ids, (3, 20, 7, 12), strict=True):
         row[length - 1] = 2999
@@ -90,7 +90,7 @@ def test_text_features(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", SMALL)
 def test_gradients(kind: str) -> None:
-    ours, theirs = (model.double() for model in pair(kind))
+    ours, theirs = (model.double() for model in model_pair(kind))
     images, ids = (
         torch.randn(3, 3, 64, 64, dtype=torch.float64),
         torch.tensor([[1, 5, 2999], [1, 2999, 0], [9, 8, 2999]]),
@@ -104,19 +104,19 @@ def test_gradients(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", SMALL)
-def test_initial_weights_are_drawn_alike(kind: str) -> None:
+def test_initial_weights_have_equal_distributions(kind: str) -> None:
     torch.manual_seed(0)
-    ours, theirs = CLIP(SMALL[kind]), theirs_of(SMALL[kind])
+    ours, theirs = CLIP(SMALL[kind]), open_clip_model(SMALL[kind])
     for name, parameter in theirs.named_parameters():
-        mine = ours.get_parameter(name).detach()
+        ours_value = ours.get_parameter(name).detach()
         parameter = parameter.detach()
         if parameter.numel() == 1 or not parameter.std():
-            torch.testing.assert_close(mine, parameter, msg=name)  # ones, zeros, the temperature
+            torch.testing.assert_close(ours_value, parameter, msg=name)  # ones, zeros, the temperature
             continue
-        # Standard deviations of n numbers differ by chance by about 1/√n.
-        chance = 6 / parameter.numel() ** 0.5
-        assert mine.std().item() == pytest.approx(parameter.std().item(), rel=chance), name
-        assert mine.mean().item() == pytest.approx(0, abs=chance * parameter.std().item()), name
+        # The standard deviation of n samples varies by about 1/√n.
+        tolerance = 6 / parameter.numel() ** 0.5
+        assert ours_value.std().item() == pytest.approx(parameter.std().item(), rel=tolerance), name
+        assert ours_value.mean().item() == pytest.approx(0, abs=tolerance * parameter.std().item()), name
 
 
 @pytest.mark.parametrize("name", [name for name in available_models() if not name.endswith(("64px", "32px"))])

@@ -1,4 +1,4 @@
-"""The page for those who come from open_clip names its flags: all of them, and no others."""
+"""Test that the guide for users of open_clip lists all of its flags, and no others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ params = pytest.importorskip("open_clip_train.params", reason="runs in the secon
 PAGE = Path(__file__).parents[2] / "docs/guides/coming-from.md"
 
 
-def test_the_page_names_every_flag_of_open_clip() -> None:
+def test_the_guide_lists_every_flag_of_open_clip() -> None:
     theirs = set(re.findall(r"add_argument\(\s*['\"](--[a-z0-9-]+)", inspect.getsource(params)))
     assert len(theirs) > 80
     page = PAGE.read_text(encoding="utf-8").partition("## train-CLIP")[0]

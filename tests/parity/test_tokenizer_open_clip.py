@@ -1,6 +1,6 @@
-"""The tokenizer against open_clip's, which is OpenAI's. Run in the second environment.
+"""Tests of the tokenizer against open_clip's. They run in the second environment.
 
-`python -m tests.parity.test_tokenizer_open_clip` writes the golden ids that the unit tests compare with.
+`python -m tests.parity.test_tokenizer_open_clip` writes the golden ids of the unit tests.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def theirs():
     return open_clip.SimpleTokenizer()
 
 
-def test_the_golden_file_is_what_open_clip_gives(theirs):
+def test_the_golden_ids_equal_open_clips(theirs):
     assert json.loads(GOLDEN.read_text()) == golden(theirs)
 
 
@@ -67,13 +67,13 @@ def test_padded_ids_are_equal(theirs, context_length):
     assert ours.equal(theirs(CAPTIONS, context_length=context_length))
 
 
-def test_every_code_point_alone_and_in_company(theirs):
-    """All of Unicode that is assigned, some with neighbours, and the surrogates."""
+def test_every_code_point_alone_and_with_neighbours(theirs):
+    """Tokenize all assigned code points of Unicode, half of them with neighbours, and the surrogates."""
     ours = Tokenizer()
     points = [chr(point) for point in range(sys.maxunicode + 1) if unicodedata.category(chr(point)) not in ("Cn", "Co")]
     for start in range(0, len(points), 64):
-        some = points[start : start + 64]
-        text = " ".join(some[:32]) + "b".join(some[32:])
+        block = points[start : start + 64]
+        text = " ".join(block[:32]) + "b".join(block[32:])
         assert ours.encode(text) == theirs.encode(text), repr(text)
 
 
@@ -95,7 +95,7 @@ def test_any_text(text):
 
 
 def golden(theirs) -> list[list[object]]:
-    """Captions with the ids that open_clip gives, truncated as it does, without the padding."""
+    """Return captions with open_clip's ids, truncated as there, without the padding."""
     captions = [caption for caption in dict.fromkeys(CAPTIONS) if len(caption) < 1_000]
     lengths = [min(len(theirs.encode(caption)) + 2, 77) for caption in captions]
     return [

@@ -1,6 +1,6 @@
-"""Towers of torchvision and timm by name: loaded as their libraries load them, and made again without weights.
+"""Tests of towers of torchvision and timm: loaded by name, and rebuilt from their origin.
 
-There is no hub here: the weights are made and put where the libraries keep what they have fetched.
+Without network access, the tests write random weights into the libraries' download caches.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lakeclip.errors import ModelError
-from lakeclip.models.pretrained import load_image_tower, remake_image_encoder
+from lakeclip.models.pretrained import load_image_tower, rebuild_image_encoder
 
 torchvision = pytest.importorskip("torchvision", reason="runs in the second environment", exc_type=ImportError)
 timm = pytest.importorskip("timm", reason="runs in the second environment")
@@ -39,9 +39,9 @@ def test_torchvision(cache: Path) -> None:
     with torch.no_grad():
         expected = theirs.eval()(images)
         torch.testing.assert_close(tower.module.eval()(images), expected, rtol=0, atol=0)
-        again = remake_image_encoder(json.loads(json.dumps(tower.origin)))
-        again.load_state_dict(tower.module.state_dict())
-        torch.testing.assert_close(again.eval()(images), expected, rtol=0, atol=0)
+        rebuilt = rebuild_image_encoder(json.loads(json.dumps(tower.origin)))
+        rebuilt.load_state_dict(tower.module.state_dict())
+        torch.testing.assert_close(rebuilt.eval()(images), expected, rtol=0, atol=0)
     assert (tower.image_size, tower.mean) == (224, (0.485, 0.456, 0.406))
 
 
@@ -61,14 +61,14 @@ def test_timm(cache: Path) -> None:
     with torch.no_grad():
         expected = theirs.eval()(images)
         torch.testing.assert_close(tower.module.eval()(images), expected, rtol=0, atol=0)
-        again = remake_image_encoder(json.loads(json.dumps(tower.origin)))
-        again.load_state_dict(tower.module.state_dict())
-        torch.testing.assert_close(again.eval()(images), expected, rtol=0, atol=0)
+        rebuilt = rebuild_image_encoder(json.loads(json.dumps(tower.origin)))
+        rebuilt.load_state_dict(tower.module.state_dict())
+        torch.testing.assert_close(rebuilt.eval()(images), expected, rtol=0, atol=0)
     assert tower.image_size == theirs.pretrained_cfg["input_size"][-1]
     assert tower.mean == theirs.pretrained_cfg["mean"]
 
 
 @pytest.mark.parametrize("name", ["torchvision:resnet19", "timm:no_such_model"])
-def test_a_model_that_is_not_there_is_said(name: str, cache: Path) -> None:
+def test_an_unknown_model_raises(name: str, cache: Path) -> None:
     with pytest.raises(ModelError, match="cannot be loaded"):
         load_image_tower(name)

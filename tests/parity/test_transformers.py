@@ -1,4 +1,4 @@
-"""The same weights give the same features as in transformers' `CLIPModel`."""
+"""Tests that transformers' `CLIPModel` computes the same features from the same weights."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ CONFIG = ModelConfig(
     transformer_layers=4,
 )
 
-#: Where each of our parameters stands there. The marked ones are there the weights of a linear layer: transposed.
-TABLE = {
+#: Our parameter name → theirs. Weights of their linear layers are transposed.
+NAMES = {
     "logit_scale": "logit_scale",
     "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
     "positional_embedding": "text_model.embeddings.position_embedding.weight",
@@ -47,17 +47,17 @@ BLOCK = {
 }
 
 
-def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """An OpenAI state dict in transformers' names."""
+def to_transformers_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the parameters of an OpenAI state dict to those of transformers."""
     theirs: dict[str, Tensor] = {}
     for name, tensor in state.items():
         tower, in_block, rest = name.partition("transformer.resblocks.")
         if not in_block:
             module, _, kind = name.rpartition(".")
-            if name in TABLE:
-                theirs[TABLE[name]] = tensor.T if name in TRANSPOSED else tensor
+            if name in NAMES:
+                theirs[NAMES[name]] = tensor.T if name in TRANSPOSED else tensor
             else:
-                theirs[f"{TABLE[module]}.{kind}"] = tensor
+                theirs[f"{NAMES[module]}.{kind}"] = tensor
             continue
         layer, _, inner = rest.partition(".")
         prefix = f"{'vision' if tower else 'text'}_model.encoder.layers.{layer}"
@@ -75,7 +75,7 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def models() -> tuple[CLIP, CLIPModel]:
     torch.manual_seed(0)
     ours = CLIP(CONFIG).eval()
-    for parameter in ours.parameters():  # gains and biases too, so that none hides behind its ones and zeros
+    for parameter in ours.parameters():  # gains and biases too, because ones and zeros would hide errors
         parameter.data += 0.02 * torch.randn_like(parameter)
     tower = {"hidden_act": "quick_gelu", "projection_dim": 48}
     text = {"vocab_size": 300, "max_position_embeddings": 20, "eos_token_id": 299, "bos_token_id": 298}
@@ -83,7 +83,7 @@ def models() -> tuple[CLIP, CLIPModel]:
     vision = {"image_size": 64, "patch_size": 16}
     vision |= {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 512}
     theirs = CLIPModel(CLIPConfig(text_config=tower | text, vision_config=tower | vision, projection_dim=48)).eval()
-    theirs.load_state_dict(renamed(ours.state_dict()), strict=True)
+    theirs.load_state_dict(to_transformers_names(ours.state_dict()), strict=True)
     return ours, theirs
 
 

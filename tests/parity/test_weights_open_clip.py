@@ -1,6 +1,6 @@
-"""Weights that open_clip saved give the same features here; its own code reads OpenAI's layout alike.
+"""Tests that weights saved by open_clip give the same features, and that both read OpenAI's layout alike.
 
-open_clip is no dependency: these tests run in the environment that the benchmarks compare with it in.
+open_clip is not a dependency: these tests run in the second environment, which the benchmarks use too.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from lakeclip.checkpoints.foreign import build
+from lakeclip.checkpoints.convert import build_model
 from lakeclip.checkpoints.layouts import load_weights
 from lakeclip.checkpoints.open_clip import read_open_clip
 from lakeclip.checkpoints.openai import read_openai
 from lakeclip.config.schema import ModelConfig
 from lakeclip.models.clip import CLIP
-from tests.unit.checkpoints.weights import RESNET, SIZES, SMALL, VIT, half, original, save
+from tests.unit.checkpoints.weights import RESNET, SIZES, SMALL, VIT, random_clip, save, to_half
 
 open_clip = pytest.importorskip("open_clip")
 
 
-def configuration(config: ModelConfig) -> dict[str, Any]:
-    """open_clip's words for the same sizes."""
+def open_clip_config(config: ModelConfig) -> dict[str, Any]:
+    """Convert sizes to open_clip's model configuration."""
     layers = config.vision_layers
     vision = {
         "layers": layers if isinstance(layers, int) else list(layers),
@@ -45,16 +45,16 @@ def configuration(config: ModelConfig) -> dict[str, Any]:
     return {"embed_dim": config.embed_dim, "vision_cfg": vision, "text_cfg": text, "quick_gelu": True}
 
 
-def theirs_of(config: ModelConfig, kind: str = "CLIP", **options: Any) -> Any:
-    """open_clip's model of the same sizes, with noise on every parameter."""
+def open_clip_model(config: ModelConfig, kind: str = "CLIP", **options: Any) -> Any:
+    """Build open_clip's model of the same sizes, with noise on every parameter."""
     torch.manual_seed(0)
-    model = getattr(open_clip, kind)(**configuration(config), **options)
+    model = getattr(open_clip, kind)(**open_clip_config(config), **options)
     for parameter in model.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
     return model.eval()
 
 
-def assert_alike(ours: CLIP, theirs: Any) -> None:
+def assert_same_features(ours: CLIP, theirs: Any) -> None:
     side, config = ours.config.image_resolution, ours.config
     images = torch.randn(4, 3, side, side)
     ids = torch.randint(1, config.vocab_size - 2, (4, config.context_length))
@@ -71,7 +71,7 @@ def assert_alike(ours: CLIP, theirs: Any) -> None:
 @pytest.mark.parametrize("kind", ["CLIP", "CustomTextCLIP"])
 @pytest.mark.parametrize("form", ["torch", "training", "safetensors"])
 def test_features(tmp_path: Path, size: str, kind: str, form: str) -> None:
-    theirs, path = theirs_of(SMALL[size], kind), tmp_path / "x.pt"
+    theirs, path = open_clip_model(SMALL[size], kind), tmp_path / "x.pt"
     weights = theirs.state_dict()
     if form == "safetensors":
         safetensors.torch.save_file(weights, path)
@@ -83,55 +83,55 @@ def test_features(tmp_path: Path, size: str, kind: str, form: str) -> None:
         save(path, weights)
     found = load_weights(f"open_clip:{path}")
     assert found.model_config == SMALL[size]
-    assert_alike(build(found), theirs)
+    assert_same_features(build_model(found), theirs)
 
 
-def test_features_with_a_configuration_and_other_heads(tmp_path: Path) -> None:
+def test_the_configuration_file_overrides_inferred_heads(tmp_path: Path) -> None:
     config = dataclasses.replace(VIT, transformer_width=96, transformer_heads=3)
-    theirs = theirs_of(config)
-    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": configuration(config)}))
+    theirs = open_clip_model(config)
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": open_clip_config(config)}))
     found = read_open_clip(save(tmp_path / "x.pt", theirs.state_dict()))
     assert found.model_config == config
-    assert_alike(build(found), theirs)
+    assert_same_features(build_model(found), theirs)
 
 
 @pytest.mark.parametrize("nonscalar", [False, True])
-def test_the_sigmoid_objective(tmp_path: Path, nonscalar: bool) -> None:
-    theirs = theirs_of(VIT, init_logit_bias=-10.0, nonscalar_logit_scale=nonscalar)
-    ours = build(read_open_clip(save(tmp_path / "x.pt", theirs.state_dict())))
-    assert_alike(ours, theirs)
+def test_the_logit_bias_of_the_sigmoid_objective_is_read(tmp_path: Path, nonscalar: bool) -> None:
+    theirs = open_clip_model(VIT, init_logit_bias=-10.0, nonscalar_logit_scale=nonscalar)
+    ours = build_model(read_open_clip(save(tmp_path / "x.pt", theirs.state_dict())))
+    assert_same_features(ours, theirs)
     assert ours.logit_bias is not None
     assert ours.logit_bias.item() == theirs.logit_bias.item()
 
 
 @pytest.mark.parametrize("size", [16, 64, 88])
-def test_positions_are_resampled_as_open_clip_does(tmp_path: Path, size: int) -> None:
-    weights = theirs_of(VIT).state_dict()
+def test_position_embeddings_are_resampled_as_in_open_clip(tmp_path: Path, size: int) -> None:
+    weights = open_clip_model(VIT).state_dict()
     found = read_open_clip(save(tmp_path / "x.pt", weights))
-    theirs = open_clip.CLIP(**configuration(dataclasses.replace(VIT, image_resolution=size))).eval()
+    theirs = open_clip.CLIP(**open_clip_config(dataclasses.replace(VIT, image_resolution=size))).eval()
     open_clip.model.resize_pos_embed(weights, theirs)
     theirs.load_state_dict(weights)
-    ours = build(found, size)
+    ours = build_model(found, size)
     assert ours.state_dict()["visual.positional_embedding"].equal(weights["visual.positional_embedding"])
-    assert_alike(ours, theirs)
+    assert_same_features(ours, theirs)
 
 
 @pytest.mark.parametrize("size", SMALL)
-def test_openais_layout_is_read_as_open_clip_reads_it(tmp_path: Path, size: str) -> None:
-    weights: dict[str, Tensor] = half(original(SMALL[size]).state_dict()) | SIZES
-    ours = build(read_openai(save(tmp_path / "x.pt", weights)))
+def test_openais_layout_is_read_as_in_open_clip(tmp_path: Path, size: str) -> None:
+    weights: dict[str, Tensor] = to_half(random_clip(SMALL[size]).state_dict()) | SIZES
+    ours = build_model(read_openai(save(tmp_path / "x.pt", weights)))
     theirs = open_clip.model.build_model_from_openai_state_dict(dict(weights)).float()
     assert ours.config == SMALL[size]
-    assert_alike(ours, theirs)
+    assert_same_features(ours, theirs)
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("config", [VIT, RESNET], ids=["ViT", "RN"])
-def test_a_traced_model(tmp_path: Path, config: ModelConfig) -> None:
-    theirs = theirs_of(config)
+def test_a_traced_model_is_read(tmp_path: Path, config: ModelConfig) -> None:
+    theirs = open_clip_model(config)
     images = torch.zeros(2, 3, config.image_resolution, config.image_resolution)
     traced = torch.jit.trace(theirs, (images, torch.zeros(2, config.context_length, dtype=torch.int64)))
     traced.save(str(tmp_path / "x.pt"))
-    ours = build(read_open_clip(tmp_path / "x.pt"))
+    ours = build_model(read_open_clip(tmp_path / "x.pt"))
     assert ours.config == config
-    assert_alike(ours, theirs)
+    assert_same_features(ours, theirs)

@@ -9,33 +9,34 @@ from typing import Annotated
 import tyro
 
 from lakeclip.cli.output import console, plain
-from lakeclip.cli.report import Effort, ZeroShotTest, make_report
 from lakeclip.errors import ConfigError
+from lakeclip.evaluation.run import EncodeConfig, ZeroShotTest
+from lakeclip.report.run import make_report
 
 
 @dataclass(frozen=True)
 class Report:
-    """Write a run's report.html anew: curves, retrieval on its validation rows, a zero-shot test if one is named."""
+    """Rewrite a run's report.html: its curves, retrieval on its validation rows, and a zero-shot test with --lake."""
 
     run: str
-    """The run's folder."""
+    """Folder of the run."""
     lake: str | None = None
     """Deep Lake dataset with images and labels, for a zero-shot test."""
     label_column: str | None = None
     """Its column with the labels."""
     query: str | None = None
-    """Which of its rows to score."""
+    """Rows of --lake to score: the WHERE clause of a Deep Lake query."""
     templates: str = "simple"
-    """Sentences for the class names: a set's name or a file."""
+    """Prompts for the class names: the name of a set, or a file."""
     classes: str | None = None
-    """Names to choose among: a file with one a line, or cat,dog,…"""
+    """Class names to choose from: a file with one per line, or cat,dog,…"""
     match_column: str | None = None
-    """Column of the run's own data: images with the same value count as the same thing in the gallery."""
-    effort: Annotated[Effort, tyro.conf.arg(name="")] = field(default_factory=Effort)
+    """Column of the run's own data; in the gallery, images with the same value in it match each other's captions."""
+    encode: Annotated[EncodeConfig, tyro.conf.arg(name="")] = field(default_factory=EncodeConfig)
 
 
-def evaluate_report(flags: Report) -> None:
-    """`lakeclip evaluate report`."""
+def run_report(flags: Report) -> None:
+    """Run `lakeclip evaluate report`."""
     tests = []
     if flags.lake is not None:
         if flags.label_column is None:
@@ -53,5 +54,5 @@ def evaluate_report(flags: Report) -> None:
         )
     elif flags.label_column or flags.query or flags.classes:
         raise ConfigError("a zero-shot test needs data", next_step="--lake LAKE, beside --label-column COLUMN")
-    page, _ = make_report(Path(flags.run), tests, match_column=flags.match_column, effort=flags.effort)
-    console().print(f"report: {plain(str(page))}", soft_wrap=True)
+    report = make_report(flags.run, tests, match_column=flags.match_column, encode=flags.encode)
+    console().print(f"report: {plain(str(report.page))}", soft_wrap=True)

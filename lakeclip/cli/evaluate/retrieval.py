@@ -8,76 +8,85 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.table import Table
 
-from lakeclip.cli.output import console, plottable, save, writable
-from lakeclip.cli.report import Effort, load_model, retrieve
-from lakeclip.config.schema import DataConfig
+from lakeclip.cli.output import console, plain, plottable, save, writable
+from lakeclip.evaluation.run import EncodeConfig, evaluate_retrieval
 
 if TYPE_CHECKING:
     from lakeclip.evaluation.retrieval import RetrievalResult
 
+_ADVICE = (
+    "more rows, if there are few; lakeclip inspect shows whether captions describe their images; "
+    "lakeclip finetune --from openai:FILE starts from a model that knows images and words"
+)
+
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Find each image's captions among all, and each caption's image."""
+    """Retrieve each image's captions among all captions, and each caption's image among all images."""
 
     checkpoint: str
-    """A run folder or a .ckpt file; or openai:FILE, open_clip:FILE, huggingface:FOLDER."""
+    """A run folder or a .ckpt file; or openai:FILE, open_clip:FILE, huggingface:FOLDER or huggingface:ORG/NAME."""
     lake: str | None = None
     """Deep Lake dataset with images and captions."""
     folder: str | None = None
     """Folder of pairs instead of a lake: images and .txt captions that share a stem."""
     query: str | None = None
-    """Which rows of the lake to score: the WHERE clause of a Deep Lake query."""
+    """Rows of the lake to score: the WHERE clause of a Deep Lake query."""
     image_column: str | None = None
-    """Column with the encoded images. Default: found by its name and type."""
+    """Column with the encoded images. Default: inferred from names and types."""
     caption_column: str | None = None
-    """Column with the captions. Default: found by its name and type."""
+    """Column with the captions. Default: inferred from names and types."""
     json_file: Annotated[str | None, tyro.conf.arg(name="json", metavar="FILE")] = None
-    """Write the figures to this file as well."""
+    """Also write the figures to this file."""
     plot: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """Draw R@k by k: a .png, .svg or .pdf file."""
-    effort: Annotated[Effort, tyro.conf.arg(name="")] = field(default_factory=Effort)
+    """Plot R@k over k: a .png, .svg or .pdf file."""
+    encode: Annotated[EncodeConfig, tyro.conf.arg(name="")] = field(default_factory=EncodeConfig)
 
 
-def evaluate_retrieval(flags: Retrieval) -> None:
-    """`lakeclip evaluate retrieval`."""
-    from lakeclip.lake.pairs import open_pairs
-
+def run_retrieval(flags: Retrieval) -> None:
+    """Run `lakeclip evaluate retrieval`."""
     json_file, plot = writable(flags.json_file), plottable(flags.plot)
-    source = open_pairs(
-        DataConfig(
-            lake=flags.lake,
-            folder=flags.folder,
-            query=flags.query,
-            image_column=flags.image_column,
-            caption_column=flags.caption_column,
-        )
+    result = evaluate_retrieval(
+        flags.checkpoint,
+        flags.lake,
+        folder=flags.folder,
+        query=flags.query,
+        image_column=flags.image_column,
+        caption_column=flags.caption_column,
+        encode=flags.encode,
     )
-    model = load_model(flags.checkpoint, flags.effort)
-    images, result = retrieve(model, source, flags.effort)
-    where = flags.lake or flags.folder
-    num_undecodable = len(images.undecodable)
-    content = {"checkpoint": flags.checkpoint, "data": where, **result.to_json(), "num_undecodable": num_undecodable}
-    save(json_file, content)
+    content = {"checkpoint": flags.checkpoint, "data": flags.lake or flags.folder, **result.to_json()}
+    save(json_file, {**content, "num_undecodable": result.num_undecodable})
     if plot is not None:
-        from lakeclip.evaluation.pages.plots import plot_retrieval, save_plot
+        from lakeclip.report.plots import plot_retrieval, save_plot
 
         save_plot(plot_retrieval(result), plot)
-    _show_retrieval(result, num_undecodable)
+    _show(result)
 
 
-def _show_retrieval(result: RetrievalResult, num_undecodable: int) -> None:
+def _show(result: RetrievalResult) -> None:
+    rankings = (result.image_to_text, result.text_to_image)
+    screen = console()
+    standings = [ranking.standing(k) for ranking in rankings for k in ranking.recall]
+    if not any(standing.verdict == "learning" for standing in standings):
+        text = f"the model does no better than guessing: text → image R@1 is {result.text_to_image.standing()}"
+        screen.print(plain(f"{text}\n  next:  {_ADVICE}\n"), soft_wrap=True)
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("")
-    for heading in ("image → text", "text → image"):
+    for heading in ("image → text", "chance", "text → image", "chance"):
         table.add_column(heading, justify="right")
-    both = (result.image_to_text, result.text_to_image)
-    for k in both[0].recall:
-        table.add_row(f"R@{k}", *(f"{ranking.recall[k]:.1%}" for ranking in both))
-    table.add_row("mAP", *(f"{ranking.mean_average_precision:.1%}" for ranking in both))
-    table.add_row("median rank", *(f"{ranking.median_rank:,g}" for ranking in both))
-    screen = console()
+    for k in rankings[0].recall:
+        cells = [f"{value:.1%}" for ranking in rankings for value in (ranking.recall[k], ranking.chance[k])]
+        table.add_row(f"R@{k}", *cells)
+    precisions = [f"{ranking.mean_average_precision:.1%}" for ranking in rankings]
+    table.add_row("mAP", precisions[0], "", precisions[1], "")
+    ranks = [f"{ranking.median_rank:,g}" for ranking in rankings]
+    table.add_row("median rank", ranks[0], "", ranks[1], "")
     screen.print(table)
     screen.print(f"among {result.num_images:,} images and {result.num_texts:,} captions")
-    if num_undecodable:
-        screen.print(f"{num_undecodable:,} more images could not be decoded and were left out")
+    if useless := [k for k in rankings[0].recall if min(ranking.chance[k] for ranking in rankings) >= 1]:
+        screen.print(
+            f"any model reaches 100% at R@{useless[0]}: there are no more candidates; compare R@1, or score more"
+        )
+    if result.num_undecodable:
+        screen.print(f"{result.num_undecodable:,} images could not be decoded and were skipped")

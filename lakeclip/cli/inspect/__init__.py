@@ -1,6 +1,6 @@
-"""`lakeclip inspect`: what is in a lake, where a checkpoint comes from, and what a step of its run was made of.
+"""`lakeclip inspect`: show a lake, the origin of a checkpoint, weights of another project, or the batch of a step.
 
-One module for each, behind one set of flags; what is named decides.
+There is a module for each, behind one set of flags. The path decides which one runs.
 """
 
 from __future__ import annotations
@@ -14,28 +14,34 @@ from lakeclip.cli.inspect.arguments import InspectArguments
 from lakeclip.cli.inspect.batch import inspect_batch
 from lakeclip.cli.inspect.checkpoint import inspect_checkpoint
 from lakeclip.cli.inspect.lake import inspect_lake
+from lakeclip.cli.inspect.weights import inspect_weights
 from lakeclip.errors import ConfigError
 
 
 def run(argv: list[str]) -> None:
-    """Look at what the path is, and show it.
+    """Show the lake, checkpoint or batch that the arguments name.
 
     Raises:
-        LakeclipError: of the kind that says what is wrong: flags, lake, checkpoint or output.
+        LakeclipError: invalid flags, lake, checkpoint or output.
     """
     arguments = tyro.cli(InspectArguments, args=argv, prog="lakeclip inspect")
-    if not _is_checkpoint(arguments.what):
+    if arguments.what.partition(":")[0] in _LAYOUTS:
+        _refuse(arguments, (*_LAKE_FLAGS, "batch", "html", "samples"), "weights")
+        inspect_weights(arguments.what, arguments.json_file)
+    elif not _is_checkpoint(arguments.what):
         _refuse(arguments, ("batch",), "a lake")
         inspect_lake(arguments)
     elif arguments.batch is not None:
-        _refuse(arguments, _OF_A_LAKE, "a batch")
+        _refuse(arguments, _LAKE_FLAGS, "a batch")
         inspect_batch(arguments.what, arguments.batch, arguments.html, arguments.json_file, arguments.samples)
     else:
-        _refuse(arguments, (*_OF_A_LAKE, "html", "samples"), "a checkpoint")
+        _refuse(arguments, (*_LAKE_FLAGS, "html", "samples"), "a checkpoint")
         inspect_checkpoint(arguments.what, arguments.json_file)
 
 
-_OF_A_LAKE = ("query", "image_column", "caption_column", "full")
+#: Layouts of weights of other projects, as in `checkpoints.layouts`, which imports torch.
+_LAYOUTS = ("openai", "open_clip", "huggingface")
+_LAKE_FLAGS = ("query", "image_column", "caption_column", "full")
 
 
 def _is_checkpoint(what: str) -> bool:
@@ -44,15 +50,15 @@ def _is_checkpoint(what: str) -> bool:
 
 
 def _is_run(path: Path) -> bool:
-    # A lake may well have a column of that name.
+    # A lake may have a column named "checkpoints", so a folder of that name is not enough.
     return (path / CONFIG).is_file() or any((path / "checkpoints").glob("*.ckpt"))
 
 
-def _refuse(arguments: InspectArguments, names: tuple[str, ...], what: str) -> None:
+def _refuse(arguments: InspectArguments, names: tuple[str, ...], kind: str) -> None:
     given = [name for name in names if getattr(arguments, name) not in (None, False)]
     if given:
         raise ConfigError(
-            f"--{given[0].replace('_', '-')} is asked for, and {arguments.what} is shown as {what}",
+            f"--{given[0].replace('_', '-')} does not apply: {arguments.what} is shown as {kind}",
             allowed="--json FILE"
-            + {"a checkpoint": ", --batch N", "a batch": ", --html FILE, --samples N"}.get(what, ""),
+            + {"a checkpoint": ", --batch N", "a batch": ", --html FILE, --samples N"}.get(kind, ""),
         )

@@ -1,4 +1,4 @@
-"""`lakeclip inspect CHECKPOINT`: where weights come from, and what can be done with them."""
+"""`lakeclip inspect CHECKPOINT`: show the origin of the weights, and the commands that use them."""
 
 from __future__ import annotations
 
@@ -18,52 +18,56 @@ def inspect_checkpoint(what: str, json_file: str | None) -> None:
     """Print the lineage of a checkpoint; with --json also write it.
 
     Raises:
-        CheckpointError: missing, damaged, or not lakeclip's.
+        CheckpointError: the checkpoint is missing, damaged, or not lakeclip's.
         OutputError: the file cannot be written.
     """
+    from lakeclip.checkpoints.folder import run_folder
     from lakeclip.checkpoints.native import read_checkpoint, weights_digest
-    from lakeclip.evaluation.pages.account import read_account
-    from lakeclip.evaluation.pages.facts import run_facts
-    from lakeclip.evaluation.pages.history import read_curves
+    from lakeclip.report.curves import read_curves
+    from lakeclip.report.data_summary import read_data_summary
+    from lakeclip.report.run_summary import summarize_run
 
     out = writable(json_file)
-    # Read whole, and every checksum in it compared.
-    found = read_checkpoint(what)
-    run = found.path.absolute().parent.parent
-    digest = weights_digest(found.state_dict)
-    size = found.path.stat().st_size
-    facts = run_facts(
+    # Reading compares every checksum in the file.
+    checkpoint = read_checkpoint(what, own_towers=True)
+    run = run_folder(checkpoint.path.absolute())
+    digest = weights_digest(checkpoint.state_dict)
+    size = checkpoint.path.stat().st_size
+    summary = summarize_run(
         run.name,
-        found.lineage,
-        num_parameters=sum(value.numel() for value in found.state_dict.values()),
+        checkpoint.lineage,
+        num_parameters=sum(value.numel() for value in checkpoint.state_dict.values()),
         curves=read_curves(run / "metrics.csv"),
-        account=read_account(run, found.lineage),
+        data=read_data_summary(run, checkpoint.lineage),
     )
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("[bold]File", plain(str(found.path)))
-    table.add_row("", f"{size / 1e6:,.1f} MB, whole: every checksum agrees")
+    table.add_row("[bold]File", plain(str(checkpoint.path)))
+    table.add_row("", f"{size / 1e6:,.1f} MB, complete: every checksum agrees")
     table.add_row("weights", f"sha256 {digest}")
-    for group in facts.groups:
+    for group in summary.groups:
         table.add_row()
         table.add_row(f"[bold]{group.title}", "")
         for label, value in group.rows:
             table.add_row(plain(label), plain(value))
     table.add_row()
     table.add_row("[bold]Settings", "")
-    for name, value in _changed_settings(found.lineage["config"]):
+    for name, value in _changed_settings(checkpoint.lineage["config"]):
         table.add_row(plain(name), plain(value))
     table.add_row()
-    table.add_row("[bold]From here", "")
-    for label, command in _commands(found, run):
+    table.add_row("[bold]Next steps", "")
+    for label, command in _commands(checkpoint, run):
         table.add_row(label, plain(command))
     console().print(table)
-    save(out, {"file": str(found.path), "bytes": size, "weights_sha256": digest, "lineage": _plain(found.lineage)})
+    save(
+        out,
+        {"file": str(checkpoint.path), "bytes": size, "weights_sha256": digest, "lineage": _plain(checkpoint.lineage)},
+    )
 
 
 def _changed_settings(values: dict[str, Any]) -> list[tuple[str, str]]:
-    """Those that are not the default, in the order of the flags."""
+    """Return the settings that differ from the defaults, in the order of the flags."""
     from dataclasses import asdict
 
     from lakeclip.config.schema import FinetuneConfig, TrainConfig
@@ -75,20 +79,25 @@ def _changed_settings(values: dict[str, Any]) -> list[tuple[str, str]]:
             rows += [(name, str(value))] if value != default.get(name) else []
             continue
         usual = default.get(name, {})
-        rows += [(f"{name}.{key}", str(one)) for key, one in value.items() if one != usual.get(key)]
+        rows += [(f"{name}.{key}", str(entry)) for key, entry in value.items() if entry != usual.get(key)]
     return rows
 
 
-def _commands(found: Checkpoint, run: Path) -> list[tuple[str, str]]:
+def _commands(checkpoint: Checkpoint, run: Path) -> list[tuple[str, str]]:
     from lakeclip.checkpoints.folder import LAST
 
-    path, folder = (shlex.quote(str(one)) for one in (found.path, found.path.parent.parent))
-    verb = "finetune" if "teacher" in found.lineage["config"] else "train"
+    is_own = "image_class" in checkpoint.lineage["model"]["config"]
+    if is_own or checkpoint.lineage["tokenizer"]["kind"] == "own":
+        # The file lacks what the commands need.
+        arguments = (["model=YOUR_MODEL"] if is_own else []) + ["tokenize=YOUR_TOKENIZER"]
+        return [("load", f"lakeclip.load({str(checkpoint.path)!r}, {', '.join(arguments)})")]
+    path, folder = (shlex.quote(str(part)) for part in (checkpoint.path, checkpoint.path.parent.parent))
+    verb = "finetune" if "teacher" in checkpoint.lineage["config"] else "train"
     rows = [("resume", f"lakeclip {verb} --resume {folder}")] if (run / LAST).is_file() else []
-    if found.lineage.get("parts"):
+    if checkpoint.lineage.get("parts"):
         rows += [
             ("repeat", f"lakeclip {verb} --repeat {path}"),
-            ("a step", f"lakeclip inspect {path} --batch {max(1, found.lineage['progress']['step'])}"),
+            ("a step", f"lakeclip inspect {path} --batch {max(1, checkpoint.lineage['progress']['step'])}"),
         ]
     return [
         *rows,
@@ -98,7 +107,7 @@ def _commands(found: Checkpoint, run: Path) -> list[tuple[str, str]]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it; the files of a tokenizer by their names."""
+    """Convert a value to JSON types; list a tokenizer's files by name only."""
     if isinstance(value, dict):
-        return {str(key): sorted(one) if key == "files" else _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+        return {str(key): sorted(entry) if key == "files" else _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value

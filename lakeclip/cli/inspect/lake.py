@@ -1,4 +1,4 @@
-"""`lakeclip inspect LAKE`: what is in a lake."""
+"""`lakeclip inspect LAKE`: show the contents of a lake."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from rich.table import Table
 
 from lakeclip.cli.output import plain, save
 from lakeclip.errors import ConfigError, OutputError
-from lakeclip.lake.survey.tally import percent
+from lakeclip.lake.statistics.counters import format_percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from lakeclip.cli.inspect.arguments import InspectArguments
     from lakeclip.lake.dataset import Lake
-    from lakeclip.lake.survey.census import TokenCount
-    from lakeclip.lake.survey.summary import Summary
-    from lakeclip.lake.survey.tally import Bin, Spread
+    from lakeclip.lake.statistics.caption_stats import TokenCount
+    from lakeclip.lake.statistics.counters import Bin, Stats
+    from lakeclip.lake.statistics.summary import LakeSummary
 
 _BAR = 24
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
-#: Rows with a problem that the page shows apart.
+#: Largest number of rows with a problem on the page.
 _MOST_FAULTY = 12
-#: Rows that it shows.
+#: Default number of sample rows on the page.
 _SAMPLES = 48
 
 
@@ -42,9 +42,9 @@ def inspect_lake(arguments: InspectArguments) -> None:
     """
     samples = _SAMPLES if arguments.samples is None else arguments.samples
     if samples < 0:
-        raise ConfigError(f"--samples {samples} cannot be shown", allowed="0 or more")
+        raise ConfigError(f"--samples {samples} is negative", allowed="0 or more")
     from lakeclip.lake.dataset import open_lake
-    from lakeclip.lake.survey.summary import summarize
+    from lakeclip.lake.statistics.summary import summarize
 
     lake = open_lake(
         arguments.what,
@@ -58,9 +58,9 @@ def inspect_lake(arguments: InspectArguments) -> None:
     if arguments.caption_column is not None:
         _ = lake.caption_column
     for file in (arguments.json_file, arguments.html):
-        # Found out now, not after the work.
+        # Check before reading the lake, which may take long.
         if file is not None and not Path(file).absolute().parent.is_dir():
-            raise OutputError(f"cannot write {file}", found="there is no such folder")
+            raise OutputError(f"cannot write {file}", found="its folder does not exist")
     tokens = _tokens()
     with _Bar() as bar:
         summary = summarize(lake, tokens=tokens, every_row=arguments.full, on_progress=bar.show)
@@ -73,31 +73,31 @@ def inspect_lake(arguments: InspectArguments) -> None:
 
 
 def _tokens() -> TokenCount:
-    from lakeclip.lake.survey.census import TokenCount
+    from lakeclip.lake.statistics.caption_stats import TokenCount
     from lakeclip.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer()
     return TokenCount(lambda text: len(tokenizer.encode(text)) + 2, tokenizer.context_length)
 
 
-def _write_page(path: Path, lake: Lake, summary: Summary, tokens: TokenCount, num_samples: int) -> None:
+def _write_page(path: Path, lake: Lake, summary: LakeSummary, tokens: TokenCount, num_samples: int) -> None:
     import numpy as np
 
-    from lakeclip.evaluation.pages.lake_page import write_lake_page
-    from lakeclip.lake.survey.samples import read_samples
+    from lakeclip.lake.statistics.samples import read_samples
+    from lakeclip.report.lake_page import write_lake_page
 
     shown = np.linspace(0, len(lake) - 1, min(num_samples, len(lake))).astype(int).tolist()
     # One of each kind of problem, then the second of each, …
     examples = [problem.examples for problem in summary.problems]
     by_turns = [
-        kind[place] for place in range(max(map(len, examples), default=0)) for kind in examples if place < len(kind)
+        kind[index] for index in range(max(map(len, examples), default=0)) for kind in examples if index < len(kind)
     ]
     faulty = sorted(by_turns[:_MOST_FAULTY]) if num_samples else []
     write_lake_page(path, summary, read_samples(lake, shown), read_samples(lake, faulty), tokens=tokens)
 
 
 class _Bar:
-    """Progress in rows, with rows per second; nothing where stderr is not a terminal."""
+    """Progress bar in rows and rows per second, hidden if stderr is not a terminal."""
 
     def __init__(self) -> None:
         self._progress = Progress(
@@ -129,43 +129,43 @@ class _Bar:
         self._progress.update(task, completed=done, rate=done / elapsed if elapsed else 0.0)
 
 
-def _show(summary: Summary) -> None:
-    # A pipe has no width: there nothing is cut off.
+def _show(summary: LakeSummary) -> None:
+    # A pipe has no width: use a wide console, so that nothing is cut off.
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     table.add_row("lake", plain(f"{summary.path} ({summary.version})"))
-    chosen = f" of {summary.total_rows:,} by the query" if summary.query is not None else ""
-    table.add_row("rows", f"{summary.num_rows:,}{chosen}")
+    selected = f" of {summary.total_rows:,} by the query" if summary.query is not None else ""
+    table.add_row("rows", f"{summary.num_rows:,}{selected}")
     _show_columns(table, summary)
     _show_captions(table, summary)
     _show_images(table, summary)
     _show_problems(table, summary)
-    for place, example in enumerate(summary.examples):
-        table.add_row("" if place else "examples", plain(example))
+    for index, example in enumerate(summary.examples):
+        table.add_row("" if index else "examples", plain(example))
     console.print(table)
     if summary.words_histogram:
         _show_histograms(console, summary)
     if summary.rows_looked_at < summary.num_rows:
-        console.print(f"Figures are from {summary.rows_looked_at:,} rows, spread evenly; --full looks at all.")
+        console.print(f"Figures are from {summary.rows_looked_at:,} rows, spread evenly; --full reads all rows.")
     elif 0 < summary.rows_checked < summary.num_rows:
         console.print(f"Images: {summary.rows_checked:,} rows, spread evenly, were checked; --full checks all.")
 
 
-def _show_columns(table: Table, summary: Summary) -> None:
-    for place, (name, kind) in enumerate(summary.columns.items()):
+def _show_columns(table: Table, summary: LakeSummary) -> None:
+    for index, (name, kind) in enumerate(summary.columns.items()):
         role = {summary.image_column: " ← images", summary.caption_column: " ← captions"}.get(name, "")
         role = role or (" ← labels" if name in summary.label_columns else "")
-        words = summary.contents[name].words if name in summary.contents else ""
-        table.add_row("" if place else "columns", plain(f"{name} ({kind}){role}" + (f": {words}" if words else "")))
+        words = summary.contents[name].one_line if name in summary.contents else ""
+        table.add_row("" if index else "columns", plain(f"{name} ({kind}){role}" + (f": {words}" if words else "")))
     if summary.image_column is None:
         table.add_row("images", "no usable column; name one with --image-column")
     if summary.caption_column is None:
         table.add_row("captions", "no usable column; name one with --caption-column")
 
 
-def _show_captions(table: Table, summary: Summary) -> None:
+def _show_captions(table: Table, summary: LakeSummary) -> None:
     if summary.with_captions is None:
         return
     table.add_row("with captions", f"{summary.with_captions:,} of {summary.rows_looked_at:,} rows")
@@ -188,13 +188,13 @@ def _show_captions(table: Table, summary: Summary) -> None:
     if same is not None:
         about = " by estimate" if same.is_estimate else ""
         table.add_row(
-            "  repeated", f"{percent(same.share)} of {same.rows:,} first captions occur more than once{about}"
+            "  repeated", f"{format_percent(same.share)} of {same.rows:,} first captions occur more than once{about}"
         )
         for text, count in same.common:
             table.add_row("", plain(f"{'at least ' if same.is_estimate else ''}{count:,} × {text[:160]}"))
 
 
-def _show_images(table: Table, summary: Summary) -> None:
+def _show_images(table: Table, summary: LakeSummary) -> None:
     if summary.formats:
         table.add_row("formats", plain(", ".join(f"{count:,} {kind}" for kind, count in summary.formats.items())))
     _add(table, "width (pixels)", summary.width)
@@ -211,12 +211,12 @@ def _show_images(table: Table, summary: Summary) -> None:
     same = summary.duplicate_images
     if same is not None and same.rows:
         about = " by estimate" if same.is_estimate else ""
-        table.add_row("  repeated", f"{percent(same.share)} of {same.rows:,} images occur more than once{about}")
+        table.add_row("  repeated", f"{format_percent(same.share)} of {same.rows:,} images occur more than once{about}")
 
 
-def _show_problems(table: Table, summary: Summary) -> None:
-    for place, (reason, count) in enumerate(summary.unusable.items()):
-        label = "" if place else "no image, by notes"
+def _show_problems(table: Table, summary: LakeSummary) -> None:
+    for index, (reason, count) in enumerate(summary.unusable.items()):
+        label = "" if index else "no image, by notes"
         table.add_row(label, plain(f"{_share(count, summary.rows_looked_at)} rows: {reason}"))
     if not summary.rows_checked:
         return
@@ -227,8 +227,8 @@ def _show_problems(table: Table, summary: Summary) -> None:
         table.add_row("", plain(f"{problem.rows:,} {problem.reason} (rows {examples}{more})"))
 
 
-def _show_histograms(console: Console, summary: Summary) -> None:
-    """The histograms side by side, without what follows the longest caption."""
+def _show_histograms(console: Console, summary: LakeSummary) -> None:
+    """Print the histograms side by side, up to the longest caption."""
     table = Table(box=None, padding=(0, 1, 0, 0))
     drawn = [("words", summary.words_histogram)]
     if summary.tokens_histogram:
@@ -247,24 +247,30 @@ def _show_histograms(console: Console, summary: Summary) -> None:
 
 
 def _bars(bins: list[Bin]) -> list[tuple[str, str, str]]:
-    total, most = sum(one.count for one in bins), max(one.count for one in bins)
+    total, most = sum(bin_.count for bin_ in bins), max(bin_.count for bin_ in bins)
     lines = []
-    for one in bins:
-        span = f"{one.low}+" if one.high is None else f"{one.low}" if one.high == one.low else f"{one.low}–{one.high}"
-        whole, rest = divmod(round(8 * _BAR * one.count / (most or 1)), 8)
+    for bin_ in bins:
+        span = (
+            f"{bin_.low}+"
+            if bin_.high is None
+            else f"{bin_.low}"
+            if bin_.high == bin_.low
+            else f"{bin_.low}–{bin_.high}"
+        )
+        whole, rest = divmod(round(8 * _BAR * bin_.count / (most or 1)), 8)
         bar = "█" * whole + _EIGHTHS[rest].strip()
-        lines.append((span, bar or ("▏" if one.count else ""), percent(one.count / total)))
+        lines.append((span, bar or ("▏" if bin_.count else ""), format_percent(bin_.count / total)))
     return lines
 
 
-def _add(table: Table, label: str, spread: Spread | None) -> None:
+def _add(table: Table, label: str, spread: Stats | None) -> None:
     if spread is not None:
         table.add_row(label, f"{spread.min:,} to {spread.max:,}, median {spread.median:,.0f}, mean {spread.mean:,.1f}")
 
 
 def _counts(pairs: Iterable[tuple[str, int]], total: int) -> str:
-    return ", ".join(f"{name} {percent(count / total)}" for name, count in pairs)
+    return ", ".join(f"{name} {format_percent(count / total)}" for name, count in pairs)
 
 
 def _share(count: int, total: int) -> str:
-    return f"{count:,} of {total:,} ({percent(count / (total or 1))})"
+    return f"{count:,} of {total:,} ({format_percent(count / (total or 1))})"

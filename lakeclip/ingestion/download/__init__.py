@@ -1,21 +1,22 @@
-"""From addresses to pictures: `Downloads` fetches what a source only names, politely and in bounded memory.
+"""Downloads of images by URL: `Downloads` respects limits per host and runs in bounded memory.
 
-`DownloadOptions` is at hand at once, for the command line to make its flags from; `Downloads` brings the HTTP client.
+`DownloadOptions` is imported eagerly, because the command line derives its flags from it; `Downloads` is imported
+lazily, because it needs the HTTP client.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lakeclip.lake.download.options import DownloadOptions as DownloadOptions
+from lakeclip.ingestion.download.options import DownloadOptions as DownloadOptions
 
 if TYPE_CHECKING:
-    from lakeclip.lake.download.stream import Downloads as Downloads
+    from lakeclip.ingestion.download.stream import Downloads as Downloads
 
 
 def __getattr__(name: str) -> Any:
     if name != "Downloads":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from lakeclip.lake.download.stream import Downloads
+    from lakeclip.ingestion.download.stream import Downloads
 
     return Downloads

@@ -1,4 +1,4 @@
-"""A bound on the bytes that downloads hold, which never keeps the one from going on that all others wait for."""
+"""Memory limit for downloads. The download that is consumed next always gets memory, so that there is no deadlock."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import asyncio
 import heapq
 
 
-class Memory:
-    """Bytes to be shared out among downloads that are consumed in the order of their numbers.
+class MemoryBudget:
+    """Memory budget shared by downloads that are consumed in the order of their numbers.
 
-    The first download not yet consumed gets what it asks for even if nothing is left: the others hold theirs until it
-    has been consumed. So no more than `limit` and one download is ever held.
+    The first download that has not been consumed gets the memory that it requests even if the budget is exhausted: the
+    others hold theirs until it has been consumed. The total is therefore at most `limit` plus one download.
 
     Args:
-        limit: bytes.
+        limit: budget in bytes.
     """
 
     def __init__(self, limit: int) -> None:
@@ -21,8 +21,8 @@ class Memory:
         self._first = 0
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
 
-    async def take(self, number: int, count: int) -> None:
-        """Wait until so many bytes are free; those with lower numbers come first."""
+    async def acquire(self, number: int, count: int) -> None:
+        """Wait until `count` bytes are free and take them; downloads with lower numbers come first."""
         entry = (number, count, asyncio.get_running_loop().create_future())
         heapq.heappush(self._waiting, entry)
         self._serve()
@@ -37,20 +37,20 @@ class Memory:
             self._serve()
             raise
 
-    def give(self, count: int) -> None:
-        """Give back."""
+    def release(self, count: int) -> None:
+        """Release `count` bytes."""
         self._free += count
         self._serve()
 
-    def consumed(self, number: int, count: int) -> None:
-        """This download, the first one, is no longer held."""
+    def consume(self, number: int, count: int) -> None:
+        """Release the bytes of the first download, after it has been consumed."""
         self._first = number + 1
-        self.give(count)
+        self.release(count)
 
     def _serve(self) -> None:
         while self._waiting:
             number, count, served = self._waiting[0]
-            if served.cancelled():  # and about to remove itself
+            if served.cancelled():  # it is about to remove itself
                 return
             if count > self._free and number != self._first:
                 return
@@ -59,32 +59,32 @@ class Memory:
             served.set_result(None)
 
 
-class Claim:
-    """What one download holds.
+class Reservation:
+    """Memory of one download.
 
     Args:
-        memory: of which.
-        number: the download's place in the order.
+        budget: the budget that provides the memory.
+        number: position of the download in the order.
 
     Attributes:
-        held: bytes.
-        wanted: bytes it is waiting for; not more than `held` if it is not waiting.
+        held: bytes that the download holds.
+        requested: bytes that it waits for; not more than `held` if it is not waiting.
     """
 
-    def __init__(self, memory: Memory, number: int) -> None:
-        self._memory = memory
+    def __init__(self, budget: MemoryBudget, number: int) -> None:
+        self._budget = budget
         self._number = number
         self.held = 0
-        self.wanted = 0
+        self.requested = 0
 
     async def grow(self, count: int) -> None:
-        """Wait until it holds so many bytes."""
+        """Wait until the download holds `count` bytes."""
         if count > self.held:
-            self.wanted = count
-            await self._memory.take(self._number, count - self.held)
+            self.requested = count
+            await self._budget.acquire(self._number, count - self.held)
             self.held = count
 
     def shrink(self, count: int) -> None:
-        """Give back all but so many bytes."""
-        self._memory.give(self.held - count)
-        self.held = self.wanted = count
+        """Release all but `count` bytes."""
+        self._budget.release(self.held - count)
+        self.held = self.requested = count

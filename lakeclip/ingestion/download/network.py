@@ -1,4 +1,4 @@
-"""The HTTP client as it must be for addresses that strangers wrote: nothing private is ever connected to."""
+"""HTTP client for untrusted URLs: it never connects to private addresses."""
 
 from __future__ import annotations
 
@@ -8,82 +8,128 @@ import ipaddress
 import socket
 import threading
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from lakeclip.lake.download.options import DownloadOptions
+from lakeclip.ingestion.download.options import DownloadOptions
 
-#: Names being looked up at once.
+#: Number of simultaneous name lookups.
 _LOOKUPS = 64
-_REMEMBER_NAMES = 60
+#: Seconds for which the address of a name is cached.
+_DNS_CACHE_SECONDS = 60
 
 _UNICAST = ipaddress.IPv6Network("2000::/3")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class RefusedError(OSError):
-    """An address that leads to this machine or its private network."""
+    """A connection to this machine or its private network was refused."""
+
+
+class HungUpError(aiohttp.ClientConnectionError):
+    """The server closed a new connection before it answered."""
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address belongs to a host on the internet, and to no one else.
+    """Return whether an IP address is a public unicast address.
 
-    Not so are private, loopback, link-local, shared (carrier-grade NAT), multicast, reserved and unspecified addresses,
-    nor IPv6 addresses that carry one of these (mapped, 6to4, NAT64).
+    Private, loopback, link-local, shared (carrier-grade NAT), multicast, reserved and unspecified addresses are not
+    public, nor are IPv6 addresses that embed one of these (mapped, 6to4, NAT64).
     """
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
-        carried = ip.ipv4_mapped or ip.sixtofour
+        embedded = ip.ipv4_mapped or ip.sixtofour
         if ip in _NAT64:
-            carried = ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
-        if carried is None:
+            embedded = ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
+        if embedded is None:
             return ip in _UNICAST and ip.is_global
-        ip = carried
+        ip = embedded
     return ip.is_global and not (ip.is_multicast or ip.is_reserved)
 
 
 def open_session(options: DownloadOptions, allowed: Callable[[str], bool]) -> aiohttp.ClientSession:
-    """A client without cookies, proxies and decompression. To be called, and closed, in a running loop.
+    """Open a client without cookies, proxies and decompression. Call this, and close the client, in a running loop.
 
-    Compressed bodies are neither asked for nor unpacked, so there is no bomb to go off: what comes compressed all the
-    same is not an image.
+    Compressed bodies are neither requested nor decompressed, which rules out decompression bombs: a body that is
+    compressed nevertheless is not an image.
 
     Args:
-        options: only its `user_agent` is used here.
-        allowed: says of an IP address whether it may be connected to. It is asked where sockets are made, so no name,
-            redirect or change of a name's address gets around it.
+        options: options; only `user_agent` is used here.
+        allowed: function that tells whether an IP address may be connected to. It is called when a socket is created,
+            so that no name, redirect or change of a name's address circumvents it.
     """
 
     def open_socket(info: tuple[Any, ...]) -> socket.socket:
-        family, kind, protocol, _, where = info
-        _check(str(where[0]), allowed)
+        family, kind, protocol, _, address = info
+        check_address(str(address[0]), allowed)
         return socket.socket(family, kind, protocol)
 
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(_note_reuse)
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
-            limit=0,  # `hosts` counts
+            limit=0,  # `Hosts` limits the connections
             resolver=_Resolver(allowed),
-            ttl_dns_cache=_REMEMBER_NAMES,
+            ttl_dns_cache=_DNS_CACHE_SECONDS,
             socket_factory=open_socket,
         ),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"User-Agent": options.user_agent, "Accept": "image/*, */*;q=0.5", "Accept-Encoding": "identity"},
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
         auto_decompress=False,
+        middlewares=(_send_once,),
+        trace_configs=[trace],
     )
 
 
-def _check(address: str, allowed: Callable[[str], bool]) -> None:
+async def _send_once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Send a request once, not counting connections that were kept open and that the server has closed meanwhile.
+
+    By itself aiohttp sends a GET a second time after some errors of new connections too, depending on when it notices
+    them. Such a request would not be counted as an attempt, and would not keep the distance between requests to a host.
+
+    Raises:
+        HungUpError: the server closed a new connection before it answered.
+    """
+    while True:
+        connection = _Connection()
+        _connection.set(connection)
+        try:
+            return await send(request)
+        except aiohttp.ClientConnectorError:
+            raise
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError, ConnectionError) as error:
+            if not connection.is_reused:
+                raise HungUpError(*error.args) from error
+
+
+class _Connection:
+    """Connection of the request that the current task sends."""
+
+    is_reused = False
+
+
+_connection: ContextVar[_Connection] = ContextVar("connection")
+
+
+async def _note_reuse(*_: object) -> None:
+    _connection.get().is_reused = True
+
+
+def check_address(address: str, allowed: Callable[[str], bool]) -> None:
+    """Raise a `RefusedError` if an IP address may not be connected to."""
     if not allowed(address.partition("%")[0]):
         raise RefusedError(f"private address ({address})")
 
 
 class _Resolver(AbstractResolver):
-    """Names to addresses by the system's resolver, in threads that nothing waits for.
+    """Resolver that calls the system's resolver in daemon threads.
 
-    It can take half a minute to fail and cannot be stopped; asyncio's own threads would hold up the end of the program.
+    A lookup can take half a minute to fail and cannot be cancelled; asyncio's own threads would delay the exit of the
+    program.
     """
 
     def __init__(self, allowed: Callable[[str], bool]) -> None:
@@ -96,40 +142,40 @@ class _Resolver(AbstractResolver):
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[list[Any]] = loop.create_future()
 
-        def deliver(found: list[Any] | OSError) -> None:
+        def deliver(outcome: list[Any] | OSError) -> None:
             self._free.release()
             if answer.done():
                 return
-            if isinstance(found, OSError):
-                answer.set_exception(found)
+            if isinstance(outcome, OSError):
+                answer.set_exception(outcome)
             else:
-                answer.set_result(found)
+                answer.set_result(outcome)
 
         def look_up() -> None:
-            found: list[Any] | OSError
+            outcome: list[Any] | OSError
             try:
-                found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+                outcome = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
             except OSError as error:
-                found = error
-            except UnicodeError:  # a label of more than 63 characters, say
-                found = socket.gaierror(socket.EAI_NONAME, "not a name")
-            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-                loop.call_soon_threadsafe(deliver, found)
+                outcome = error
+            except UnicodeError:  # for example a label of more than 63 characters
+                outcome = socket.gaierror(socket.EAI_NONAME, "not a name")
+            with contextlib.suppress(RuntimeError):  # the loop has ended in the meantime
+                loop.call_soon_threadsafe(deliver, outcome)
 
         await self._free.acquire()
         threading.Thread(target=look_up, name="look up", daemon=True).start()
         addresses: list[ResolveResult] = []
         refused: RefusedError | None = None
-        for kind, _, protocol, _, where in await answer:
+        for kind, _, protocol, _, address in await answer:
             try:
-                _check(where[0], self._allowed)
+                check_address(address[0], self._allowed)
             except RefusedError as error:
                 refused = error
                 continue
             addresses.append(
                 {
                     "hostname": host,
-                    "host": where[0],
+                    "host": address[0],
                     "port": port,
                     "family": kind,
                     "proto": protocol,
@@ -141,4 +187,4 @@ class _Resolver(AbstractResolver):
         return addresses
 
     async def close(self) -> None:
-        """Nothing to do: lookups end by themselves."""
+        """Do nothing: lookups end by themselves."""

@@ -1,4 +1,4 @@
-"""How pictures are downloaded, as a dataclass: the flags are made from it. Nothing here imports the HTTP client."""
+"""`DownloadOptions`, from which the command line derives its flags. This module does not import the HTTP client."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ Resize = Literal["shorter", "longer", "crop"]
 
 @dataclass(frozen=True)
 class DownloadOptions:
-    """How pictures are downloaded.
+    """Options for downloading images.
 
     Raises:
-        ConfigError: a value that cannot work.
+        ConfigError: a value is out of range.
     """
 
     concurrency: int = 64
-    """Requests at once."""
+    """Number of simultaneous requests."""
     per_host: int = 4
-    """Requests at once to one host."""
+    """Number of simultaneous requests to one host."""
     per_host_rate: float = 10.0
-    """Requests a second to one host; 0 for no limit."""
+    """Requests per second to one host; 0 for no limit."""
     timeout: float = 20.0
-    """Seconds that one attempt may take, from its connection to its last byte."""
+    """Limit in seconds for one attempt, from the connection to the last byte."""
     retries: int = 2
-    """Further attempts after what may pass: timeouts, broken connections, HTTP 429 and 5xx."""
+    """Further attempts after temporary errors: timeouts, broken connections, HTTP 429 and 5xx."""
     max_bytes: int = 32 * 2**20
-    """Largest file in bytes; what is larger is given up while it is read."""
+    """Largest file in bytes; the download of a larger one is aborted."""
     image_size: int | None = None
-    """Shrink larger pictures to this many pixels, as JPEGs of quality 95. Default: keep files byte for byte."""
+    """Shrink larger images to this many pixels, as JPEGs of quality 95. Default: keep files byte for byte."""
     resize: Resize = "shorter"
-    """What becomes image_size long: the shorter side, the longer side, or both sides of the middle square (crop)."""
+    """Side that image_size limits: the shorter one, the longer one, or both of the central square (crop)."""
     allow_private: bool = False
-    """Follow addresses that lead to this machine or its private network."""
+    """Allow URLs that lead to this machine or its private network."""
     respect_opt_out: bool = True
-    """Leave out pictures whose server sends noai, noimageai, noindex or noimageindex (X-Robots-Tag)."""
+    """Skip images whose server sends noai, noimageai, noindex or noimageindex (X-Robots-Tag)."""
     user_agent: str = "lakeclip"
-    """What to call ourselves; best with an address where you can be reached."""
+    """User-Agent header; preferably with an address where you can be reached."""
 
     def __post_init__(self) -> None:
-        for name, holds, allowed in (
+        for name, is_valid, allowed in (
             ("concurrency", self.concurrency >= 1, "at least 1"),
             ("per_host", self.per_host >= 1, "at least 1"),
             ("per_host_rate", 0 <= self.per_host_rate < math.inf, "0 (no limit) or more"),
@@ -53,5 +53,5 @@ class DownloadOptions:
             ("image_size", self.image_size is None or self.image_size >= 1, "at least 1"),
             ("user_agent", self.user_agent.isascii() and self.user_agent.isprintable(), "printable ASCII"),
         ):
-            if not holds:
+            if not is_valid:
                 raise ConfigError(f"{name} cannot be {getattr(self, name)!r}", allowed=allowed)

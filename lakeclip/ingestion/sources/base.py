@@ -1,4 +1,4 @@
-"""What every source of pairs yields, so that the writer need not know where a pair came from."""
+"""Samples and the `Source` protocol: what every reader of image-caption data yields to the writer."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from lakeclip.lake.folder.account import Account as Account
+from lakeclip.lake.folder.records import Collision, Rejected
+
 
 class Sample(NamedTuple):
-    """One picture with its captions, as found; or, with no bytes but an address, where the picture can be had.
+    """An image with its captions, or the URL of an image that has not been downloaded.
 
     Attributes:
-        key: its name within the source.
-        image: the encoded image, byte for byte.
-        captions: its captions, best first; empty if it has none (a labelled test set, say).
-        metadata: further values by name; they become columns of the lake. None is a missing value, and what is neither
-            text nor a number (a list, say) is stored as JSON.
-        url: the picture's address, if there is one. (Where it comes from a column, that is among the metadata too.)
-        unusable: why there is an address but no picture: "not downloaded", "HTTP 404".
+        key: name of the sample within its source.
+        image: the encoded image, byte for byte; empty if there is only a URL.
+        captions: captions, best first; empty if there are none (in a labelled test set, for example).
+        metadata: further values by name; each name becomes a column of the lake. None is a missing value. A value that
+            is neither text nor a number (a list, for example) is stored as JSON.
+        url: URL of the image, or "". A URL from a column is also in the metadata.
+        unusable: why there is a URL but no image: "not downloaded", "HTTP 404".
+        replaces: number of the lake's row that holds an earlier version of the sample and gets this one; None to add a
+            row. Sources leave it as it is.
     """
 
     key: str
@@ -28,56 +33,40 @@ class Sample(NamedTuple):
     metadata: Mapping[str, object]
     url: str = ""
     unusable: str = ""
+    replaces: int | None = None
 
 
-class Rejected(NamedTuple):
-    """Something in the source that cannot become a row.
-
-    Attributes:
-        key: its name within the source.
-        reason: "kind" or "kind: detail"; the final account groups by kind.
-    """
-
-    key: str
-    reason: str
-
-
-class Collision(NamedTuple):
-    """Files that claim the same name.
-
-    Attributes:
-        key: the name.
-        paths: every file that has it.
-        outcome: what was done about it.
-    """
-
-    key: str
-    paths: tuple[str, ...]
-    outcome: str
-
-
-def stamp(path: str) -> int:
-    """A number that is another one once a file has changed, as far as its size and its time tell."""
+def file_fingerprint(path: str) -> int:
+    """Return a number that changes when the size or the modification time of a file changes."""
     status = os.stat(path)
     return zlib.crc32(f"{status.st_size} {status.st_mtime_ns}".encode())
 
 
 @runtime_checkable
 class Source(Protocol):
-    """A folder or an archive on its way into a lake. Iterating reads it once, in bounded memory.
+    """A reader of samples. Iterating reads the source once, in bounded memory.
+
+    A source may consist of parts (tar files, tables). Each row of the lake stores the part that it came from.
 
     Attributes:
-        name: what to call it.
-        part: the archive that is being read just now; "" if the source has no parts.
-        size: how much there is, in units of its own (pairs, bytes); known once iteration has begun.
-        position: how much of that is done.
+        name: name for messages and reports.
+        part: the part that is being read; "" if the source has no parts.
+        size: amount of data in a unit of the source's choice (pairs, bytes); known once iteration has begun.
+        position: amount of data read so far, in the same unit.
         collisions: files that claim the same name; complete when iteration ends.
-        ignored: suffixes of files that are none of ours, and how many have them.
-        mapping: what is taken from which column, for those that have columns.
-        ended: parts that have been read to their end, each with its `stamp`; for a second run to pass over.
+        ignored: number of files or columns that are not used, by suffix or by name.
+        mapping: role → column, for sources that have columns.
+        completed: parts that have been read to the end, each with its `file_fingerprint`.
+
+    A source may also have these attributes:
+
+    - `account`: an `Account` of everything that it reads; see `account_of`.
+    - `notes`: messages about how it was read, complete when iteration ends; see `notes_of`.
+    - `locations`: part → whole path or address, by which a lake knows the source again; by default its name.
+    - `keys_are_numbers`: True if keys are positions, which mean nothing once rows have been inserted or removed.
     """
 
-    # Read-only here, so that a source that wraps another may hand them through.
+    # Read-only properties, so that a wrapper may delegate them.
     @property
     def name(self) -> str: ...
     @property
@@ -93,20 +82,31 @@ class Source(Protocol):
     @property
     def mapping(self) -> dict[str, str]: ...
     @property
-    def ended(self) -> list[tuple[str, int]]: ...
+    def completed(self) -> list[tuple[str, int]]: ...
 
     def __iter__(self) -> Iterator[Sample | Rejected]:
-        """Every sample, and everything that should have been one."""
+        """Yield each sample, and a `Rejected` for each item that cannot become one."""
 
-    def skip_parts(self, done: Collection[tuple[str, int]]) -> None:
-        """Do not read these parts (name, stamp): they are in the lake, whole."""
+    def skip_parts(self, completed: Collection[tuple[str, int]]) -> None:
+        """Skip these parts (name, fingerprint): the lake holds all of their rows."""
 
 
-class Around:
-    """A source around another: what it says of itself is what the other says. Its subclasses iterate.
+def account_of(source: Source) -> Account:
+    """Return the account of what a source has read; an empty one if the source, from another package, has none."""
+    account = getattr(source, "account", None)
+    return account if isinstance(account, Account) else Account()
+
+
+def notes_of(source: Source) -> list[str]:
+    """Return what a source says about how it was read: encodings that were detected, columns that were guessed."""
+    return list(getattr(source, "notes", ()))
+
+
+class SourceWrapper:
+    """Base class of sources that wrap another source. It delegates all attributes; subclasses define `__iter__`.
 
     Args:
-        source: the other.
+        source: the source to wrap.
     """
 
     def __init__(self, source: Source) -> None:
@@ -141,20 +141,28 @@ class Around:
         return self._source.mapping
 
     @property
-    def ended(self) -> list[tuple[str, int]]:
-        return self._source.ended
+    def completed(self) -> list[tuple[str, int]]:
+        return self._source.completed
 
-    def skip_parts(self, done: Collection[tuple[str, int]]) -> None:
-        self._source.skip_parts(done)
+    @property
+    def account(self) -> Account:
+        return account_of(self._source)
+
+    @property
+    def notes(self) -> list[str]:
+        return notes_of(self._source)
+
+    def skip_parts(self, completed: Collection[tuple[str, int]]) -> None:
+        self._source.skip_parts(completed)
 
 
 class Samples:
-    """Samples made in memory as a `Source`.
+    """Samples from an iterable as a `Source`.
 
     Args:
-        name: what to call them.
+        name: name for messages and reports.
         samples: the samples; read once.
-        size: how many there are, for the progress bar.
+        size: number of samples, for the progress bar.
     """
 
     def __init__(self, name: str, samples: Iterable[Sample | Rejected], size: int) -> None:
@@ -165,11 +173,11 @@ class Samples:
         self.collisions: list[Collision] = []
         self.ignored: Counter[str] = Counter()
         self.mapping: dict[str, str] = {}
-        self.ended: list[tuple[str, int]] = []
+        self.completed: list[tuple[str, int]] = []
         self._samples = samples
 
-    def skip_parts(self, done: Collection[tuple[str, int]]) -> None:
-        """There are none."""
+    def skip_parts(self, completed: Collection[tuple[str, int]]) -> None:
+        """Do nothing: the samples have no parts."""
 
     def __iter__(self) -> Iterator[Sample | Rejected]:
         for sample in self._samples:

@@ -1,88 +1,92 @@
-"""Is this file an image that training can decode later? Asked once, at ingest, so that a lake holds no surprises."""
+"""Images written as text in the cells of tables: base64, data: URIs, hexadecimal digits, Python's `b'…'`."""
 
 from __future__ import annotations
 
-import functools
-import io
-import os
-from typing import NamedTuple
+import ast
+import base64
+import binascii
+import re
+from urllib.parse import unquote_to_bytes
 
-import simplejpeg
-from PIL import Image, UnidentifiedImageError
-
-#: Images with more pixels than this are refused by their header, before anything is decoded: a few bytes can claim any
-#: size. (Pillow's own limit, twice its MAX_IMAGE_PIXELS: half a gigabyte as RGB.)
-MAX_PIXELS = 178_956_970
-#: Files larger than this are not read at all.
-MAX_FILE_BYTES = 512 * 2**20
-
-#: Formats that Pillow lists but only names, hands to another program, or draws rather than decodes.
-_NOT_PICTURES = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
-
-
-class ImageInfo(NamedTuple):
-    """What an encoded image is.
-
-    Attributes:
-        format: "jpeg", "png", "webp", …
-        width: pixels across, as encoded: before EXIF turns it.
-        height: pixels down, as encoded.
-    """
-
-    format: str
-    width: int
-    height: int
+#: First bytes of image files.
+_SIGNATURES = (
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF8",
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+    b"\0\0\x01\0",
+    b"\0\0\0\x0cjP  ",
+    b"\xff\x4f\xff\x51",
+    b"8BPS",
+    b"qoif",
+)
+_DATA_URI = re.compile(r"\s*data:(?P<type>[^,;]*)(?P<parameters>(;[^,;]*)*),", re.IGNORECASE)
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{24,}={0,2}\s*")
+_HEX = re.compile(r"(?:0x|\\x)?(?:[0-9a-fA-F]{2}){12,}\s*")
 
 
-@functools.cache
-def image_suffixes() -> dict[str, str]:
-    """Lower-case suffix (".jpg") → Pillow's name of the format, for every picture format that Pillow opens."""
-    Image.init()
-    known = {**Image.registered_extensions(), ".jfif": "JPEG"}
-    return {suffix: kind for suffix, kind in known.items() if kind in Image.OPEN and kind not in _NOT_PICTURES}
+def is_image(data: bytes) -> bool:
+    """Return whether bytes begin as image files do."""
+    if data.startswith(_SIGNATURES):
+        return True
+    return (data[:4] == b"RIFF" and data[8:12] == b"WEBP") or data[4:12] in (b"ftypavif", b"ftypheic", b"ftypmif1")
 
 
-def suffix_of(name: str) -> str:
-    """A file name's suffix in lower case."""
-    return os.path.splitext(name)[1].lower()
+def is_embedded_image(text: str) -> bool:
+    """Return whether a text is an image, not the name of one. Only its start is examined."""
+    start = text.lstrip()[:96]
+    if start[:5].lower() == "data:":
+        return _DATA_URI.match(start) is not None
+    if len(start) < 24:
+        return False
+    if start.startswith(("b'", 'b"')):
+        return _python_bytes(start) is not None
+    compact = re.sub(r"\s", "", start)[:64]
+    return is_image(_from_hex(compact) or b"") or is_image(_from_base64(compact[: len(compact) // 4 * 4]) or b"")
 
 
-def check_image(data: bytes) -> ImageInfo | str:
-    """Decode an image as cheaply as finds out whether it is whole: a JPEG at an eighth of its size, the rest in full.
-
-    Returns:
-        What it is, or the reason why it cannot be used.
-    """
-    if not data:
-        return "empty file"
-    if data.startswith(b"\xff\xd8\xff"):
+def decode_image(text: str) -> bytes | str:
+    """Return the bytes of an image that is written as text, or why it cannot be decoded."""
+    text = text.strip()
+    if match := _DATA_URI.match(text):
+        body = text[match.end() :]
+        if "base64" not in match["parameters"].lower():
+            return unquote_to_bytes(body)
+        data = _from_base64(unquote_to_bytes(body).decode("ascii", "replace"))
+        return data if data else "broken data: URI: its base64 text is damaged"
+    if text.startswith(("b'", 'b"')):
         try:
-            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-            if 0 < width * height <= MAX_PIXELS:
-                simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
-                return ImageInfo("jpeg", width, height)
-        except ValueError:
-            pass  # CMYK, or something that libjpeg warns of: Pillow has the last word
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            value = None
+        return value if isinstance(value, bytes) else "broken bytes: not a Python literal"
+    digits = _from_hex(text) if _HEX.fullmatch(text) else None
+    if digits is not None and is_image(digits):
+        return digits
+    return _from_base64(text) or "broken base64: the text is damaged"
+
+
+def _from_base64(text: str) -> bytes | None:
+    text = re.sub(r"\s", "", text).replace("-", "+").replace("_", "/").rstrip("=")
     try:
-        with Image.open(io.BytesIO(data), formats=picture_formats()) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            image.draft("L", (1, 1))
-            image.load()
-            # An MPO is a JPEG with more behind it.
-            kind = "jpeg" if image.format == "MPO" else str(image.format).lower()
-            return ImageInfo(kind, width, height) if width and height else "not an image: it has no pixels"
-    except Image.DecompressionBombError:
-        return f"too large: more than {MAX_PIXELS / 1e6:.0f} million pixels"
-    except UnidentifiedImageError:
-        return "not an image"
-    except Exception as error:  # Pillow's decoders raise whatever bad bytes make them raise
-        text = " ".join(str(error).split()) or type(error).__name__
-        return f"{'truncated' if 'truncated' in text else 'broken'} image: {text[:120]}"
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return None
 
 
-@functools.cache
-def picture_formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that are decoded; all others would be drawn, or handed to another program."""
-    return tuple(sorted(set(image_suffixes().values())))
+def _from_hex(text: str) -> bytes | None:
+    try:
+        return bytes.fromhex(text.removeprefix("0x").removeprefix("\\x"))
+    except ValueError:
+        # The start of a text may end within a byte.
+        return bytes.fromhex(text[:24]) if re.fullmatch(r"[0-9a-fA-F]{24}.", text[:25]) else None
+
+
+def _python_bytes(start: str) -> bytes | None:
+    """Decode the start of Python's notation of bytes, if it is an image."""
+    body = start[2:].encode("latin-1", "replace")
+    data = re.sub(rb"\\x([0-9a-fA-F]{2})", lambda match: bytes([int(match[1], 16)]), body)
+    data = data.replace(b"\\r", b"\r").replace(b"\\n", b"\n").replace(b"\\0", b"\0")
+    return data if is_image(data) else None

@@ -1,76 +1,101 @@
-"""What sources of several files have in common: which is being read, which a second run need not read again."""
+"""`FileSource`, the base class of sources that read files one after another, and the names of their parts."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 
 from lakeclip.errors import SourceError
-from lakeclip.lake.sources.base import Collision, Rejected, Sample, stamp
+from lakeclip.ingestion.sources.base import Account, Sample, file_fingerprint
+from lakeclip.lake.folder.records import Collision, Rejected
 
 
-class Files:
-    """Files on their way into a lake, one after another (a `Source`, once `_read` is given).
+class FileSource:
+    """Files that are read one after another (a `Source`). Subclasses define `read_file`.
+
+    Each file is a part of the source. A second ingest skips the files that have been read to the end and have not
+    changed.
 
     Args:
-        name: what the user called them.
         paths: the files, in order.
-        parts: what to call each, if not by its base name; see `name_parts`.
-        kind: what kind of file they are, for errors.
+        parts: a name for each file; by default its base name. See `name_parts`.
 
     Raises:
-        SourceError: one of them does not exist.
+        SourceError: a file does not exist.
     """
 
-    def __init__(self, name: str, paths: Sequence[str], parts: Sequence[str] | None = None, kind: str = "file") -> None:
-        self.name = name
+    #: What messages call such a file.
+    file_kind = "file"
+
+    def __init__(self, paths: Sequence[str], parts: Sequence[str] | None = None) -> None:
+        self.name = paths[0] if len(paths) == 1 else f"{paths[0]} … {paths[-1]}"
         self.part = ""
         self.position = 0
         self.collisions: list[Collision] = []
         self.ignored: Counter[str] = Counter()
         self.mapping: dict[str, str] = {}
-        self.ended: list[tuple[str, int]] = []
+        self.completed: list[tuple[str, int]] = []
+        self.account = Account()
+        self.notes: list[str] = []
         self._paths = list(paths)
         self._parts = list(parts) if parts is not None else [os.path.basename(path) for path in self._paths]
-        self._done: frozenset[tuple[str, int]] = frozenset()
-        self._before = 0
+        self._skipped: frozenset[tuple[str, int]] = frozenset()
+        self._size_before = 0
         for path in self._paths:
             if not os.path.isfile(path):
-                raise SourceError(
-                    f"there is no {kind} {path}", found="a folder" if os.path.isdir(path) else "nothing there"
-                )
+                found = "a folder" if os.path.isdir(path) else "nothing at this path"
+                raise SourceError(f"there is no {self.file_kind} {path}", found=found)
         self.size = sum(map(os.path.getsize, self._paths))
 
-    def skip_parts(self, done: Collection[tuple[str, int]]) -> None:
-        """Do not read these files (part, stamp) again."""
-        # A folder that was renamed has not changed its files.
-        self._done = frozenset((os.path.basename(part), stamp_) for part, stamp_ in done)
+    def read_file(self, path: str) -> Generator[Sample | Rejected, None, bool]:
+        """Yield each sample of one file, and a `Rejected` for each item that cannot become one.
+
+        Returns:
+            True if the file was read to its end. False if it is damaged: a later ingest reads it again.
+        """
+        raise NotImplementedError
+
+    @property
+    def locations(self) -> dict[str, str]:
+        """Part → path of each file."""
+        return dict(zip(self._parts, self._paths, strict=True))
+
+    def skip_parts(self, completed: Collection[tuple[str, int]]) -> None:
+        """Skip these files (part, fingerprint)."""
+        self._skipped = frozenset(completed)
 
     def __iter__(self) -> Iterator[Sample | Rejected]:
         for path, part in zip(self._paths, self._parts, strict=True):
-            size, file = os.path.getsize(path), (part, stamp(path))
-            if (os.path.basename(part), file[1]) not in self._done:
+            size, fingerprint = os.path.getsize(path), file_fingerprint(path)
+            self.account.add_read("files")
+            if (part, fingerprint) in self._skipped:
+                self.account.add_left_out("files", "in the lake already: unchanged since it was read to the end")
+            else:
+                self.account.add_used("files")
                 self.part = part
-                if (yield from self._read(path)):
-                    self.ended.append(file)
-            self._before += size
-            self.position = self._before
+                if (yield from self.read_file(path)):
+                    self.completed.append((part, fingerprint))
+            self._size_before += size
+            self.position = self._size_before
 
-    def _read(self, path: str) -> Generator[Sample | Rejected, None, bool]:
-        """Everything in one file. The generator's return value says whether it could be read to its end."""
-        raise NotImplementedError
+    def leave_out_files(self, files: Mapping[str, int]) -> None:
+        """Count files (suffix → number) that lie beside those of this source and are not read."""
+        self.ignored.update(files)
+        for suffix, count in files.items():
+            self.account.add_read("files", count)
+            self.account.add_left_out("files", f"{suffix} files beside those that are read", count)
 
     def _advance(self, offset: int) -> None:
-        """Say how far the file that is being read has been read."""
-        self.position = self._before + offset
+        """Update `position`: so many bytes of the current file have been read."""
+        self.position = self._size_before + offset
 
 
 def name_parts(paths: Sequence[str]) -> list[str]:
-    """What to call each of these paths in a lake: its last two components, or as many as tell it from the rest.
+    """Name each path by its last two components, or by more if two paths would share a name.
 
-    Two even where one would do, for the name must be the same in a later call that has others beside it. The same path
-    twice is the same part.
+    Two components are used even where one would suffice: the name must stay the same in a later ingest that has other
+    paths beside it. The same path twice gets the same name.
     """
     split = [_components(path) for path in paths]
     groups: defaultdict[str, set[tuple[str, ...]]] = defaultdict(set)
@@ -86,5 +111,5 @@ def name_parts(paths: Sequence[str]) -> list[str]:
 
 
 def _components(path: str) -> tuple[str, ...]:
-    whole = path if "://" in path else os.path.abspath(path)
-    return tuple(part for part in whole.replace(os.sep, "/").split("/") if part) or (path,)
+    absolute = path if "://" in path else os.path.abspath(path)
+    return tuple(part for part in absolute.replace(os.sep, "/").split("/") if part) or (path,)

@@ -1,8 +1,8 @@
-"""Pairs made by the project itself: small rendered scenes with compositional captions, for the demo and for tests.
+"""Synthetic image-caption pairs: small rendered scenes with compositional captions, for the demo and for tests.
 
 Nothing is downloaded. A scene holds one or two coloured shapes; its captions name colour, shape, size and layout ("a
-small red circle left of a large blue square"). Some pairs of colour and shape never occur in training, neither painted
-nor written, so the zero-shot score on them says whether the model composes what it has learnt.
+small red circle left of a large blue square"). Some pairs of colour and shape never occur in training, neither in
+images nor in captions. The zero-shot score on these pairs shows whether the model generalizes compositionally.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from lakeclip.lake.sources.base import Sample
+from lakeclip.ingestion.sources.base import Sample
 
 Split = Literal["train", "unseen", "seen"]
 
 IMAGE_SIZE = 64
-#: Shapes are drawn this many times larger and scaled down, so that their edges are smooth.
+#: Shapes are drawn larger by this factor and scaled down, which smooths their edges.
 _SUPERSAMPLE = 4
 
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -36,7 +36,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "crescent")
 
 #: Four colours by four shapes: half of the sixteen pairs are held out, half are the matched control. Each colour and
-#: each shape stands in two pairs of either half, so a model that knows only colours, or only shapes, gets 50 % at most.
+#: each shape is in two pairs of either half, so a model that knows only colours, or only shapes, reaches at most 50 %.
 _TEST_COLOURS = ("red", "green", "blue", "yellow")
 _TEST_SHAPES = ("circle", "triangle", "star", "heart")
 UNSEEN_PAIRS: tuple[tuple[str, str], ...] = tuple(
@@ -49,9 +49,9 @@ TRAIN_PAIRS: tuple[tuple[str, str], ...] = tuple(
     (colour, shape) for colour in COLOURS for shape in SHAPES if (colour, shape) not in UNSEEN_PAIRS
 )
 
-#: Relation → the relation that says the same with the two things exchanged.
+#: Relation → the equivalent relation with the two objects exchanged.
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-_SPOKEN = {
+_PHRASES = {
     "left of": ("left of", "to the left of"),
     "right of": ("right of", "to the right of"),
     "above": ("above", "over"),
@@ -61,8 +61,8 @@ _OPENINGS = ("{}", "{}", "a picture of {}", "there is {}")
 _SINGLE_OPENINGS = ("a photo of {}", "a photo of {}", "{}", "a picture of {}", "there is {}")
 
 
-class Thing(NamedTuple):
-    """One shape in a scene. Centre and radius (of the circle around it) in pixels, `angle` in radians."""
+class SceneObject(NamedTuple):
+    """A shape in a scene. Centre and radius (of the circumscribed circle) are in pixels, `angle` is in radians."""
 
     colour: str
     shape: str
@@ -74,84 +74,84 @@ class Thing(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """What a picture shows: its things, and how the first lies to the second ("" where there is one)."""
+    """Content of an image: its objects, and the relation of the first to the second ("" if there is only one)."""
 
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
     relation: str
     captions: tuple[str, ...]
 
     @property
     def summary(self) -> str:
-        """The same words for scenes that show the same, sizes aside: "red circle left of blue square"."""
-        names = [f"{thing.colour} {thing.shape}" for thing in self.things]
+        """Canonical description without sizes, equal for equivalent scenes: "red circle left of blue square"."""
+        names = [f"{item.colour} {item.shape}" for item in self.objects]
         if self.relation in ("right of", "below"):
             return f"{names[1]} {_OPPOSITE[self.relation]} {names[0]}"
         return f" {self.relation} ".join(names)
 
 
 def scenes(split: Split, num: int, seed: int = 0) -> Iterator[Sample]:
-    """The first `num` scenes of a split, the same ones for the same seed, run after run.
+    """Generate the first `num` scenes of a split; the same seed always gives the same scenes.
 
     Args:
-        split: "train" (one or two things, never a held-out pair), "unseen" (one thing, of a held-out pair) or "seen"
-            (one thing, of a pair that training knows: as many classes as "unseen", with the same colours and shapes).
-        num: how many; scene i does not depend on it.
-        seed: another seed, other scenes.
+        split: "train" (one or two objects, never a held-out pair), "unseen" (one object, of a held-out pair) or "seen"
+            (one object, of a training pair: as many classes as "unseen", with the same colours and shapes).
+        num: number of scenes; scene i does not depend on it.
+        seed: seed of the random numbers.
 
     Yields:
-        Samples with a 64 px JPEG, two captions, and the metadata `label` ("red circle": the first thing), `scene` (see
-        `Scene.summary`), `relation` ("left of", or "" for one thing) and `num_things`.
+        Samples with a 64 px JPEG, two captions, and the metadata `label` ("red circle": the first object), `scene` (see
+        `Scene.summary`), `relation` ("left of", or "" for one object) and `num_things`.
     """
     for index in range(num):
         rng = np.random.default_rng((seed, ("train", "unseen", "seen").index(split), index))
-        scene = plan(split, index, rng)
+        scene = make_scene(split, index, rng)
         metadata: dict[str, str | int | float] = {
-            "label": f"{scene.things[0].colour} {scene.things[0].shape}",
+            "label": f"{scene.objects[0].colour} {scene.objects[0].shape}",
             "scene": scene.summary,
             "relation": scene.relation,
-            "num_things": len(scene.things),
+            "num_things": len(scene.objects),
         }
         yield Sample(f"{split}-{index:06d}", render(scene, rng), scene.captions, metadata)
 
 
-def plan(split: Split, index: int, rng: np.random.Generator) -> Scene:
-    """Decide what scene `index` of a split shows and what is said of it."""
+def make_scene(split: Split, index: int, rng: np.random.Generator) -> Scene:
+    """Choose the objects and the captions of scene `index` of a split."""
     if split != "train":
         pairs = UNSEEN_PAIRS if split == "unseen" else SEEN_PAIRS
-        return _one_thing(pairs[index % len(pairs)], rng)
+        return _single_object(pairs[index % len(pairs)], rng)
     if rng.random() < 0.5:
-        return _one_thing(TRAIN_PAIRS[rng.integers(len(TRAIN_PAIRS))], rng)
+        return _single_object(TRAIN_PAIRS[rng.integers(len(TRAIN_PAIRS))], rng)
     first, second = rng.choice(len(TRAIN_PAIRS), size=2, replace=False)
-    return _two_things(TRAIN_PAIRS[first], TRAIN_PAIRS[second], rng)
+    return _object_pair(TRAIN_PAIRS[first], TRAIN_PAIRS[second], rng)
 
 
-def _one_thing(pair: tuple[str, str], rng: np.random.Generator) -> Scene:
+def _single_object(pair: tuple[str, str], rng: np.random.Generator) -> Scene:
     size, radius = _draw_size(rng, small=(9.0, 13.0), large=(18.0, 26.0))
     x, y = rng.uniform(radius + 1, IMAGE_SIZE - radius - 1, size=2)
-    thing = Thing(*pair, size, float(x), float(y), radius, _draw_angle(rng))
+    item = SceneObject(*pair, size, float(x), float(y), radius, _draw_angle(rng))
     openings = rng.choice(len(_SINGLE_OPENINGS), size=2, replace=False)
-    captions = tuple(_SINGLE_OPENINGS[i].format(_name(thing, rng)) for i in openings)
-    return Scene((thing,), "", captions)
+    captions = tuple(_SINGLE_OPENINGS[i].format(_noun_phrase(item, rng)) for i in openings)
+    return Scene((item,), "", captions)
 
 
-def _two_things(first: tuple[str, str], second: tuple[str, str], rng: np.random.Generator) -> Scene:
+def _object_pair(first: tuple[str, str], second: tuple[str, str], rng: np.random.Generator) -> Scene:
     relation = tuple(_OPPOSITE)[rng.integers(4)]
     sizes = [_draw_size(rng, small=(6.0, 8.5), large=(11.5, 14.5)) for _ in range(2)]
     (near, far) = (0, 1) if relation in ("left of", "above") else (1, 0)
-    # Along the axis of the relation the two lie apart; what room is left falls before, between and behind them.
-    room = IMAGE_SIZE - 4 - 2 * (sizes[0][1] + sizes[1][1])
-    before, between, _ = rng.dirichlet((1.0, 1.0, 1.0)) * room
+    # On the axis of the relation the two do not overlap; the free space is divided before, between and behind them.
+    free_space = IMAGE_SIZE - 4 - 2 * (sizes[0][1] + sizes[1][1])
+    before, between, _ = rng.dirichlet((1.0, 1.0, 1.0)) * free_space
     along = [0.0, 0.0]
     along[near] = 1 + before + sizes[near][1]
     along[far] = along[near] + sizes[near][1] + 2 + between + sizes[far][1]
-    # Across it they differ by less than half of that, so that the relation can be seen at a glance.
+    # On the other axis they differ by less than half of that, so that the relation is obvious.
     across = [float(rng.uniform(sizes[0][1] + 1, IMAGE_SIZE - sizes[0][1] - 1)), 0.0]
     reach = abs(along[1] - along[0]) / 2
     low, high = sizes[1][1] + 1, IMAGE_SIZE - sizes[1][1] - 1
     across[1] = float(rng.uniform(min(max(low, across[0] - reach), high), max(min(high, across[0] + reach), low)))
     sideways = relation in ("left of", "right of")
-    things = tuple(
-        Thing(
+    objects = tuple(
+        SceneObject(
             *pair,
             sizes[i][0],
             along[i] if sideways else across[i],
@@ -161,19 +161,21 @@ def _two_things(first: tuple[str, str], second: tuple[str, str], rng: np.random.
         )
         for i, pair in enumerate((first, second))
     )
-    return Scene(things, relation, (_tell(things, relation, rng), _tell(things[::-1], _OPPOSITE[relation], rng)))
+    captions = (_caption(objects, relation, rng), _caption(objects[::-1], _OPPOSITE[relation], rng))
+    return Scene(objects, relation, captions)
 
 
-def _tell(things: tuple[Thing, ...], relation: str, rng: np.random.Generator) -> str:
-    spoken = _SPOKEN[relation][rng.integers(2)]
-    return _OPENINGS[rng.integers(len(_OPENINGS))].format(f"{_name(things[0], rng)} {spoken} {_name(things[1], rng)}")
+def _caption(objects: tuple[SceneObject, ...], relation: str, rng: np.random.Generator) -> str:
+    phrase = _PHRASES[relation][rng.integers(2)]
+    opening = _OPENINGS[rng.integers(len(_OPENINGS))]
+    return opening.format(f"{_noun_phrase(objects[0], rng)} {phrase} {_noun_phrase(objects[1], rng)}")
 
 
-def _name(thing: Thing, rng: np.random.Generator) -> str:
-    """ "a small red circle"; half of the time the size is left out."""
-    size = f"{thing.size} " if rng.random() < 0.5 else ""
-    article = "an" if f"{size}{thing.colour}".startswith("o") else "a"
-    return f"{article} {size}{thing.colour} {thing.shape}"
+def _noun_phrase(item: SceneObject, rng: np.random.Generator) -> str:
+    """Return "a small red circle", for example; half of the time without the size."""
+    size = f"{item.size} " if rng.random() < 0.5 else ""
+    article = "an" if f"{size}{item.colour}".startswith("o") else "a"
+    return f"{article} {size}{item.colour} {item.shape}"
 
 
 def _draw_size(
@@ -189,13 +191,13 @@ def _draw_angle(rng: np.random.Generator) -> float:
 
 
 def render(scene: Scene, rng: np.random.Generator) -> bytes:
-    """Paint a scene: a shaded, noisy grey ground of a slight tint, the things on it, as a JPEG of 64 px."""
+    """Render a scene as a JPEG of 64 px: a shaded, noisy, slightly tinted grey background with the objects on it."""
     level = rng.uniform(85, 165) + rng.uniform(-14, 14, size=3)
     slope = rng.uniform(-0.4, 0.4, size=2)
     shade = slope[0] * _RAMP[None, :] + slope[1] * _RAMP[:, None]
     pixels = (level + shade[:, :, None]).astype(np.float32)
-    for thing in scene.things:
-        _paint(pixels, thing, np.asarray(COLOURS[thing.colour]) + rng.uniform(-14, 14, size=3))
+    for item in scene.objects:
+        _paint(pixels, item, np.asarray(COLOURS[item.colour]) + rng.uniform(-14, 14, size=3))
     pixels += rng.standard_normal(pixels.shape, dtype=np.float32) * np.float32(rng.uniform(1, 7))
     buffer = io.BytesIO()
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
@@ -203,15 +205,15 @@ def render(scene: Scene, rng: np.random.Generator) -> bytes:
     return buffer.getvalue()
 
 
-def _paint(pixels: NDArray[np.float32], thing: Thing, colour: NDArray[np.float64]) -> None:
-    left, top = int(thing.x - thing.radius), int(thing.y - thing.radius)
-    side = int(2 * thing.radius) + 3
+def _paint(pixels: NDArray[np.float32], item: SceneObject, colour: NDArray[np.float64]) -> None:
+    left, top = int(item.x - item.radius), int(item.y - item.radius)
+    side = int(2 * item.radius) + 3
     mask = Image.new("L", (side * _SUPERSAMPLE, side * _SUPERSAMPLE))
     draw = ImageDraw.Draw(mask)
-    cos, sin = np.cos(thing.angle), np.sin(thing.angle)
-    turn = np.array([[cos, sin], [-sin, cos]]) * (thing.radius * _SUPERSAMPLE)
-    centre = np.array([thing.x - left, thing.y - top]) * _SUPERSAMPLE
-    for outline, fill in _OUTLINES[thing.shape]:
+    cos, sin = np.cos(item.angle), np.sin(item.angle)
+    turn = np.array([[cos, sin], [-sin, cos]]) * (item.radius * _SUPERSAMPLE)
+    centre = np.array([item.x - left, item.y - top]) * _SUPERSAMPLE
+    for outline, fill in _OUTLINES[item.shape]:
         draw.polygon((outline @ turn + centre).ravel().tolist(), fill=fill)
     cover = np.asarray(mask.reduce(_SUPERSAMPLE), dtype=np.float32)[:, :, None] / 255
     window = pixels[max(top, 0) : top + side, max(left, 0) : left + side]
@@ -223,7 +225,7 @@ _RAMP = np.arange(IMAGE_SIZE) - (IMAGE_SIZE - 1) / 2
 
 
 def _outlines() -> dict[str, tuple[tuple[NDArray[np.float64], int], ...]]:
-    """Each shape as polygons within the unit circle, painted in order (255 fills, 0 cuts out); y grows downwards."""
+    """Return shape → polygons within the unit circle, painted in order (255 fills, 0 cuts out); y grows downwards."""
     turn = np.linspace(0, 2 * np.pi, 60, endpoint=False)
     circle = np.stack([np.cos(turn), np.sin(turn)], axis=1)
 

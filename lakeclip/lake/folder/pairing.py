@@ -1,14 +1,15 @@
-"""Which caption file belongs to which image, in a folder of pairs: by their stems, anywhere below one parent.
+"""Pair images with caption files by their stems, anywhere below one folder.
 
-`foo/bar/image1.jpg` belongs to `mystery/folder/image1.txt`. Where several files share a stem, the pair that lies
-closest together wins (so `train/1.jpg` and `val/1.jpg` each find the `1.txt` beside them); what stays ambiguous is
-named and left out.
+`foo/bar/image1.jpg` belongs to `mystery/folder/image1.txt`. If several files share a stem, those that are closest
+together are paired (so `train/1.jpg` and `val/1.jpg` each get the `1.txt` beside them); files that remain ambiguous are
+reported and excluded. Captions may also be in `image1.jpg.txt`, `image1.caption`, `image1.cap` or `image1.json`.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import shlex
 import sqlite3
 import unicodedata
 import weakref
@@ -17,22 +18,14 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from lakeclip.errors import OutputError, SourceError
-from lakeclip.lake.sources.base import Collision, Rejected
-from lakeclip.lake.sources.images import image_suffixes, suffix_of
-from lakeclip.lake.sources.walk import walk
-
-CAPTION_SUFFIX = ".txt"
-
-
-class Pair(NamedTuple):
-    """Paths of an image and its captions, relative to the folder."""
-
-    image: str
-    captions: str
+from lakeclip.lake.folder.records import Collision, Rejected
+from lakeclip.lake.folder.stems import CAPTION_SUFFIXES, JSON_SUFFIX, Pair, pair_stem
+from lakeclip.lake.folder.walk import walk
+from lakeclip.lake.images import image_suffixes, suffix_of
 
 
 class Listing(NamedTuple):
-    """What a folder holds, by name alone: no file has been opened."""
+    """The files of a folder, by name: none of them is opened."""
 
     pairs: list[Pair]
     rejected: list[Rejected]
@@ -40,126 +33,142 @@ class Listing(NamedTuple):
     ignored: Counter[str]
 
 
-def list_pairs(folder: str) -> Listing:
-    """Find the pairs below a folder, all at once: see `Pairing`.
+def list_pairs(folder: str, *, all_images: bool = False) -> Listing:
+    """Return the pairs below a folder as lists; see `Pairing`.
 
     Raises:
-        SourceError: there is no such folder, or nothing in it can become a pair; it says what was found.
+        SourceError: the folder does not exist, or contains no pairs.
     """
-    pairing = Pairing(folder)
+    pairing = Pairing(folder, all_images=all_images)
     return Listing(list(pairing.pairs()), list(pairing.rejected()), pairing.collisions, pairing.ignored)
 
 
 class Pairing:
     """The pairs below a folder. Hidden files and folders are skipped; links are followed, once.
 
-    The names are kept in a file that goes when this object does, not in memory: there may be millions. What stays in
-    memory are the folders' names, the collisions, and the files that share one stem.
+    File names are kept in a temporary database, because there may be millions. Only the folders' names, the collisions
+    and the files of one stem are in memory.
 
     Attributes:
-        size: how many pairs there are.
-        collisions: stems that several images or caption files have.
-        ignored: suffixes of files that are neither, and how many have them.
+        size: number of pairs.
+        collisions: stems shared by several images or caption files.
+        ignored: suffix → number of files that are neither images nor captions.
+
+    Args:
+        folder: the folder.
+        all_images: whether images without captions are pairs too.
 
     Raises:
-        SourceError: there is no such folder, or nothing in it can become a pair; it says what was found.
+        SourceError: the folder does not exist, or contains no pairs.
         OutputError: the temporary folder is full.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, *, all_images: bool = False) -> None:
         if not os.path.isdir(folder):
-            found = "a file" if os.path.exists(folder) else "nothing there"
+            found = "a file" if os.path.exists(folder) else "it does not exist"
             raise SourceError(f"there is no folder {folder}", found=found)
         self.size = 0
         self.collisions: list[Collision] = []
         self.ignored: Counter[str] = Counter()
         self._folder = folder
+        self._all_images = all_images
         self._folders: list[str] = []
-        # No name: SQLite makes a temporary file, once the names outgrow its cache.
+        # Without a name SQLite uses a temporary file, once the names exceed its cache.
         self._names = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         weakref.finalize(self, self._names.close)
         try:
             self._names.executescript(_TABLES)
-            self._find()
+            self._find_pairs()
         except sqlite3.Error as error:
             raise OutputError(
-                f"the names of the files below {folder} cannot be kept in the temporary folder",
+                f"cannot store the names of the files below {folder} in the temporary folder",
                 found=str(error),
-                next_step="set SQLITE_TMPDIR to a folder with more room",
+                next_step="set SQLITE_TMPDIR to a folder with more space",
             ) from None
 
     def pairs(self) -> Iterator[Pair]:
-        """The pairs, by their images' paths."""
-        for image, captions in self._names.execute("select image, captions from pairs order by image, captions"):
-            yield Pair(_text(image), _text(captions))
+        """Yield the pairs, sorted by the images' paths."""
+        for row in self._names.execute("select image, captions, details from pairs order by image, captions"):
+            yield Pair(*map(_text, row))
 
     def rejected(self) -> Iterator[Rejected]:
-        """Every image and caption file that is in no pair, and why."""
-        for key, reason in self._names.execute("select key, reason from rejected order by place, number"):
+        """Yield every image and caption file that is in no pair, with the reason."""
+        for key, reason in self._names.execute("select key, reason from rejected order by position, number"):
             yield Rejected(_text(key), _text(reason))
 
-    def _find(self) -> None:
+    def _find_pairs(self) -> None:
         self._names.execute("begin")
-        self._names.executemany("insert into files values (?, ?, ?, ?)", self._files())
-        images, captions = self._count(_IMAGE), self._count(_CAPTIONS)
-        if not images or not captions:
-            raise _nothing_to_pair(self._folder, images, captions, self.ignored)
+        self._names.executemany("insert into files values (?, ?, ?, ?, ?)", self._files())
+        images, captions, jsons = self._count(_IMAGE), self._count(_CAPTIONS), self._count(_JSON)
+        if not images or not (captions or jsons or self._all_images):
+            self.ignored.update({JSON_SUFFIX: jsons} if jsons else {})
+            raise _no_pairs_error(self._folder, images, captions, self.ignored)
+        for statement in _SHORTEN_STEMS:
+            self._names.execute(statement)
         collisions: list[tuple[bytes, Collision]] = []
-        self._names.executemany("insert into pairs values (?, ?)", self._paired(collisions))
+        self._names.executemany("insert into pairs values (?, ?, ?)", self._pair_stems(collisions))
         self.collisions = [collision for _, collision in sorted(collisions, key=lambda entry: entry[0])]
+        if not self.size and not captions:
+            raise _no_pairs_error(self._folder, images, captions, self.ignored)
         if not self.size:
             raise SourceError(
                 f"no image in {self._folder} has captions",
                 found=f"{images:,} images and {captions:,} caption files, such as "
                 f"{self._first(_IMAGE)} and {self._first(_CAPTIONS)}; no two share a stem"
-                + (" that is theirs alone" if self.collisions else ""),
+                + (" that no other file has" if self.collisions else ""),
                 allowed="image1.jpg and image1.txt, anywhere below the folder",
             )
         self._names.execute("delete from files")
         self._names.execute("commit")
 
-    def _paired(self, collisions: list[tuple[bytes, Collision]]) -> Iterator[tuple[bytes, bytes]]:
-        """The pairs, by stem. What is rejected goes into its table, the collisions where they are wanted."""
+    def _pair_stems(self, collisions: list[tuple[bytes, Collision]]) -> Iterator[tuple[bytes, bytes, bytes]]:
+        """Yield the pairs, by stem; store rejected files in their table, and append collisions to the list."""
         rows = self._names.execute("select stem, kind, folder, name from files order by stem, kind, folder, name")
         for stem, group in itertools.groupby(rows, key=lambda row: row[0]):
             files = list(group)
-            paths: tuple[list[str], list[str]] = ([], [])
+            paths: tuple[list[str], list[str], list[str]] = ([], [], [])
             for _, kind, number, name in files:
                 paths[kind].append(os.path.join(self._folders[number], _text(name)))
-            listing = Listing([], [], [], self.ignored)
-            _pair_stem(_text(stem), *paths, listing)
-            self.size += len(listing.pairs)
-            for pair in listing.pairs:
-                yield _bytes(pair.image), _bytes(pair.captions)
-            if not listing.rejected and not listing.collisions:
+            found = pair_stem(_text(stem), *paths, all_images=self._all_images)
+            self.ignored.update({JSON_SUFFIX: len(found.unused)} if found.unused else {})
+            self.size += len(found.pairs)
+            for pair in found.pairs:
+                yield _bytes(pair.image), _bytes(pair.captions), _bytes(pair.details)
+            if not found.rejected and not found.collisions:
                 continue
-            # Where the first file of the stem stands in the folder says where what is said of the stem does.
-            place = b"%d %012d " % (files[0][1], files[0][2]) + files[0][3]
+            # Reports follow the order of the first file of each stem.
+            position = b"%d %012d " % (files[0][1], files[0][2]) + files[0][3]
             self._names.executemany(
                 "insert into rejected values (?, ?, ?, ?)",
                 (
-                    (place, number, _bytes(item.key), _bytes(item.reason))
-                    for number, item in enumerate(listing.rejected)
+                    (position, number, _bytes(item.key), _bytes(item.reason))
+                    for number, item in enumerate(found.rejected)
                 ),
             )
-            collisions += [(place, collision) for collision in listing.collisions]
+            collisions += [(position, collision) for collision in found.collisions]
 
-    def _files(self) -> Iterator[tuple[bytes, int, int, bytes]]:
-        """Stem, kind, number of the folder and name of each file. Folders are numbered in order."""
+    def _files(self) -> Iterator[tuple[bytes, bytes | None, int, int, bytes]]:
+        """Yield the stem, the stem of a stem such as `a.jpg`, kind, folder number and name of each file.
+
+        Folders are numbered in order.
+        """
         for relative, name in walk(self._folder):
             if not self._folders or self._folders[-1] != relative:
                 self._folders.append(relative)
             suffix = suffix_of(name)
             if suffix in image_suffixes():
                 kind = _IMAGE
-            elif suffix == CAPTION_SUFFIX:
+            elif suffix in CAPTION_SUFFIXES:
                 kind = _CAPTIONS
+            elif suffix == JSON_SUFFIX:
+                kind = _JSON
             else:
                 self.ignored[suffix or "no suffix"] += 1
                 continue
-            # File systems differ in how they spell é; names that look the same are the same.
+            # File systems differ in how they encode é; names that look the same must be equal.
             stem = unicodedata.normalize("NFC", os.path.splitext(name)[0])
-            yield _bytes(stem), kind, len(self._folders) - 1, _bytes(name)
+            inner = os.path.splitext(stem)[0] if kind != _IMAGE and suffix_of(stem) in image_suffixes() else None
+            yield _bytes(stem), None if inner is None else _bytes(inner), kind, len(self._folders) - 1, _bytes(name)
 
     def _count(self, kind: int) -> int:
         (count,) = self._names.execute("select count(*) from files where kind = ?", (kind,)).fetchone()
@@ -173,17 +182,23 @@ class Pairing:
         return os.path.join(self._folders[number], _text(name))
 
 
-_IMAGE, _CAPTIONS = 0, 1
-#: Names are kept as bytes, for those of files need not be text; these sort as Python sorts the names.
+_IMAGE, _CAPTIONS, _JSON = 0, 1, 2
+#: Names are bytes, because file names need not be valid text; they sort as Python sorts the names.
 _TABLES = """
 pragma journal_mode = off;
 pragma synchronous = off;
 pragma temp_store = file;
 pragma cache_size = -32000;
-create table files (stem blob, kind integer, folder integer, name blob);
-create table pairs (image blob, captions blob);
-create table rejected (place blob, number integer, key blob, reason blob);
+create table files (stem blob, inner_stem blob, kind integer, folder integer, name blob);
+create table pairs (image blob, captions blob, details blob);
+create table rejected (position blob, number integer, key blob, reason blob);
 """
+#: `a.jpg.txt` belongs to `a.jpg`, unless there is an image `a.jpg.png`.
+_SHORTEN_STEMS = (
+    "create table image_stems as select distinct stem from files "
+    "where kind = 0 and stem in (select stem from files where inner_stem is not null)",
+    "update files set stem = inner_stem where inner_stem is not null and stem not in (select stem from image_stems)",
+)
 
 
 def _bytes(name: str) -> bytes:
@@ -194,76 +209,19 @@ def _text(name: bytes) -> str:
     return name.decode("utf-8", "surrogatepass")
 
 
-def _pair_stem(stem: str, images: list[str], captions: list[str], listing: Listing) -> None:
-    if len(images) == 1 and len(captions) == 1:
-        listing.pairs.append(Pair(images[0], captions[0]))
-        return
-    pairs, lone, clashes = _closest(images, captions)
-    listing.pairs.extend(pairs)
-    for group in clashes:
-        for paths, others in ((group.images, group.captions), (group.captions, group.images)):
-            for path in paths:
-                other = next((rival for rival in paths[:2] if rival != path), others[0])
-                listing.rejected.append(Rejected(path, f"name is not unique: {other} claims it too"))
-    rival = pairs[0].image if pairs else clashes[0].images[0] if clashes else ""
-    for paths, reason in ((lone.images, "no caption file"), (lone.captions, "caption file without image")):
-        for path in paths:
-            listing.rejected.append(
-                Rejected(path, f"{reason} of its own: {rival} shares its stem" if rival else reason)
-            )
-    if len(images) > 1 or len(captions) > 1:
-        left_out = len(images) + len(captions) - 2 * len(pairs)
-        outcomes = [f"{len(pairs)} pairs found by folder"] * bool(pairs) + [f"{left_out} left out"] * bool(left_out)
-        listing.collisions.append(Collision(stem, tuple(images + captions), ", ".join(outcomes)))
-
-
-class _Files(NamedTuple):
-    """Images and caption files of one stem in one place."""
-
-    images: list[str]
-    captions: list[str]
-
-
-def _closest(images: list[str], captions: list[str]) -> tuple[list[Pair], _Files, list[_Files]]:
-    """Pair files of one stem, deepest folder first: a folder with one image and one caption file left makes a pair.
-
-    Returns:
-        The pairs; files that found no partner; groups in which any could be any other's.
-    """
-    left: dict[str, _Files] = {}
-    for which, paths in enumerate((images, captions)):
-        for path in paths:
-            folder = os.path.dirname(path)
-            left.setdefault(folder, _Files([], []))[which].append(path)
-            while folder:
-                folder = os.path.dirname(folder)
-                left.setdefault(folder, _Files([], []))
-    pairs: list[Pair] = []
-    clashes: list[_Files] = []
-    for folder in sorted(left, key=lambda name: (-len(name.split(os.sep)) if name else 0, name)):
-        here = left[folder]
-        if len(here.images) == 1 and len(here.captions) == 1:
-            pairs.append(Pair(here.images[0], here.captions[0]))
-        elif here.images and here.captions:
-            clashes.append(here)
-        elif folder:
-            above = left[os.path.dirname(folder)]
-            above.images.extend(here.images)
-            above.captions.extend(here.captions)
-        else:
-            return pairs, here, clashes
-    return pairs, _Files([], []), clashes
-
-
-def _nothing_to_pair(folder: str, images: int, captions: int, ignored: Counter[str]) -> SourceError:
+def _no_pairs_error(folder: str, images: int, captions: int, ignored: Counter[str]) -> SourceError:
     parts = [f"{images:,} images" if images else "", f"{captions:,} caption files" if captions else ""]
     parts += [f"{count:,} {suffix}" for suffix, count in ignored.most_common(5)]
     found = ", ".join(part for part in parts if part)
     if not found:
         return SourceError(f"the folder {folder} is empty", allowed="images and .txt captions that share a stem")
-    missing = "images" if not images else "captions"
+    if not images:
+        return SourceError(
+            f"the folder {folder} contains no images", found=found, allowed="images with a usual suffix, and captions"
+        )
     return SourceError(
-        f"the folder {folder} holds no {missing}",
+        f"the folder {folder} contains no captions",
         found=found,
-        allowed="images of any usual suffix" if missing == "images" else "a .txt beside each image, one caption a line",
+        allowed="a .txt file for each image, with one caption per line; or names of folders that describe the images",
+        next_step=f"lakeclip ingest --caption-template 'a photo of a {{folder}}' {shlex.quote(folder)} LAKE",
     )

@@ -1,25 +1,28 @@
-"""A folder of pairs: on its way into a lake, or read straight from its files. `pairing` says what makes a pair."""
+"""A folder of image-caption pairs, read directly from its files."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Collection, Iterator, Sequence
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Iterator, Sequence
 
 from lakeclip.errors import SourceError
-from lakeclip.lake.rows import Row
-from lakeclip.lake.sources.base import Rejected, Sample
-from lakeclip.lake.sources.captions import parse_captions
-from lakeclip.lake.sources.images import MAX_FILE_BYTES
-from lakeclip.lake.sources.pairing import Pair, Pairing, list_pairs
+from lakeclip.lake.columns import CAPTION_NAMES, match_name
+from lakeclip.lake.encodings import TextDecoder
+from lakeclip.lake.folder.captions import decode_text, parse_captions
+from lakeclip.lake.folder.pairing import list_pairs
+from lakeclip.lake.folder.records import Rejected
+from lakeclip.lake.folder.stems import JSON_SUFFIX, Pair
+from lakeclip.lake.images import MAX_FILE_BYTES
+from lakeclip.lake.rows import Indices, Row, RowSource
+
+#: Limit on the caption files from which their encoding is detected.
+_SAMPLE_FILES = 5_000
 
 
 def read_file(path: str) -> bytes | str:
-    """A file's bytes, or the reason why there are none."""
+    """Return a file's bytes, or the reason why it cannot be read."""
     try:
         size = os.stat(path).st_size
         if not os.path.isfile(path):
@@ -32,55 +35,11 @@ def read_file(path: str) -> bytes | str:
         return f"cannot be read: {error.strerror or error}"
 
 
-class FolderPairs:
-    """A folder of pairs on its way into a lake (a `Source`).
+class FolderSource(RowSource):
+    """The pairs of a folder, read directly from its files.
 
-    Raises:
-        SourceError: nothing in the folder can become a pair.
-    """
-
-    def __init__(self, folder: str, part: str | None = None) -> None:
-        self.name = folder
-        self.part = part if part is not None else os.path.basename(os.path.abspath(folder))
-        self._pairing = Pairing(folder)
-        self.size = self._pairing.size
-        self.position = 0
-        self.collisions = self._pairing.collisions
-        self.ignored = self._pairing.ignored
-        self.mapping: dict[str, str] = {}
-        self.ended: list[tuple[str, int]] = []
-
-    def skip_parts(self, done: Collection[tuple[str, int]]) -> None:
-        """There are none: files may have been added."""
-
-    def __iter__(self) -> Iterator[Sample | Rejected]:
-        for rejected in self._pairing.rejected():
-            yield self._named(rejected)
-        for pair in self._pairing.pairs():
-            self.position += 1
-            item = self._read(pair)
-            yield self._named(item) if isinstance(item, Rejected) else item
-
-    def _named(self, rejected: Rejected) -> Rejected:
-        return rejected._replace(key=f"{self.part}: {rejected.key}")
-
-    def _read(self, pair: Pair) -> Sample | Rejected:
-        image, text = (read_file(os.path.join(self.name, path)) for path in pair)
-        if isinstance(image, str):
-            return Rejected(pair.image, image)
-        if isinstance(text, str):
-            return Rejected(pair.captions, text)
-        captions = parse_captions(text)
-        if not captions:
-            return Rejected(pair.image, f"caption is empty: {pair.captions}")
-        return Sample(pair.image, image, captions, {})
-
-
-class FolderSource:
-    """The pairs of a folder, read straight from its files (a `RowSource`).
-
-    Captions are read on opening, images when asked for; neither is checked further. `rejected` and `collisions` name
-    the files that made no pair.
+    Captions are read when the folder is opened, images on demand; neither is validated. `rejected` and `collisions`
+    list the files that are in no pair, and `notes` says how the captions were decoded.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -92,9 +51,12 @@ class FolderSource:
         self._images: list[str] = []
         self._captions: list[tuple[str, ...]] = []
         digest = hashlib.sha256()
+        decoder = TextDecoder()
         for pair in listing.pairs:
             text = read_file(os.path.join(self.path, pair.captions))
-            captions = parse_captions(text) if isinstance(text, bytes) else ()
+            if isinstance(text, bytes):
+                decoder.prepare(text, lambda: _texts(self.path, listing.pairs[:_SAMPLE_FILES]))
+            captions = _captions(pair.captions, text, decoder) if isinstance(text, bytes) else ()
             size = _size(os.path.join(self.path, pair.image))
             if not captions or not size:
                 why = text if isinstance(text, str) else "caption is empty" if not captions else "empty file"
@@ -103,6 +65,7 @@ class FolderSource:
             self._images.append(pair.image)
             self._captions.append(captions)
             digest.update(f"{pair.image}\0{size}\0{pair.captions}\0{len(text)}\n".encode("utf-8", "surrogateescape"))
+        self.notes = decoder.notes("caption files")
         self.version = f"folder@{digest.hexdigest()[:16]}"
         if not self._images:
             raise SourceError(
@@ -116,16 +79,16 @@ class FolderSource:
     def __repr__(self) -> str:
         return f"FolderSource({self.path!r}, rows={len(self)})"
 
-    def read(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> list[Row]:
-        """The pairs at these indices, in this order.
+    def read(self, indices: Indices, *, with_captions: bool = True) -> list[Row]:
+        """Return the pairs at these indices, in this order.
 
         Raises:
-            SourceError: a file has gone or cannot be read.
+            SourceError: a file is gone or cannot be read.
         """
-        return [Row(int(index), self._image(int(index)), self._captions[int(index)]) for index in indices]
+        return [Row(i, self._image(i), self._captions[i] if with_captions else ()) for i in map(int, indices)]
 
     def column(self, name: str) -> list[object]:
-        """One column: "key" (the image's path), "image", "text" or "captions"."""
+        """Return one column: "key" (the image's path), "image", "text" or "captions"."""
         return [self._value(index, name) for index in range(len(self))]
 
     def __getitem__(self, index: int) -> dict[str, object]:
@@ -147,8 +110,30 @@ class FolderSource:
         path = os.path.join(self.path, self._images[index])
         data = read_file(path)
         if isinstance(data, str):
-            raise SourceError(f"{path} could be read when the folder was opened, and cannot be now", found=data)
+            raise SourceError(f"{path} can no longer be read", found=data)
         return data
+
+
+def _texts(folder: str, pairs: Sequence[Pair]) -> Iterator[bytes]:
+    """Yield the content of caption files."""
+    for pair in pairs:
+        data = read_file(os.path.join(folder, pair.captions))
+        if isinstance(data, bytes):
+            yield data
+
+
+def _captions(path: str, data: bytes, decoder: TextDecoder) -> tuple[str, ...]:
+    """Return the captions in a caption file: lines of a text, or what a JSON file holds under a known name."""
+    if not path.lower().endswith(JSON_SUFFIX):
+        return parse_captions(data, decoder)
+    try:
+        content = json.loads(decode_text(data, decoder))
+    except (ValueError, RecursionError):
+        return ()
+    if isinstance(content, dict):
+        content = content.get(match_name(content, CAPTION_NAMES) or "")
+    texts = content if isinstance(content, list) else [content]
+    return tuple(text for item in texts if isinstance(item, str) and (text := item.strip()))
 
 
 def _size(path: str) -> int:
@@ -159,9 +144,9 @@ def _size(path: str) -> int:
 
 
 def open_folder(folder: str | os.PathLike[str]) -> FolderSource:
-    """Open a folder of pairs for reading, without a lake.
+    """Open a folder of image-caption pairs for reading, without a lake.
 
     Raises:
-        SourceError: nothing in it can become a pair.
+        SourceError: it contains no pairs.
     """
     return FolderSource(folder)

@@ -9,26 +9,26 @@ from lakeclip.errors import SourceError
 
 
 def walk(folder: str) -> Iterator[tuple[str, str]]:
-    """Folder (relative) and name of each file below a folder, in bounded memory.
+    """Yield the folder (relative) and name of each file below a folder, in bounded memory.
 
-    Hidden files and folders are skipped; links are followed, once. The folders come in order, the files in each do not:
-    there may be millions.
+    Hidden files and folders are skipped; links are followed, once. Folders are sorted; the files in each are not,
+    because there may be millions.
 
     Raises:
         SourceError: a folder cannot be read.
     """
     seen: set[tuple[int, int]] = set()
-    waiting = [""]
-    while waiting:
-        relative = waiting.pop()
-        here = os.path.join(folder, relative) if relative else folder
-        status = os.stat(here)
+    pending = [""]
+    while pending:
+        relative = pending.pop()
+        path = os.path.join(folder, relative) if relative else folder
+        status = os.stat(path)
         if (status.st_dev, status.st_ino) in seen:
             continue
         seen.add((status.st_dev, status.st_ino))
         folders = []
         try:
-            with os.scandir(here) as entries:
+            with os.scandir(path) as entries:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
@@ -37,5 +37,5 @@ def walk(folder: str) -> Iterator[tuple[str, str]]:
                     else:
                         yield relative, entry.name
         except OSError as error:
-            raise SourceError(f"cannot read the folder {here}", found=error.strerror or str(error)) from None
-        waiting += [os.path.join(relative, name) for name in sorted(folders, reverse=True)]
+            raise SourceError(f"cannot read the folder {path}", found=error.strerror or str(error)) from None
+        pending += [os.path.join(relative, name) for name in sorted(folders, reverse=True)]

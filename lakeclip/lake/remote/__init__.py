@@ -1,1 +1,1 @@
-"""Rows behind an address: whole chunks fetched once per machine, kept on disk, and waited for when a server is away."""
+"""Remote lakes: whole chunks are fetched once per machine, cached on disk, and waited for while a server is down."""

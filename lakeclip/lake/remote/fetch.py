@@ -1,4 +1,4 @@
-"""Fetching chunks of a remote lake: several at once, each by one process of the machine, for as long as it takes."""
+"""Fetching chunks of a remote lake: several at once, each by one process of the machine, retried during outages."""
 
 from __future__ import annotations
 
@@ -12,65 +12,68 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
+
+from filelock import FileLock
 
 from lakeclip.errors import LakeError
-from lakeclip.lake import deadline, engine
-from lakeclip.lake.remote.cache import Cache, Chunk, Held, Lock, Stored
-from lakeclip.lake.trouble import Trouble, explain_trouble, trouble
+from lakeclip.lake import engine, timeouts
+from lakeclip.lake.remote.cache import ChunkCache
+from lakeclip.lake.remote.chunk_file import Chunk, ChunkFile, MemoryChunk
+from lakeclip.lake.storage_errors import StorageFailure, classify_failure, storage_error
 
 _log = logging.getLogger(__name__)
+
+ChunkValues: TypeAlias = MemoryChunk | ChunkFile
 
 #: Seconds for which a run waits for a server that does not answer, before it ends.
 PATIENCE_VARIABLE = "LAKECLIP_REMOTE_PATIENCE"
 
+#: Pending requests per process.
 PARALLEL = 4
-"""Requests on their way at once, per process."""
-DEADLINE_SECONDS = 30.0
-"""For one request of some 8 MB; doubled, up to eight times, when it was not enough."""
+#: Time limit of one request of some 8 MB; doubled at each failure, up to eight times.
+REQUEST_SECONDS = 30.0
+#: Time limit for opening the dataset during an outage: a few small requests, which show whether the server is back.
 OPEN_SECONDS = 10.0
-"""For opening the dataset in the course of a run: a few small requests, which also show whether the server is back."""
+#: After so long without any progress, the user is told.
 NOTICE_SECONDS = 10.0
-"""Without any progress for so long, the user is told."""
+#: Patience with failures that waiting rarely mends: refused credentials (they may be renewed), unknown errors.
 SHORT_PATIENCE_SECONDS = 60.0
-"""For what waiting rarely mends: credentials that were refused (they may be being renewed), errors of unknown kinds."""
 
 _PATIENCE_SECONDS = 600.0
-_LONGEST_PAUSE = 5.0
+_MAX_PAUSE_SECONDS = 5.0
 _IDLE_SECONDS = 5.0
-_FORK_SECONDS = 10.0
-_MOST_OPEN = 128
-_MOST_HELD_BYTES = 512 * 2**20
+_MAX_OPEN_CHUNKS = 128
+_MAX_MEMORY_BYTES = 512 * 2**20
 
 
 @dataclass
 class _Request:
     future: Any
-    lock: Lock | None
+    lock: FileLock | None
     started: float
     deadline: float
 
 
 @dataclass
 class _Outage:
-    since: float
-    kind: Trouble
-    said: str
+    failure: StorageFailure
+    message: str
     attempts: int
-    last: float
+    last_failure: float
 
     @property
-    def next_try(self) -> float:
-        return self.last + min(0.25 * 2.0 ** min(self.attempts, 10), _LONGEST_PAUSE)
+    def next_attempt(self) -> float:
+        return self.last_failure + min(0.25 * 2.0 ** min(self.attempts, 10), _MAX_PAUSE_SECONDS)
 
 
 class Fetcher:
-    """Gets chunks of one version of a lake, for one process: from the machine's cache, else from the server.
+    """Reader of chunks of one version of a lake, for one process: from the machine's cache, or from the server.
 
     Args:
         path: the lake's path.
         version: "ID@VERSION".
-        encoded: columns that have to be read as the bytes they are stored in.
+        encoded: columns to read as encoded bytes.
     """
 
     def __init__(self, path: str, version: str, encoded: frozenset[str]) -> None:
@@ -78,177 +81,171 @@ class Fetcher:
         self._version = version
         self._encoded = encoded
         endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
-        self._cache = Cache(f"{endpoint} {path} {version}")
+        self._cache = ChunkCache(f"{endpoint} {path} {version}")
         self._state = threading.Condition()
-        self._wanted: OrderedDict[Chunk, None] = OrderedDict()
-        self._hinted: OrderedDict[Chunk, None] = OrderedDict()
-        self._open: OrderedDict[Chunk, Held | Stored] = OrderedDict()
-        self._running: dict[Chunk, _Request] = {}
+        self._needed: OrderedDict[Chunk, None] = OrderedDict()
+        self._prefetched: OrderedDict[Chunk, None] = OrderedDict()
+        self._open: OrderedDict[Chunk, ChunkValues] = OrderedDict()
+        self._requests: dict[Chunk, _Request] = {}
         self._thread: threading.Thread | None = None
         self._is_busy = self._is_paused = False
         self._dataset: Any = None
         self._outage: _Outage | None = None
-        self._progress = 0.0
+        self._last_progress = 0.0
         _fetchers.add(self)
 
-    def take(self, chunks: Sequence[Chunk]) -> list[Held | Stored]:
-        """The values of chunks, once they are all here.
+    def get(self, chunks: Sequence[Chunk]) -> list[ChunkValues]:
+        """Return the values of chunks; wait until all of them have arrived.
 
         Args:
             chunks: no more of them than can be open at once.
 
         Raises:
-            LakeError: the server has not answered for as long as the user's patience lasts, or answers that there is no
-                such data, or that it may not be read.
+            LakeError: the server has not answered for as long as the user's patience lasts, or it answers that the data
+                does not exist or may not be read.
         """
-        assert len(chunks) <= _MOST_OPEN // 2
-        notice = _Notice(self._path, self._cache)
-        began = time.monotonic()
-        found: dict[Chunk, Held | Stored] = {}
+        assert len(chunks) <= _MAX_OPEN_CHUNKS // 2
+        notice = _OutageNotice(self._path, self._cache)
+        start = time.monotonic()
+        found: dict[Chunk, ChunkValues] = {}
         with self._state:
             try:
-                while missing := [chunk for chunk in chunks if chunk not in found and not self._recall(chunk, found)]:
+                while missing := [chunk for chunk in chunks if chunk not in found and not self._look_up(chunk, found)]:
                     for chunk in missing:
-                        self._wanted[chunk] = None
-                        self._hinted.pop(chunk, None)
-                    self._work()
+                        self._needed[chunk] = None
+                        self._prefetched.pop(chunk, None)
+                    self._wake_thread()
                     self._state.wait(0.25)
-                    self._judge(max(began, self._progress), notice)
+                    self._check_patience(max(start, self._last_progress), notice)
             finally:
                 for chunk in chunks:
-                    self._wanted.pop(chunk, None)
+                    self._needed.pop(chunk, None)
                 notice.end(is_over=len(found) == len(chunks))
         return [found[chunk] for chunk in chunks]
 
-    def hint(self, chunks: Iterable[Chunk]) -> None:
-        """Begin to fetch chunks that will be wanted, and return at once."""
+    def prefetch(self, chunks: Iterable[Chunk]) -> None:
+        """Start to fetch chunks that will be needed soon, and return at once."""
         with self._state:
             for chunk in chunks:
-                if chunk not in self._open and chunk not in self._wanted and not self._cache.has(chunk):
-                    self._hinted[chunk] = None
-            if self._hinted:
-                self._work()
+                if chunk not in self._open and chunk not in self._needed and not self._cache.has(chunk):
+                    self._prefetched[chunk] = None
+            if self._prefetched:
+                self._wake_thread()
 
-    def forget(self, chunk: Chunk) -> None:
-        """Do not trust what is here of a chunk."""
+    def discard(self, chunk: Chunk) -> None:
+        """Remove a chunk that turned out to be damaged."""
         with self._state:
             self._open.pop(chunk, None)
             self._cache.remove(chunk)
 
     def pause(self, seconds: float) -> None:
-        """Finish what is on its way, and start nothing new until `go_on`."""
+        """Wait until all requests are answered, up to this long, and start no new ones until `resume`."""
         with self._state:
             self._is_paused = True
-            self._hinted.clear()
-            self._state.wait_for(lambda: not self._running and not self._is_busy, seconds)
+            self._prefetched.clear()
+            self._state.wait_for(lambda: not self._requests and not self._is_busy, seconds)
 
-    def go_on(self) -> None:
-        """See `pause`."""
+    def resume(self) -> None:
+        """Start requests again after `pause`."""
         with self._state:
             self._is_paused = False
             self._state.notify_all()
 
-    def leave_to_parent(self) -> None:
-        """In a forked process: let its parent's locks be its parent's alone."""
-        for request in self._running.values():
-            if request.lock is not None:
-                request.lock.close()
-
     # ── in the caller's thread ────────────────────────────────────────────────────────────────────────────────────
 
-    def _recall(self, chunk: Chunk, found: dict[Chunk, Held | Stored]) -> bool:
+    def _look_up(self, chunk: Chunk, found: dict[Chunk, ChunkValues]) -> bool:
         values = self._open.get(chunk) or self._cache.load(chunk)
         if values is None:
             return False
         found[chunk] = values
-        self._remember(chunk, values)
+        self._keep_open(chunk, values)
         return True
 
-    def _remember(self, chunk: Chunk, values: Held | Stored) -> None:
+    def _keep_open(self, chunk: Chunk, values: ChunkValues) -> None:
         self._open[chunk] = values
         self._open.move_to_end(chunk)
-        held = sum(other.num_bytes for other in self._open.values())
-        while len(self._open) > _MOST_OPEN or (held > _MOST_HELD_BYTES and len(self._open) > 1):
+        num_bytes = sum(other.num_bytes for other in self._open.values())
+        while len(self._open) > _MAX_OPEN_CHUNKS or (num_bytes > _MAX_MEMORY_BYTES and len(self._open) > 1):
             _, oldest = self._open.popitem(last=False)
-            held -= oldest.num_bytes
+            num_bytes -= oldest.num_bytes
 
-    def _judge(self, quiet_since: float, notice: _Notice) -> None:
-        """Whether to wait on. Nothing has come since `quiet_since`."""
-        now = time.monotonic()
+    def _check_patience(self, last_progress: float, notice: _OutageNotice) -> None:
+        """Raise if nothing has arrived for too long; tell the user if it takes long."""
+        quiet_seconds = time.monotonic() - last_progress
         outage = self._outage
-        patience = _patience()
+        patience = _patience_seconds()
         if outage is not None:
-            if outage.kind is Trouble.MISSING and outage.attempts >= 2:
+            if outage.failure is StorageFailure.MISSING and outage.attempts >= 2:
                 patience = 0.0
-            elif outage.kind in (Trouble.DENIED, Trouble.OTHER):
+            elif outage.failure in (StorageFailure.DENIED, StorageFailure.OTHER):
                 patience = min(patience, SHORT_PATIENCE_SECONDS)
-        if now - quiet_since > patience:
-            raise explain_trouble(
-                outage.kind if outage is not None else Trouble.NETWORK,
+        if quiet_seconds > patience:
+            raise storage_error(
+                outage.failure if outage is not None else StorageFailure.NETWORK,
                 self._path,
-                f"{outage.said if outage is not None else 'no answer'}; waited {now - quiet_since:.0f} s",
-                f"${PATIENCE_VARIABLE} is how many seconds to wait for it",
+                f"{outage.message if outage is not None else 'no answer'}; waited {quiet_seconds:.0f} s",
+                f"set {PATIENCE_VARIABLE} to the seconds to wait",
             )
-        if now - quiet_since > NOTICE_SECONDS:
-            notice.begin(now - quiet_since, patience, f" ({outage.said})" if outage is not None else "")
+        if quiet_seconds > NOTICE_SECONDS:
+            notice.begin(quiet_seconds, patience, f" ({outage.message})" if outage is not None else "")
 
-    def _work(self) -> None:
+    def _wake_thread(self) -> None:
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._run, name="lake fetch", daemon=True)
             self._thread.start()
         self._state.notify_all()
 
-    # ── in the thread ─────────────────────────────────────────────────────────────────────────────────────────────
+    # ── in the fetching thread ────────────────────────────────────────────────────────────────────────────────────
 
     def _run(self) -> None:
         while True:
             with self._state:
                 self._is_busy = False
                 self._state.notify_all()
-                while not self._running and (self._is_paused or not (self._wanted or self._hinted)):
-                    if not self._state.wait(_IDLE_SECONDS) and not self._is_paused and not self._wanted:
+                while not self._requests and (self._is_paused or not (self._needed or self._prefetched)):
+                    if not self._state.wait(_IDLE_SECONDS) and not self._is_paused and not self._needed:
                         self._thread = None
                         return
                 self._is_busy = True
-                chunks = [] if self._is_paused else [*self._wanted, *self._hinted]
-            if not self._collect() and not self._start(chunks):
+                chunks = [] if self._is_paused else [*self._needed, *self._prefetched]
+            if not self._collect_answers() and not self._start_requests(chunks):
                 time.sleep(0.01)
 
-    def _collect(self) -> bool:
-        """Take what has come."""
-        has_come = False
-        for chunk, request in list(self._running.items()):
+    def _collect_answers(self) -> bool:
+        """Handle the requests that have been answered or have timed out; return True if any was answered."""
+        any_answered = False
+        for chunk, request in list(self._requests.items()):
             if request.future.is_completed():
-                has_come = True
+                any_answered = True
                 try:
                     values = request.future.result()
                     if len(values) != chunk.stop - chunk.start:
                         raise ValueError(f"{len(values)} values instead of {chunk.stop - chunk.start}")
                 except Exception as error:
-                    self._failed(chunk, request, error)
+                    self._on_failure(chunk, request, error)
                 else:
-                    self._came(chunk, request, values)
+                    self._on_success(chunk, request, values)
             elif time.monotonic() > request.deadline:
                 seconds = request.deadline - request.started
-                self._failed(chunk, request, deadline.TookTooLongError(f"no answer for {seconds:g} s"))
-        return has_come
+                self._on_failure(chunk, request, timeouts.RequestTimeoutError(f"no answer for {seconds:g} s"))
+        return any_answered
 
-    def _start(self, chunks: Sequence[Chunk]) -> bool:
-        """Ask for what is not on its way."""
-        has_started = False
+    def _start_requests(self, chunks: Sequence[Chunk]) -> bool:
+        """Request the chunks that are not requested yet, within the limits; return True if any was started."""
+        any_started = False
         for chunk in chunks:
             outage = self._outage
             # One request is enough to learn whether the server is back.
-            if len(self._running) >= (PARALLEL if outage is None else 1):
+            if len(self._requests) >= (PARALLEL if outage is None else 1):
                 break
-            if outage is not None and time.monotonic() < outage.next_try:
+            if outage is not None and time.monotonic() < outage.next_attempt:
                 break
-            if chunk not in self._running:
-                has_started |= self._start_one(chunk)
-        return has_started
+            if chunk not in self._requests:
+                any_started |= self._start_request(chunk)
+        return any_started
 
-    def _start_one(self, chunk: Chunk) -> bool:
-        if self._from_cache(chunk):
+    def _start_request(self, chunk: Chunk) -> bool:
+        if self._use_cached(chunk):
             return True
         lock = None
         if self._cache.is_on:
@@ -257,16 +254,16 @@ class Fetcher:
             except OSError:
                 pass  # then each process fetches for itself
             else:
-                if lock is None:  # another process is at it
+                if lock is None:  # another process is fetching it
                     with self._state:
-                        self._hinted.pop(chunk, None)
+                        self._prefetched.pop(chunk, None)
                     return False
-        if self._from_cache(chunk):  # it was just done
-            if lock is not None:
-                lock.release()
+        if self._use_cached(chunk):  # another process has just fetched it
+            self._unlock(lock)
             return True
         now = time.monotonic()
-        request = _Request(None, lock, now, now + DEADLINE_SECONDS * 2 ** min(self._attempts, 3))
+        attempts = self._outage.attempts if self._outage is not None else 0
+        request = _Request(None, lock, now, now + REQUEST_SECONDS * 2 ** min(attempts, 3))
         try:
             if self._dataset is None:
                 self._dataset = engine.open_version(
@@ -276,99 +273,102 @@ class Fetcher:
             read = column.get_bytes_async if chunk.column in self._encoded else column.get_async
             request.future = read(slice(chunk.start, chunk.stop))
         except Exception as error:
-            self._failed(chunk, request, error)
+            self._on_failure(chunk, request, error)
         else:
-            deadline.watch(request.future)
+            timeouts.track_request(request.future)
             request.deadline += time.monotonic() - now
             with self._state:
-                self._running[chunk] = request
+                self._requests[chunk] = request
         return True
 
-    @property
-    def _attempts(self) -> int:
-        return self._outage.attempts if self._outage is not None else 0
+    def _unlock(self, lock: FileLock | None) -> None:
+        if lock is not None:
+            self._cache.unlock(lock)
 
-    def _from_cache(self, chunk: Chunk) -> bool:
-        stored = self._cache.load(chunk)
-        if stored is None:
+    def _use_cached(self, chunk: Chunk) -> bool:
+        file = self._cache.load(chunk)
+        if file is None:
             return False
         with self._state:
-            self._arrived(chunk, stored)
+            self._publish(chunk, file)
         return True
 
-    def _came(self, chunk: Chunk, request: _Request, values: Any) -> None:
-        stored = self._cache.store(chunk, values)
-        if request.lock is not None:
-            request.lock.release()
+    def _on_success(self, chunk: Chunk, request: _Request, values: Any) -> None:
+        file = self._cache.store(chunk, values)
+        self._unlock(request.lock)
         with self._state:
             self._outage = None
-            self._running.pop(chunk, None)
-            self._arrived(chunk, stored or Held(values))
+            self._requests.pop(chunk, None)
+            self._publish(chunk, file or MemoryChunk(values))
 
-    def _arrived(self, chunk: Chunk, values: Held | Stored) -> None:
-        self._progress = time.monotonic()
-        self._hinted.pop(chunk, None)
-        if self._wanted.pop(chunk, "no") is None or isinstance(values, Held):
-            self._remember(chunk, values)
+    def _publish(self, chunk: Chunk, values: ChunkValues) -> None:
+        self._last_progress = time.monotonic()
+        self._prefetched.pop(chunk, None)
+        is_needed = chunk in self._needed
+        self._needed.pop(chunk, None)
+        if is_needed or isinstance(values, MemoryChunk):
+            self._keep_open(chunk, values)
         self._state.notify_all()
 
-    def _failed(self, chunk: Chunk, request: _Request, error: Exception) -> None:
-        if request.lock is not None:
-            request.lock.release()
-        self._dataset = None  # a failed read leaves the handle unable to read that chunk ever again
-        now = time.monotonic()
-        kind = trouble(error)
-        said = error.found or error.what if isinstance(error, LakeError) else engine.one_line(error)
+    def _on_failure(self, chunk: Chunk, request: _Request, error: Exception) -> None:
+        self._unlock(request.lock)
+        self._dataset = None  # after a failed read the handle can never read that chunk again
+        message = error.found or error.what if isinstance(error, LakeError) else engine.one_line(error)
         with self._state:
-            self._running.pop(chunk, None)
-            self._hinted.pop(chunk, None)
+            self._requests.pop(chunk, None)
+            self._prefetched.pop(chunk, None)
             before = self._outage
-            # Requests that were on their way together fail together: that is one failure.
-            again = before is not None and request.started < before.last
-            attempts = (before.attempts if before is not None else 0) + (0 if again else 1)
-            self._outage = _Outage(now if before is None else before.since, kind, said, attempts, now)
+            # Requests that were pending together fail together: that counts as one failure.
+            is_same = before is not None and request.started < before.last_failure
+            attempts = (before.attempts if before is not None else 0) + (0 if is_same else 1)
+            self._outage = _Outage(classify_failure(error), message, attempts, time.monotonic())
             self._state.notify_all()
 
 
-class _Notice:
-    """What the user is told of an outage: that the run waits, and that it goes on. By one process of the machine."""
+class _OutageNotice:
+    """Log messages about an outage, when it is noticed and when it has ended, from one process of the machine."""
 
-    def __init__(self, path: str, cache: Cache) -> None:
+    def __init__(self, path: str, cache: ChunkCache) -> None:
         self._path = path
         self._cache = cache
-        self._began = time.time()
-        self._told_at: float | None = None
-        self._lock: Lock | None = None
+        self._created = time.time()
+        self._outage_start: float | None = None
+        self._lock: FileLock | None = None
         self._is_silent = False
 
-    def begin(self, seconds: float, patience: float, said: str) -> None:
-        if self._told_at is not None or self._is_silent:
+    def begin(self, quiet_seconds: float, patience: float, reason: str) -> None:
+        if self._outage_start is not None or self._is_silent:
             return
         if self._cache.is_on:
             with contextlib.suppress(OSError):
-                self._lock = self._cache.lock("waiting")
-                if self._lock is None:
+                lock = self._cache.lock("waiting")
+                if lock is None:  # another process has told the user
                     return
-                if self._cache.last_outage() > self._began:
-                    self._is_silent = True  # it was told, and is over
-                    self._lock.release()
+                if self._cache.last_outage_end() > self._created:
+                    self._is_silent = True  # another process has told the user, and the outage is over
+                    self._cache.unlock(lock)
                     return
-        self._told_at = time.monotonic() - seconds
+                self._lock = lock
+        self._outage_start = time.monotonic() - quiet_seconds
         _log.warning(
-            "%s has not answered for %.0f s%s; waiting for it, up to %.0f s", self._path, seconds, said, patience
+            "%s has not answered for %.0f s%s; waiting for it, up to %.0f s",
+            self._path,
+            quiet_seconds,
+            reason,
+            patience,
         )
 
     def end(self, *, is_over: bool) -> None:
-        if self._told_at is None:
+        if self._outage_start is None:
             return
         if is_over:
-            _log.warning("%s answers again, after %.0f s", self._path, time.monotonic() - self._told_at)
-        self._cache.note_outage()
+            _log.warning("%s answers again, after %.0f s", self._path, time.monotonic() - self._outage_start)
+        self._cache.note_outage_end()
         if self._lock is not None:
-            self._lock.release()
+            self._cache.unlock(self._lock)
 
 
-def _patience() -> float:
+def _patience_seconds() -> float:
     try:
         return float(os.environ[PATIENCE_VARIABLE])
     except (KeyError, ValueError):
@@ -377,30 +377,29 @@ def _patience() -> float:
 
 # Deep Lake crashes when a process is forked, or ends, while it reads.
 _fetchers: weakref.WeakSet[Fetcher] = weakref.WeakSet()
+_inherited: list[Fetcher] = []
 
 
-def _before_fork() -> None:
+def _pause(seconds: float) -> None:
     for fetcher in list(_fetchers):
-        fetcher.pause(_FORK_SECONDS)
+        fetcher.pause(seconds)
 
 
-def _in_parent() -> None:
+def _resume() -> None:
     for fetcher in list(_fetchers):
-        fetcher.go_on()
+        fetcher.resume()
 
 
-def _in_child() -> None:
+def _forget_in_child() -> None:
+    # Kept alive, not dropped: Deep Lake's destructors need threads that a forked process does not have.
     _inherited.extend(_fetchers)
-    for fetcher in _inherited:
-        fetcher.leave_to_parent()
     _fetchers.clear()
 
 
-_inherited: list[Fetcher] = []
-os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)
+timeouts.on_fork(_pause, _resume)
+os.register_at_fork(after_in_child=_forget_in_child)
 
 
 @atexit.register
-def _end() -> None:
-    for fetcher in list(_fetchers):
-        fetcher.pause(deadline.EXIT_SECONDS)
+def _pause_at_exit() -> None:
+    _pause(timeouts.EXIT_SECONDS)

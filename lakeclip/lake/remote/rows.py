@@ -1,7 +1,7 @@
-"""Rows of a lake behind an address, read through a cache on the local disk that all processes of the machine share.
+"""Rows of a remote lake, read through a cache on the local disk that all processes of the machine share.
 
 Deep Lake reads a slice by fetching the whole chunks under it, some 8 MB each, and rows at random one request at a time.
-So whole chunks are fetched, each once per machine (`fetch.py`), kept on disk (`cache.py`), and rows taken from there.
+So whole chunks are fetched, each once per machine (`fetch.py`), and cached on disk (`cache.py`).
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lakeclip.errors import LakeError
-from lakeclip.lake.remote.cache import Chunk, DamagedChunkError
+from lakeclip.lake.remote.chunk_file import Chunk, DamagedChunkError
 from lakeclip.lake.remote.fetch import Fetcher
 
-#: Rows to a chunk where Deep Lake does not say where its own end.
+#: Rows per chunk if Deep Lake does not say where its own chunks end.
 FALLBACK_ROWS = 256
 
-_TOGETHER = 32
-_MOST_HINTS = 512
+_CHUNKS_AT_ONCE = 32
+_MAX_PREFETCHED = 512
 
 
 class RemoteRows:
@@ -31,7 +31,7 @@ class RemoteRows:
         path: the lake's path.
         version: "ID@VERSION" of the dataset.
         columns: name → type.
-        dataset: the opened dataset; only asked where its chunks end, which costs no request.
+        dataset: the opened dataset; it tells where its chunks end, without a request.
     """
 
     def __init__(self, path: str, version: str, columns: dict[str, str], dataset: Any) -> None:
@@ -46,7 +46,7 @@ class RemoteRows:
         return {**self.__dict__, "_fetcher": None}
 
     def values(self, name: str, rows: NDArray[np.int64]) -> list[Any]:
-        """Values of a column, in the order of `rows`.
+        """Return the values of a column, in the order of `rows`.
 
         Raises:
             LakeError: they cannot be fetched.
@@ -55,33 +55,35 @@ class RemoteRows:
         numbers = np.searchsorted(ends, rows, side="right")
         needed = np.unique(numbers)
         found: list[Any] = [None] * len(rows)
-        if len(needed) > _TOGETHER:
-            self._hint(name, needed)
-        for start in range(0, len(needed), _TOGETHER):
-            together = needed[start : start + _TOGETHER]
-            chunks = [_chunk(name, ends, number) for number in together.tolist()]
-            self._own_fetcher.take(chunks)  # at once, not one by one
-            for number, chunk in zip(together.tolist(), chunks, strict=True):
-                places = np.flatnonzero(numbers == number)
-                for place, value in zip(places.tolist(), self._take(chunk, rows[places] - chunk.start), strict=True):
-                    found[place] = value
+        if len(needed) > _CHUNKS_AT_ONCE:
+            self._prefetch_chunks(name, needed)
+        for start in range(0, len(needed), _CHUNKS_AT_ONCE):
+            batch = needed[start : start + _CHUNKS_AT_ONCE]
+            chunks = [_chunk(name, ends, number) for number in batch.tolist()]
+            self._own_fetcher.get(chunks)  # at once, not one by one
+            for number, chunk in zip(batch.tolist(), chunks, strict=True):
+                positions = np.flatnonzero(numbers == number)
+                values = self._read(chunk, rows[positions] - chunk.start)
+                for position, value in zip(positions.tolist(), values, strict=True):
+                    found[position] = value
         return found
 
     def prefetch(self, names: Iterable[str], rows: NDArray[np.int64]) -> None:
-        """Begin to fetch what these rows of some columns need, and return at once."""
+        """Start to fetch these rows of some columns, and return at once."""
         for name in names:
-            self._hint(name, np.unique(np.searchsorted(self._ends[name], rows, side="right")))
+            self._prefetch_chunks(name, np.unique(np.searchsorted(self._ends[name], rows, side="right")))
 
-    def _hint(self, name: str, numbers: NDArray[np.int64]) -> None:
-        self._own_fetcher.hint(_chunk(name, self._ends[name], number) for number in numbers[:_MOST_HINTS].tolist())
+    def _prefetch_chunks(self, name: str, numbers: NDArray[np.int64]) -> None:
+        chunks = (_chunk(name, self._ends[name], number) for number in numbers[:_MAX_PREFETCHED].tolist())
+        self._own_fetcher.prefetch(chunks)
 
-    def _take(self, chunk: Chunk, places: NDArray[np.int64]) -> list[Any]:
+    def _read(self, chunk: Chunk, indices: NDArray[np.int64]) -> list[Any]:
         for _ in range(3):
-            (values,) = self._own_fetcher.take([chunk])
+            (values,) = self._own_fetcher.get([chunk])
             try:
-                return values.take(places.tolist())
+                return values.read(indices.tolist())
             except (DamagedChunkError, OSError):
-                self._own_fetcher.forget(chunk)
+                self._own_fetcher.discard(chunk)
         raise LakeError(
             f"the cache of the lake at {self._path} cannot be read back",
             found=f"{chunk.file_name} was damaged three times",
@@ -90,7 +92,7 @@ class RemoteRows:
 
     @property
     def _own_fetcher(self) -> Fetcher:
-        """Of this process: threads and requests do not survive a fork."""
+        """Fetcher of this process: threads and requests do not survive a fork."""
         if self._fetcher is None or self._process != os.getpid():
             self._fetcher = Fetcher(self._path, self._version, self._encoded)
             self._process = os.getpid()
@@ -98,9 +100,10 @@ class RemoteRows:
 
 
 def chunk_ends(dataset: Any, name: str) -> NDArray[np.int64]:
-    """Where each chunk of a column ends, in rows.
+    """Return the row at which each chunk of a column ends.
 
-    Deep Lake has no public word for it. Without a sane one, runs of rows do: then some chunks are fetched twice.
+    Deep Lake has no public API for it. If its private one gives nothing sensible, runs of `FALLBACK_ROWS` rows are used
+    and some of Deep Lake's chunks are fetched twice.
     """
     total = len(dataset)
     try:

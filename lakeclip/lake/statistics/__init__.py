@@ -1,1 +1,1 @@
-"""What is in a lake: figures over its rows, and rows to look at."""
+"""Statistics of a lake: numbers over its rows, and sample rows to show."""

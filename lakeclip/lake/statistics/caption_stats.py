@@ -1,4 +1,4 @@
-"""Taking in a lake's captions, image sizes and other values block by block, and what they come to in the end."""
+"""Statistics of captions, image sizes and duplicates, computed block by block."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lakeclip.lake.survey.tally import MostCommon, Repeats
+from lakeclip.lake.statistics.counters import MostCommon, RepeatCounter
 
-#: Shorter sides that matter: what is smaller is blown up to train on.
+#: Image sizes of training: images whose shorter side is smaller are enlarged.
 SMALL_SIDES = (64, 224)
-#: Shapes by width / height: name → below which ratio.
+#: Aspect ratios (width / height): name → upper limit.
 SHAPES = {
     "taller than 1:2": 0.5,
     "1:2 to 4:5": 0.8,
@@ -21,17 +21,17 @@ SHAPES = {
     "5:4 to 2:1": 2.0,
     "wider than 2:1": float("inf"),
 }
-#: How many examples of anything are kept.
-SHOWN = 5
-_LONGEST = 300
+#: Number of examples that are kept.
+NUM_EXAMPLES = 5
+_MAX_CHARACTERS = 300
 
 
 class TokenCount(NamedTuple):
-    """How a model will read captions.
+    """Function that counts a caption's tokens, and the context length of the model.
 
     Attributes:
-        count: tokens of a caption, start and end included.
-        limit: more than this are cut off.
+        count: returns the number of tokens of a caption, start and end included.
+        limit: the context length; longer captions are truncated.
     """
 
     count: Callable[[str], int]
@@ -40,13 +40,13 @@ class TokenCount(NamedTuple):
 
 @dataclass
 class Duplicates:
-    """How often the same comes again.
+    """Share of duplicates among captions or images.
 
     Attributes:
-        rows: how many were compared.
-        share: of those, how many are not the only one of their kind.
-        is_estimate: whether that is from a part of them, there being too many for memory.
-        common: the most common ones and their counts; of an estimate, counts are lower bounds.
+        rows: number of rows that were compared.
+        share: share of rows whose value occurs more than once.
+        is_estimate: True if the share comes from a sample, because there are too many values for the memory.
+        common: the most common values and their counts; lower bounds if the share is an estimate.
     """
 
     rows: int
@@ -56,28 +56,31 @@ class Duplicates:
 
 
 class DuplicateCounter:
-    """Finds out how many images are there more than once."""
+    """Counter of images that occur more than once."""
 
     def __init__(self) -> None:
-        self._seen = Repeats()
+        self._seen = RepeatCounter()
         self._rows = 0
 
     def add(self, image: bytes) -> None:
-        """Take in an image, or what stands for it."""
+        """Count an image, given as its bytes or as its checksum and size."""
         self._seen.add(image)
         self._rows += 1
 
     def result(self) -> Duplicates:
-        """What has been found."""
+        """Return the duplicates among the images so far."""
         return Duplicates(self._rows, self._seen.share, not self._seen.is_exact)
 
 
-class CaptionCensus:
-    """Takes in captions.
+class CaptionStats:
+    """Statistics of captions.
+
+    Args:
+        tokens: counts tokens; None to leave them out.
 
     Attributes:
-        per_row: captions of a row → rows, of those that have any.
-        words, characters, tokens: length → captions.
+        per_row: number of captions → number of rows, for rows that have any.
+        words, characters, tokens: length → number of captions.
         truncated: a few captions with too many tokens.
     """
 
@@ -87,13 +90,13 @@ class CaptionCensus:
         self.characters: Counter[int] = Counter()
         self.tokens: Counter[int] = Counter()
         self.truncated: list[str] = []
-        self._read = tokens
-        # Both exact up to the same number of distinct captions.
-        self._repeats, self._common = Repeats(200_000), MostCommon[str](100_000)
+        self._token_count = tokens
+        # Both are exact up to the same number of distinct captions.
+        self._repeats, self._common = RepeatCounter(200_000), MostCommon[str](100_000)
         self._first: list[str] = []
 
     def add(self, captions: Sequence[tuple[str, ...]]) -> None:
-        """Take in those of some rows."""
+        """Add the captions of some rows."""
         first = [texts[0] for texts in captions if texts]
         self._common.add(first)
         for text in first:
@@ -102,36 +105,36 @@ class CaptionCensus:
         texts = [text for row in captions for text in row]
         self.words.update(len(text.split()) for text in texts)
         self.characters.update(len(text) for text in texts)
-        if self._read is not None:
-            lengths = [self._read.count(text) for text in texts]
+        if self._token_count is not None:
+            lengths = [self._token_count.count(text) for text in texts]
             self.tokens.update(lengths)
-            cut = [text for text, length in zip(texts, lengths, strict=True) if length > self._read.limit]
-            self.truncated = list(dict.fromkeys([*self.truncated, *cut]))[:SHOWN]
-        self._first += evenly(first)
+            truncated = [text for text, length in zip(texts, lengths, strict=True) if length > self._token_count.limit]
+            self.truncated = list(dict.fromkeys([*self.truncated, *truncated]))[:NUM_EXAMPLES]
+        self._first += pick_evenly(first)
         if len(self._first) > 1000:
             self._first = self._first[::2]
 
     @property
     def examples(self) -> list[str]:
-        """A few first captions from everywhere."""
-        return [shorten(text) for text in evenly(self._first)]
+        """A few rows' first captions, evenly spread over the lake."""
+        return [truncate(text) for text in pick_evenly(self._first)]
 
     def duplicates(self) -> Duplicates:
-        """Of first captions."""
-        common = [(shorten(text), count) for text, count in self._common.top(SHOWN) if count > 1]
+        """Return the duplicates among the rows' first captions."""
+        common = [(truncate(text), count) for text, count in self._common.most_common(NUM_EXAMPLES) if count > 1]
         return Duplicates(self.per_row.total(), self._repeats.share, not self._repeats.is_exact, common)
 
 
-class SizeCensus:
-    """Takes in formats and sizes.
+class SizeStats:
+    """Statistics of image formats and sizes.
 
     Attributes:
-        rows: how many.
-        formats: format → images.
-        widths, heights: pixels → images.
-        common: (width, height) → images.
-        shapes: images by their proportions.
-        small: pixels → images whose shorter side has fewer.
+        rows: number of rows.
+        formats: format → number of images.
+        widths, heights: pixels → number of images.
+        common: (width, height) → number of images.
+        shapes: aspect ratio → number of images.
+        small: pixels → number of images whose shorter side is smaller.
     """
 
     def __init__(self) -> None:
@@ -144,7 +147,7 @@ class SizeCensus:
         self.small = dict.fromkeys(SMALL_SIDES, 0)
 
     def add(self, kind: str, width: int, height: int) -> None:
-        """Take in a row: "" and zeros if it has no image."""
+        """Add the format and size of a row; "" and zeros if it has no image."""
         self.rows += 1
         if kind:
             self.formats[kind] += 1
@@ -158,11 +161,11 @@ class SizeCensus:
             self.small[side] += min(width, height) < side
 
 
-def shorten(text: str, longest: int = _LONGEST) -> str:
-    """The beginning of a text."""
-    return text if len(text) <= longest else f"{text[:longest]}…"
+def truncate(text: str, max_characters: int = _MAX_CHARACTERS) -> str:
+    """Return the beginning of a text, with an ellipsis if it is longer."""
+    return text if len(text) <= max_characters else f"{text[:max_characters]}…"
 
 
-def evenly(texts: list[str]) -> list[str]:
-    """A few, spread evenly."""
-    return [texts[place] for place in np.linspace(0, len(texts) - 1, min(SHOWN, len(texts))).astype(int)]
+def pick_evenly(texts: list[str]) -> list[str]:
+    """Return a few of the texts, evenly spread."""
+    return [texts[i] for i in np.linspace(0, len(texts) - 1, min(NUM_EXAMPLES, len(texts))).astype(int)]

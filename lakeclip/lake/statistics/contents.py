@@ -1,4 +1,4 @@
-"""What stands in a column, in a line: the range of numbers, the values of a label, a few examples of the rest."""
+"""Summaries of a column's values: the range of numbers, the values of labels, examples of other texts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lakeclip.lake.columns import is_readable
-from lakeclip.lake.survey.tally import MostCommon, Numbers
+from lakeclip.lake.statistics.counters import MostCommon, NumberStats
 
-#: A column with no more distinct values than this has them listed.
-_FEW = 20
-_SHOWN = 5
-_LONGEST = 80
+#: The values of a column are listed if it has at most so many distinct ones.
+_MAX_LISTED = 20
+_NUM_SHOWN = 5
+_MAX_CHARACTERS = 80
 
 _PLAIN = re.compile(r"(nullable\[)?(u?int\d+|float\d+|bool|text\b.*)\]?|kind=class_label.*")
 _LABELS = ("label", "labels", "class", "class_name", "class_label", "category", "target")
@@ -21,14 +21,14 @@ _LABELS = ("label", "labels", "class", "class_name", "class_label", "category", 
 
 @dataclass
 class ColumnContent:
-    """What stands in one column, of the rows that were looked at.
+    """Summary of one column's values in the rows that were read.
 
     Attributes:
-        missing: rows without a value.
-        distinct: how many values there are; None where there are too many to count.
+        missing: number of rows without a value.
+        distinct: number of distinct values; None if there are too many to count.
         min, median, max: of numbers.
-        common: the most common values and their counts, where there are few distinct ones.
-        examples: two values, where there are many.
+        common: the most common values and their counts, if there are few distinct ones.
+        examples: two values, if there are many.
     """
 
     missing: int = 0
@@ -40,60 +40,62 @@ class ColumnContent:
     examples: list[str] = field(default_factory=list)
 
     @property
-    def words(self) -> str:
-        """All of it in a line."""
+    def one_line(self) -> str:
+        """The summary as one line."""
         parts = []
         if self.min is not None and self.max is not None and self.median is not None and self.distinct != 1:
-            parts.append(f"{_figure(self.min)} to {_figure(self.max)}, median {_figure(self.median)}")
+            parts.append(
+                f"{_format_number(self.min)} to {_format_number(self.max)}, median {_format_number(self.median)}"
+            )
         if self.common:
             shown = ", ".join(f"{value} ({count:,})" for value, count in self.common)
-            rest = (self.distinct or 0) - len(self.common)
-            parts.append(shown + (f" and {rest:,} more" if rest > 0 else ""))
+            num_others = (self.distinct or 0) - len(self.common)
+            parts.append(shown + (f" and {num_others:,} more" if num_others > 0 else ""))
         elif self.examples:
             number = "very many" if self.distinct is None else f"{self.distinct:,}"
             parts.append(f"{number} distinct, such as {', '.join(self.examples)}")
         if self.missing:
-            parts.append(f"{self.missing:,} missing" if parts else "nothing in it")
+            parts.append(f"{self.missing:,} missing" if parts else "empty")
         return "; ".join(parts)
 
 
-class ContentReader:
-    """Takes in the values of one column, block by block."""
+class ColumnStats:
+    """Statistics of one column's values, added block by block."""
 
     def __init__(self) -> None:
         self._missing = 0
-        self._numbers = Numbers()
+        self._numbers = NumberStats()
         self._values: MostCommon[str | int | float | bool] = MostCommon()
         self._has_fractions = False
 
     def add(self, values: Sequence[object]) -> None:
-        """Take in a block as `Lake.values` gives it."""
-        known = [value for value in (_plain(value) for value in values) if value is not None]
-        self._missing += len(values) - len(known)
-        self._values.add(known)
-        numbers = [value for value in known if isinstance(value, (int, float)) and not isinstance(value, bool)]
+        """Add a block of values, as `Lake.values` returns it."""
+        present = [value for value in (_to_python(value) for value in values) if value is not None]
+        self._missing += len(values) - len(present)
+        self._values.add(present)
+        numbers = [value for value in present if isinstance(value, (int, float)) and not isinstance(value, bool)]
         self._has_fractions = self._has_fractions or any(isinstance(number, float) for number in numbers)
         self._numbers.add(numbers)
 
     def content(self) -> ColumnContent:
-        """What has been found."""
+        """Return the summary of the values so far."""
         numbers = self._numbers
-        found = ColumnContent(self._missing, len(self._values) if self._values.is_exact else None)
-        found.min, found.median, found.max = numbers.min, numbers.median, numbers.max
-        if self._values.is_exact and 0 < len(self._values) <= _FEW and not self._has_fractions:
-            found.common = [(_shorten(value), count) for value, count in self._values.top(_SHOWN)]
+        content = ColumnContent(self._missing, len(self._values) if self._values.is_exact else None)
+        content.min, content.median, content.max = numbers.min, numbers.median, numbers.max
+        if self._values.is_exact and 0 < len(self._values) <= _MAX_LISTED and not self._has_fractions:
+            content.common = [(_shorten(value), count) for value, count in self._values.most_common(_NUM_SHOWN)]
         elif not numbers.count:
-            found.examples = [_shorten(value) for value, _ in self._values.top(2)]
-        return found
+            content.examples = [_shorten(value) for value, _ in self._values.most_common(2)]
+        return content
 
 
 def is_plain(type_name: str) -> bool:
-    """Whether a column holds one text, number or truth a row: those are read; images, vectors and lists are not."""
+    """Return True if a column holds one text, number or boolean per row; not an image, a vector or a list."""
     return is_readable(type_name) and _PLAIN.fullmatch(type_name) is not None
 
 
 def find_label_columns(columns: dict[str, str]) -> list[str]:
-    """Columns that look like the classes of labelled images, by name or type."""
+    """Return the columns that look like class labels, by name or type."""
     return [
         name
         for name, kind in columns.items()
@@ -102,21 +104,21 @@ def find_label_columns(columns: dict[str, str]) -> list[str]:
 
 
 def show_value(value: object) -> str:
-    """A value of a plain column as text; "" where it is missing."""
-    plain = _plain(value)
-    return "" if plain is None else str(plain)
+    """Return a value of a plain column as text; "" if it is missing."""
+    python_value = _to_python(value)
+    return "" if python_value is None else str(python_value)
 
 
-def _plain(value: object) -> str | int | float | bool | None:
-    """A value as Python has it, and None for a missing one."""
-    if hasattr(value, "item"):  # numpy's
+def _to_python(value: object) -> str | int | float | bool | None:
+    """Convert a value to a Python one; return None for a missing one."""
+    if hasattr(value, "item"):  # a NumPy scalar
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, (str, int, float)) and value != "" else None
 
 
-def _figure(number: float) -> str:
+def _format_number(number: float) -> str:
     if isinstance(number, int):
         return f"{number:,}"
     return f"{number:,.0f}" if number.is_integer() and abs(number) < 2**53 else f"{number:.4g}"
@@ -124,4 +126,4 @@ def _figure(number: float) -> str:
 
 def _shorten(value: object) -> str:
     text = " ".join(str(value).split())
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}…"

@@ -1,1 +1,1 @@
-"""What is seen of a run while it goes on: curves, speed, memory, scores."""
+"""Lightning callbacks: checkpoints, averaged weights, evaluation, throughput, progress, stopping, rank watchdog."""

@@ -1,7 +1,7 @@
-"""The processes of a run, watched by each other: where one is gone, the others end with the reason.
+"""Watchdog of a run's processes: if one of them dies, the others end with an error that names it.
 
-What waits for a process that is gone may wait for long: gloo hears of a closed connection at once, NCCL between the
-devices of one machine only when the group's half hour is over, and a process that is evaluating by itself asks nobody.
+Without it, the others may wait for long. Gloo notices a closed connection at once; NCCL between devices of one machine
+only after the process group's timeout of half an hour; a process that evaluates on its own communicates with nobody.
 """
 
 from __future__ import annotations
@@ -24,38 +24,42 @@ from lightning.pytorch.callbacks import Callback
 
 from lakeclip.errors import ProcessError
 
-#: Seconds within which a process that has lost another must get out by itself; then it is taken out.
+#: Seconds that a process has to end by itself after another one died; then the watchdog ends it.
 GRACE_SECONDS = 15.0
 
-_PAUSE = 0.5
-_FIND_SECONDS = 5.0
-_SIGNS = re.compile(
+_POLL_SECONDS = 0.5
+#: Seconds to wait, after a connection was closed, for the process at its other end to be gone.
+_DEATH_SECONDS = 5.0
+_CONNECTION_ERRORS = re.compile(
     r"gloo|nccl|connection (closed|reset|refused)|broken pipe|process group|tcpstore|timed out waiting", re.IGNORECASE
 )
 
 
-class _Other(NamedTuple):
+class _Peer(NamedTuple):
     rank: int
     pid: int
 
 
-class Ranks(Callback):
-    """Knows the other processes of a run, and ends this one if another is gone and it cannot end by itself.
+class RankWatchdog(Callback):
+    """Callback that watches the run's other processes on this machine, and ends this one if another has died.
 
     Args:
-        finish: adds to a message what is known of the run.
-        grace: seconds for ending by itself.
+        complete_error: adds to an error what is known about the run, such as the command that resumes it.
+        grace: seconds that this process has to end by itself.
     """
 
     def __init__(
-        self, finish: Callable[[ProcessError], BaseException] = lambda error: error, *, grace: float = GRACE_SECONDS
+        self,
+        complete_error: Callable[[ProcessError], BaseException] = lambda error: error,
+        *,
+        grace: float = GRACE_SECONDS,
     ) -> None:
-        self._finish = finish
+        self._complete_error = complete_error
         self._grace = grace
-        self._others: list[_Other] = []
-        self._started: list[Popen[Any]] = []
-        self._world = 1
-        self._over = threading.Event()
+        self._peers: list[_Peer] = []
+        self._children: list[Popen[Any]] = []
+        self._world_size = 1
+        self._stopped = threading.Event()
 
     # ── Lightning's hooks ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -63,93 +67,98 @@ class Ranks(Callback):
         if trainer.world_size == 1 or not (dist.is_available() and dist.is_initialized()):
             return
         launcher = trainer.strategy.launcher
-        self.begin(getattr(launcher, "procs", []))
+        self.start(getattr(launcher, "procs", []))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._over.set()
-        # From here on each may leave when it is ready; before, no one may take that for a death.
+        self._stopped.set()
+        # From here on each process may end when it is ready: all watchdogs are stopped after the barrier.
         trainer.strategy.barrier("the end of the training")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, Exception) and self.is_about_others(exception):
-            self._stay()
+        if isinstance(exception, Exception) and self.is_connection_error(exception):
+            self._ignore_sigterm()
 
-    # ── without them ──────────────────────────────────────────────────────────────────────────────────────────────
+    # ── outside Lightning ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def begin(self, started: list[Popen[Any]]) -> None:
-        """Get to know the others, and watch those on this machine until `end`.
+    def start(self, children: list[Popen[Any]]) -> None:
+        """Exchange process ids, and watch the processes on this machine until `stop`.
 
         Args:
-            started: those that this process has started itself.
+            children: the processes that this process has launched.
         """
-        self._world = dist.get_world_size()
-        own = (socket.gethostname(), _process_space())
-        everyone: list[Any] = [None] * self._world
-        dist.all_gather_object(everyone, (*own, os.getpid()))
-        self._others = [
-            _Other(rank, pid)
-            for rank, (*place, pid) in enumerate(everyone)
-            if tuple(place) == own and rank != dist.get_rank()
+        self._world_size = dist.get_world_size()
+        machine = (socket.gethostname(), _pid_namespace())
+        processes: list[Any] = [None] * self._world_size
+        dist.all_gather_object(processes, (*machine, os.getpid()))
+        self._peers = [
+            _Peer(rank, pid)
+            for rank, (*peer_machine, pid) in enumerate(processes)
+            if tuple(peer_machine) == machine and rank != dist.get_rank()
         ]
-        self._started = started
-        _dismiss_lightnings_watch()
-        threading.Thread(target=self._watch, name="ranks", daemon=True).start()
+        self._children = children
+        _disable_lightning_observer()
+        threading.Thread(target=self._watch, name="rank-watchdog", daemon=True).start()
 
-    def end(self) -> None:
-        """Watch no longer."""
-        self._over.set()
+    def stop(self) -> None:
+        """Stop watching."""
+        self._stopped.set()
 
-    def is_about_others(self, error: BaseException) -> bool:
-        """Whether an error is one of those that the processes' talking to each other ends with."""
-        return self._world > 1 and isinstance(error, (RuntimeError, OSError)) and bool(_SIGNS.search(str(error)))
+    def is_connection_error(self, error: BaseException) -> bool:
+        """Return True if an error comes from the communication between the processes."""
+        return (
+            self._world_size > 1
+            and isinstance(error, (RuntimeError, OSError))
+            and bool(_CONNECTION_ERRORS.search(str(error)))
+        )
 
-    def explained(self, error: BaseException) -> ProcessError:
-        """An error of the talking between processes, as one a user can act on."""
-        self._stay()
-        end = time.monotonic() + _FIND_SECONDS
-        # The connection may be known to be closed before the process is.
-        while not (gone := self._gone()) and time.monotonic() < end:
+    def explain(self, error: BaseException) -> ProcessError:
+        """Turn a communication error into one that names the process that died, or says that a rank does not answer."""
+        self._ignore_sigterm()
+        end = time.monotonic() + _DEATH_SECONDS
+        # The connection may be closed before the process is gone.
+        while not (dead := self._dead_peers()) and time.monotonic() < end:
             time.sleep(0.05)
-        return _explain(gone) if gone else _explain_silence(error)
+        return _death_error(dead) if dead else _silence_error(error)
 
     def _watch(self) -> None:
-        while not self._over.wait(_PAUSE):
-            if gone := self._gone():
-                if not self._over.wait(self._grace):
-                    # The main thread hangs in a call that no exception reaches.
-                    sys.stderr.write(f"error: {self._finish(_explain(gone))}\n")
+        while not self._stopped.wait(_POLL_SECONDS):
+            if dead := self._dead_peers():
+                if not self._stopped.wait(self._grace):
+                    # The main thread hangs in a call that no exception interrupts.
+                    sys.stderr.write(f"error: {self._complete_error(_death_error(dead))}\n")
                     sys.stderr.flush()
                     os._exit(2)
                 return
 
-    def _gone(self) -> list[tuple[_Other, str]]:
-        codes = {process.pid: process.poll() for process in self._started}
-        return [(other, _how(codes.get(other.pid))) for other in self._others if _has_ended(other.pid)]
+    def _dead_peers(self) -> list[tuple[_Peer, str]]:
+        codes = {process.pid: process.poll() for process in self._children}
+        return [(peer, _describe_exit(codes.get(peer.pid))) for peer in self._peers if _has_ended(peer.pid)]
 
-    def _stay(self) -> None:
-        # torchrun ends the others of a process that died, at once: not before they have said what it was.
+    def _ignore_sigterm(self) -> None:
+        # torchrun sends SIGTERM to the other processes when one dies; they report the reason first.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _explain(gone: list[tuple[_Other, str]]) -> ProcessError:
-    (first, how), *more = gone
+def _death_error(dead: list[tuple[_Peer, str]]) -> ProcessError:
+    (first, how), *others = dead
+    also = f"; ranks {', '.join(str(peer.rank) for peer, _ in others)} have died too" if others else ""
     return ProcessError(
-        f"rank {first.rank} of the run is gone",
-        found=f"process {first.pid} {how}" + (f"; so are ranks {', '.join(str(o.rank) for o, _ in more)}" * bool(more)),
-        next_step="see what it said last; a kill by the system for want of memory is in dmesg",
+        f"rank {first.rank} of the run has died",
+        found=f"process {first.pid} {how}{also}",
+        next_step="read its last output; dmesg says whether the system killed it because memory ran out",
     )
 
 
-def _explain_silence(error: BaseException) -> ProcessError:
+def _silence_error(error: BaseException) -> ProcessError:
     return ProcessError(
-        "another rank of the run no longer answers",
+        "another rank of the run does not answer any more",
         found=" ".join(str(error).split())[-200:],
-        next_step="see what the others said last, on the other machines too",
+        next_step="read the last output of the other ranks, also on other machines",
     )
 
 
-def _how(code: int | None) -> str:
+def _describe_exit(code: int | None) -> str:
     if code is None:
         return "has ended"
     return f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
@@ -165,22 +174,22 @@ def _has_ended(pid: int) -> bool:
             pass
         return False
     try:
-        # After the name, in brackets, stands the state: Z for one that nobody has asked after yet.
+        # The state follows the name, which is in brackets. Z is a zombie, which its parent has not waited for.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except OSError:
         return True
 
 
-def _process_space() -> str:
-    """What tells containers apart that have one name: a number means the same process only within one of these."""
+def _pid_namespace() -> str:
+    """Return the PID namespace, within which PIDs are unique; containers may have equal host names."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
 
 
-def _dismiss_lightnings_watch() -> None:
-    """Lightning's own watch kills the first process up to five seconds after the death of another, without a word."""
+def _disable_lightning_observer() -> None:
+    """Disable Lightning's observer, which silently kills the first process within five seconds of another's death."""
     for thread in threading.enumerate():
         if thread.name == "child-process-observer" and hasattr(thread, "_child_processes"):
             thread._child_processes = []

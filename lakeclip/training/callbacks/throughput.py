@@ -1,4 +1,4 @@
-"""How fast a run is and what holds it up: samples a second, waiting for data, utilisation, memory."""
+"""Throughput of a run: samples per second, share of time waiting for data, MFU, and peak memory."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lakeclip.models.clip import CLIP
+from lakeclip.training.flops import PairFlops, PeakFlops, TokenCounts, count_tokens, peak_flops
+from lakeclip.training.memory import peak_memory
 from lakeclip.training.module import ContrastiveModule
-from lakeclip.training.planning.cost import PairFlops, Peak, Tokens, count_tokens, peak
-from lakeclip.training.watching.memory import peak_memory
 
-#: Steady enough to read, and so rare that reading numbers off a GPU costs nothing.
+#: Long enough for steady figures, and for the synchronization with a GPU to cost nothing.
 _WINDOW_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast training was over some time, validation and checkpoints left out.
+    """Training speed over a period of time, without validation and checkpoints.
 
     Attributes:
-        rate: pairs a second over all devices.
-        data_wait: share of the time in which the device had no batch to work on, 0…1.
-        mfu: share of `peak` that the model's own FLOPs made use of (see `cost`); None where they are not known.
-        peak: of one device; None as `mfu`.
-        memory: bytes at most so far: allocated on the GPU, or else of this process, loading processes not counted.
+        rate: pairs per second over all devices.
+        data_wait: share of the time in which the device waited for a batch, 0…1.
+        mfu: model FLOPs utilization, a share of `peak` (see `training.flops`); None for models that are not a `CLIP`.
+        peak: peak FLOPs of one device; None like `mfu`.
+        memory: peak memory so far in bytes: allocated on the GPU, or else of this process without loader workers.
     """
 
     rate: float = 0.0
     data_wait: float = 0.0
     mfu: float | None = None
-    peak: Peak | None = None
+    peak: PeakFlops | None = None
     memory: int = 0
 
     def __str__(self) -> str:
@@ -47,26 +47,25 @@ class Speed:
 
 
 class Throughput(Callback):
-    """Logs `train/samples_per_second`, `train/data_wait`, `train/mfu` and `train/memory_gb`, each over about a second.
+    """Callback that logs `train/samples_per_second`, `train/data_wait`, `train/mfu` and `train/memory_gb`.
 
-    Beside them stands `train/seconds`, the wall-clock time of the whole run so far (`ContrastiveModule.seconds`).
-
-    Let it stand after the callbacks whose work is to count as training's.
+    Each is measured over about a second. With them it logs `train/seconds`, the wall-clock time of the whole run so far
+    (`ContrastiveModule.seconds`). Put it after the callbacks whose work counts as training time.
 
     Args:
-        patch_dropout: share of the patches that the model leaves out: no work, so not counted.
+        patch_dropout: share of the patches that the model drops; they cost no FLOPs.
     """
 
     def __init__(self, patch_dropout: float = 0.0) -> None:
         self.speed = Speed()
         self._patch_dropout = patch_dropout
         self._flops: PairFlops | None = None
-        self._peak: Peak | None = None
-        self._gaps: _Gaps = _HostGaps()
-        self._mark: float | None = None
-        self._first_step = True
+        self._peak: PeakFlops | None = None
+        self._wait_timer: _WaitTimer = _HostWaitTimer()
+        self._counted_until: float | None = None
+        self._is_first_step = True
         self._window = _Work()
-        self._whole = _Work()
+        self._total = _Work()
         self._tokens: Tensor | None = None
         self._captions = 0
 
@@ -75,26 +74,26 @@ class Throughput(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         device = trainer.strategy.root_device
         if device.type == "cuda":
-            self._gaps = _DeviceGaps()
+            self._wait_timer = _DeviceWaitTimer()
         model = getattr(pl_module, "model", None)
         if isinstance(model, CLIP):
             self._flops = PairFlops(model.config, self._patch_dropout)
-            # Counted and measured now, while no loading process competes for the CPU.
+            # Count and measure now, while no loader worker competes for the CPU.
             self._flops.images(0, model.config.image_resolution)
-            self._flops.texts(Tokens(0, 0, 0))
-            self._peak = peak(device, _dtype(trainer.precision))
+            self._flops.texts(TokenCounts(0, 0, 0))
+            self._peak = peak_flops(device, _dtype(trainer.precision))
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._mark = time.perf_counter()
-        self._gaps.open()
+        self._counted_until = time.perf_counter()
+        self._wait_timer.start()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._mark is None:
-            self._mark = time.perf_counter()
+        if self._counted_until is None:
+            self._counted_until = time.perf_counter()
         else:
-            self._gaps.close()
+            self._wait_timer.stop()
         if self._flops is not None:
             counts = count_tokens(batch[1])
             self._tokens = counts if self._tokens is None else self._tokens.add_(counts)
@@ -104,20 +103,20 @@ class Throughput(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now = time.perf_counter()
-        assert self._mark is not None
+        assert self._counted_until is not None
         work = self._window
-        work.seconds += now - self._mark
+        work.seconds += now - self._counted_until
         work.pairs += len(batch[0]) * trainer.world_size
         if self._flops is not None:
             work.flops += self._flops.images(len(batch[0]), batch[0].shape[-1])
-        self._mark = now
-        if work.seconds >= _WINDOW_SECONDS or self._first_step:
+        self._counted_until = now
+        if work.seconds >= _WINDOW_SECONDS or self._is_first_step:
             self._close_window(trainer)
-        # Logging costs as much as all the rest of this, so only where Lightning writes it down.
+        # Logging costs as much as the rest of this callback, so log only the steps that Lightning writes.
         every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
         if (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % every == 0:
             self._log(pl_module)
-        self._gaps.open()
+        self._wait_timer.start()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._close_window(trainer)
@@ -126,13 +125,13 @@ class Throughput(Callback):
         self._close_window(trainer)
 
     def pause(self) -> None:
-        """Let the time until the next batch count as neither training nor waiting: something else is done in it."""
-        self._mark = None
-        self._gaps.drop()
+        """Exclude the time until the next batch, as neither training nor waiting."""
+        self._counted_until = None
+        self._wait_timer.cancel()
 
     def resume(self) -> None:
-        """Count again from here, where a step begins."""
-        self._mark = time.perf_counter()
+        """Count from now on, at the start of a step."""
+        self._counted_until = time.perf_counter()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.pause()
@@ -146,22 +145,22 @@ class Throughput(Callback):
     # ── the figures ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def average(self) -> Speed | None:
-        """Over the whole run but for its first step, in which kernels are chosen; None where there were no others."""
-        return self._speed(self._whole, self.speed.memory) if self._whole.pairs else None
+        """Return the speed over all steps but the first, in which kernels are selected; None if there are no others."""
+        return self._speed(self._total, self.speed.memory) if self._total.pairs else None
 
     def _close_window(self, trainer: L.Trainer) -> None:
         device, work = trainer.strategy.root_device, self._window
         if not work.pairs:
             return
-        work.waited = self._gaps.take()
+        work.waited = self._wait_timer.pop_seconds()
         if self._flops is not None and self._tokens is not None:
             tokens, squares = self._tokens.tolist()
-            work.flops += self._flops.texts(Tokens(self._captions, tokens, squares))
+            work.flops += self._flops.texts(TokenCounts(self._captions, tokens, squares))
             self._tokens, self._captions = None, 0
         self.speed = self._speed(work, peak_memory(device))
-        if not self._first_step:
-            self._whole = self._whole.plus(work)
-        self._first_step = False
+        if not self._is_first_step:
+            self._total = self._total.plus(work)
+        self._is_first_step = False
         self._window = _Work()
 
     def _speed(self, work: _Work, memory: int) -> Speed:
@@ -184,7 +183,7 @@ class Throughput(Callback):
 
 @dataclass
 class _Work:
-    """What was done in some time: seconds, of which waited; pairs of all devices; FLOPs of this one."""
+    """Work of a period: its seconds and those spent waiting, pairs of all devices, FLOPs of this device."""
 
     seconds: float = 0.0
     waited: float = 0.0
@@ -200,73 +199,73 @@ class _Work:
         )
 
 
-class _Gaps(Protocol):
-    """Times between the end of a step and the batch of the next."""
+class _WaitTimer(Protocol):
+    """Timer of the intervals from the end of a step to the arrival of the next batch."""
 
-    def open(self) -> None: ...
-    def close(self) -> None: ...
-    def drop(self) -> None: ...
-    def take(self) -> float:
-        """Seconds in the gaps since the last call."""
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def cancel(self) -> None: ...
+    def pop_seconds(self) -> float:
+        """Return the seconds waited since the last call."""
 
 
-class _HostGaps:
-    """By the clock: the step is done when Python says so."""
+class _HostWaitTimer:
+    """Timer on the host's clock, for devices that have finished a step when Python has."""
 
     def __init__(self) -> None:
-        self._opened: float | None = None
+        self._started: float | None = None
         self._seconds = 0.0
 
-    def open(self) -> None:
-        self._opened = time.perf_counter()
+    def start(self) -> None:
+        self._started = time.perf_counter()
 
-    def close(self) -> None:
-        if self._opened is not None:
-            self._seconds += time.perf_counter() - self._opened
-            self._opened = None
+    def stop(self) -> None:
+        if self._started is not None:
+            self._seconds += time.perf_counter() - self._started
+            self._started = None
 
-    def drop(self) -> None:
-        self._opened = None
+    def cancel(self) -> None:
+        self._started = None
 
-    def take(self) -> float:
+    def pop_seconds(self) -> float:
         seconds, self._seconds = self._seconds, 0.0
         return seconds
 
 
-class _DeviceGaps:
-    """By the GPU, which works through what Python has handed it, and waits only where that has run out."""
+class _DeviceWaitTimer:
+    """Timer by CUDA events, as a GPU runs asynchronously and waits only when its queue is empty."""
 
     def __init__(self) -> None:
-        self._opened: torch.cuda.Event | None = None
-        self._closed: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+        self._started: torch.cuda.Event | None = None
+        self._intervals: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
-    def open(self) -> None:
-        self._opened = self._now()
+    def start(self) -> None:
+        self._started = self._record_event()
 
-    def close(self) -> None:
-        if self._opened is not None:
-            self._closed.append((self._opened, self._now()))
-            self._opened = None
+    def stop(self) -> None:
+        if self._started is not None:
+            self._intervals.append((self._started, self._record_event()))
+            self._started = None
 
-    def drop(self) -> None:
-        self._opened = None
+    def cancel(self) -> None:
+        self._started = None
 
-    def take(self) -> float:
+    def pop_seconds(self) -> float:
         seconds = 0.0
-        while self._closed and self._closed[0][1].query():  # type: ignore[no-untyped-call]
-            opened, closed = self._closed.popleft()
-            seconds += opened.elapsed_time(closed) / 1e3
+        while self._intervals and self._intervals[0][1].query():  # type: ignore[no-untyped-call]
+            started, stopped = self._intervals.popleft()
+            seconds += started.elapsed_time(stopped) / 1e3
         return seconds
 
     @staticmethod
-    def _now() -> torch.cuda.Event:
+    def _record_event() -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
 
 def _dtype(precision: str | None) -> torch.dtype:
-    """The arithmetic of a Lightning precision, such as 32-true and bf16-mixed."""
+    """Return the dtype of matrix products under a Lightning precision such as 32-true or bf16-mixed."""
     if precision is not None and precision.startswith("bf16"):
         return torch.bfloat16
     return torch.float16 if precision is not None and precision.startswith("16") else torch.float32

@@ -1,1 +1,1 @@
-"""What a run is going to be, before it is begun."""
+"""Dry run: the plan of a run from a few profiled steps, and warnings about it."""

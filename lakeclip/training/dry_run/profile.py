@@ -1,4 +1,4 @@
-"""A few real steps of a run that is only planned: what they take, what they hold, and what the loader alone can do."""
+"""Profile of a run from a few of its steps: their speed and memory, and the speed of the loader alone."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ from torch import Tensor
 
 from lakeclip.config.schema import TrainerConfig
 from lakeclip.data.datamodule import PairDataModule
-from lakeclip.training.callbacks import GracefulStop, RunProgress, ValidateAtEnd
+from lakeclip.training.callbacks.checkpoint import CheckpointWriter
+from lakeclip.training.callbacks.progress_bar import RunProgress
+from lakeclip.training.callbacks.stopping import GracefulStop, ValidateAtEnd
+from lakeclip.training.callbacks.throughput import Throughput
+from lakeclip.training.memory import peak_memory, reset_peak_memory
 from lakeclip.training.module import ContrastiveModule
-from lakeclip.training.recovery.saving import Saving
 from lakeclip.training.trainer import make_trainer, quiet_lightning
-from lakeclip.training.watching.memory import forget_peak, peak_memory
-from lakeclip.training.watching.throughput import Throughput
 from lakeclip.types import Batch
 
-#: What a rehearsal leaves out: whatever keeps, shows or validates.
-_NOT_REHEARSED = (ModelCheckpoint, Saving, RunProgress, GracefulStop, ValidateAtEnd)
-_MOST_SECONDS = 30.0
+#: Callbacks of a run that save, display or validate; profiled steps do without them.
+_EXCLUDED_CALLBACKS = (ModelCheckpoint, CheckpointWriter, RunProgress, GracefulStop, ValidateAtEnd)
+_MAX_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that training holds on one device.
+    """Memory of training on one device, in bytes.
 
     Attributes:
-        weights, gradients, states: of the parameters, the gradients and the optimiser, as they are after a step.
-        activations: the rest of what a step adds at its peak.
-        program: on a CPU, what the process holds before its first step besides the weights.
+        weights, gradients, states: parameters, gradients and optimiser states after a step.
+        activations: all other memory at the peak of a step.
+        program: on a CPU, memory of the process before its first step besides the weights.
     """
 
     weights: int
@@ -48,20 +49,22 @@ class Footprint:
 
     @property
     def total(self) -> int:
-        """At the peak of a step."""
+        """Total memory at the peak of a step."""
         return self.weights + self.gradients + self.states + self.activations + self.program
 
 
 @dataclass(frozen=True)
-class Rehearsal:
-    """What a few steps on one device showed.
+class StepProfile:
+    """Measurements of a few steps on one device.
 
     Attributes:
-        batches: that were timed, after the first ones.
-        seconds_first: of the first batch, in which kernels are chosen and compiled.
-        rate: pairs a second of the step alone, its batches at hand.
-        mfu, peak: of the step alone, in words of `Speed`; None where not known.
-        first_loss: of the first batch.
+        batches: number of timed batches, without the first ones.
+        seconds_first: duration of the first batch, in which kernels are selected and compiled.
+        rate: pairs per second of the step alone, with its batches in memory.
+        mfu: model FLOPs utilization of the step alone; None if unknown.
+        peak: the device's peak FLOPs and their source; empty if unknown.
+        first_loss: loss of the first batch.
+        footprint: memory of the steps.
     """
 
     batches: int
@@ -73,40 +76,40 @@ class Rehearsal:
     footprint: Footprint
 
 
-def load_a_few(datamodule: PairDataModule, num: int) -> tuple[list[Batch], float]:
-    """The first batches of a run, at most `num`, and the pairs a second that the loader alone can make.
+def profile_loader(datamodule: PairDataModule, num: int) -> tuple[list[Batch], float]:
+    """Load the first batches of a run, at most `num`, and measure the pairs per second of the loader alone.
 
-    Batches that the workers make at once arrive at once: the first round of them warms up and is not timed.
+    Workers deliver their batches almost at the same time, so the first round of batches is a warm-up and not timed.
     """
     loader = datamodule.train_dataloader()
     workers = max(1, datamodule.num_workers)
-    wanted = min(len(loader), workers * (1 + max(2, -(-num // workers))))
-    untimed = min(workers, wanted - 1)
-    kept: list[Batch] = []
-    started = begun = time.perf_counter()
+    num_loaded = min(len(loader), workers * (1 + max(2, -(-num // workers))))
+    untimed = min(workers, num_loaded - 1)
+    batches: list[Batch] = []
+    started = timed_from = time.perf_counter()
     count = 0
     for count, batch in enumerate(loader, start=1):
-        if len(kept) < num:
-            kept.append(batch)
+        if len(batches) < num:
+            batches.append(batch)
         now = time.perf_counter()
         if count == untimed:
-            begun = now
-        if count == wanted or (now - started > _MOST_SECONDS and count > untimed):
+            timed_from = now
+        if count == num_loaded or (now - started > _MAX_SECONDS and count > untimed):
             break
-    return kept, (count - untimed) * datamodule.batch_size / max(time.perf_counter() - begun, 1e-9)
+    return batches, (count - untimed) * datamodule.batch_size / max(time.perf_counter() - timed_from, 1e-9)
 
 
-def rehearse(
+def profile_steps(
     module: ContrastiveModule, batches: list[Batch], config: TrainerConfig, *, num: int, steps_per_epoch: int
-) -> Rehearsal:
-    """Train for a few batches as the run would, on its first device, and keep nothing.
+) -> StepProfile:
+    """Train on a few batches as the run would, on its first device, and measure speed and memory.
 
-    The step is the run's own: its trainer, callbacks, precision and schedule. The module's weights move.
+    The trainer, callbacks, precision and schedule are those of the run. The module's weights change; nothing is saved.
 
     Args:
-        batches: given to the step again and again.
-        num: batches that are timed.
-        steps_per_epoch: so that the schedule is the run's.
+        batches: batches to repeat.
+        num: number of batches to time.
+        steps_per_epoch: length of an epoch, which the schedule depends on.
 
     Raises:
         torch.OutOfMemoryError: a step does not fit on the device.
@@ -114,37 +117,39 @@ def rehearse(
     torch.set_float32_matmul_precision("high")
     untimed = max(2, config.accumulate)
     timed = -(-num // config.accumulate) * config.accumulate
-    # A run of a step or two is rehearsed for longer than it would last.
+    # A very short run is profiled for more steps than it has.
     steps = None if config.max_steps is None else max(config.max_steps, untimed + timed)
-    alone = replace(config, devices=1, num_nodes=1, strategy="auto", val_every_steps=None, max_steps=steps)
-    probe = _Probe(untimed, timed)
+    single_device = replace(config, devices=1, num_nodes=1, strategy="auto", val_every_steps=None, max_steps=steps)
+    profiler = _StepProfiler(untimed, timed)
     with tempfile.TemporaryDirectory() as folder, quiet_lightning():
-        trainer = make_trainer(alone, Path(folder), loggers=(), has_validation=False, log_every=1)
+        trainer = make_trainer(single_device, Path(folder), loggers=(), has_validation=False, log_every=1)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        callbacks[:] = [one for one in callbacks if not isinstance(one, _NOT_REHEARSED)] + [probe]
-        with suppress(_Enough):
-            trainer.fit(module, train_dataloaders=_Again(batches, max(steps_per_epoch, untimed + timed)))
-    (throughput,) = [one for one in callbacks if isinstance(one, Throughput)]
+        callbacks[:] = [callback for callback in callbacks if not isinstance(callback, _EXCLUDED_CALLBACKS)] + [
+            profiler
+        ]
+        with suppress(_ProfileComplete):
+            trainer.fit(module, train_dataloaders=_RepeatedBatches(batches, max(steps_per_epoch, untimed + timed)))
+    (throughput,) = [callback for callback in callbacks if isinstance(callback, Throughput)]
     speed = throughput.average() or throughput.speed
-    rate = probe.pairs / probe.seconds
-    return Rehearsal(
-        batches=probe.timed,
-        seconds_first=probe.seconds_first,
+    rate = profiler.pairs / profiler.seconds
+    return StepProfile(
+        batches=profiler.timed,
+        seconds_first=profiler.seconds_first,
         rate=rate,
-        # The average has its own clock, which an untimed second step may have a part in.
+        # `Throughput` has a clock of its own, whose average may include the untimed second step.
         mfu=speed.mfu * rate / speed.rate if speed.mfu is not None else None,
         peak=f"{speed.peak}, {speed.peak.source}" if speed.peak is not None else "",
-        first_loss=probe.first_loss,
-        footprint=probe.footprint(),
+        first_loss=profiler.first_loss,
+        footprint=profiler.footprint(),
     )
 
 
-class _Enough(Exception):  # noqa: N818 – not an error: the rehearsal is over
-    """The batches that were wanted have been trained on."""
+class _ProfileComplete(Exception):  # noqa: N818 – not an error: it ends the profiled run
+    """Exception that ends the profiled run once enough batches are timed."""
 
 
-class _Again:
-    """Batches in turn, for as long as an epoch of the run has them."""
+class _RepeatedBatches:
+    """Loader that repeats the batches up to the length of the run's epoch."""
 
     def __init__(self, batches: list[Batch], length: int) -> None:
         self._batches = batches
@@ -158,19 +163,19 @@ class _Again:
             yield self._batches[index % len(self._batches)]
 
 
-class _Probe(Callback):
-    """Times steps, with all of each done on the device, and weighs what they leave.
+class _StepProfiler(Callback):
+    """Callback that times steps, synchronized with the device, and measures their memory.
 
     Args:
-        untimed: batches to begin with, in which kernels are chosen and the optimiser makes its states.
-        num: batches that are timed after those, fewer where they take long.
+        untimed: number of first batches not to time, in which kernels are selected and optimiser states allocated.
+        num: number of batches to time after those; fewer if they are slow.
     """
 
     def __init__(self, untimed: int, num: int) -> None:
         self._untimed = untimed
         self._num = num
         self._count = 0
-        self._mark = 0.0
+        self._started = 0.0
         self._weights = self._gradients = self._states = self._before = self._peak = 0
         self._is_gpu = False
         self.timed = 0
@@ -186,17 +191,17 @@ class _Probe(Callback):
         self._is_gpu = device.type == "cuda"
         if self._count == 0:
             self._weights = sum(_bytes(parameter) for parameter in pl_module.parameters())
-            forget_peak(device)
+            reset_peak_memory(device)
             self._before = peak_memory(device)
         elif self._count == self._untimed:
-            forget_peak(device)
-        self._mark = _now(device)
+            reset_peak_memory(device)
+        self._started = _now(device)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         device = trainer.strategy.root_device
-        seconds = _now(device) - self._mark
+        seconds = _now(device) - self._started
         self._count += 1
         self._gradients = max(
             self._gradients, sum(_bytes(p.grad) for p in pl_module.parameters() if p.grad is not None)
@@ -209,16 +214,16 @@ class _Probe(Callback):
         self.timed += 1
         self.pairs += len(batch[0])
         self.seconds += seconds
-        if self.timed >= self._num or self.seconds > _MOST_SECONDS:
+        if self.timed >= self._num or self.seconds > _MAX_SECONDS:
             self._peak = peak_memory(device)
             self._states = sum(_state_bytes(optimizer) for optimizer in trainer.optimizers)
-            raise _Enough
+            raise _ProfileComplete
 
     def footprint(self) -> Footprint:
-        """What the steps held."""
+        """Return the memory of the steps."""
         program = 0 if self._is_gpu else max(0, self._before - self._weights)
-        known = self._weights + self._gradients + self._states + program
-        return Footprint(self._weights, self._gradients, self._states, max(0, self._peak - known), program)
+        other = self._weights + self._gradients + self._states + program
+        return Footprint(self._weights, self._gradients, self._states, max(0, self._peak - other), program)
 
 
 def _now(device: torch.device) -> float:
@@ -228,7 +233,7 @@ def _now(device: torch.device) -> float:
 
 
 def _bytes(tensor: Tensor) -> int:
-    """Of a tensor's values; of those that it is made of, where it is one in name only, as quantised states are."""
+    """Return the size of a tensor, or of the inner tensors of a tensor subclass such as torchao's quantized states."""
     if hasattr(tensor, "__tensor_flatten__"):
         return sum(_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
     return tensor.numel() * tensor.element_size()

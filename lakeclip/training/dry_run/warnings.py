@@ -1,36 +1,29 @@
-"""What looks wrong in a plan, and what to do about it."""
+"""Warnings about a plan, each with advice."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from lakeclip.training.planning.plan import Plan
+from lakeclip.errors import InputWarning
+from lakeclip.training.dry_run.plan import Plan
 
-#: Rows up to which a global batch is known to do well, from others' runs: CC3M 1,024, YFCC15M 2,048, DataComp-small
-#: (12.8M seen) 4,096, the paper's 400M 32,768. 12M pairs at 32,768 did badly: 18% zero-shot on ImageNet instead of 30.
-_GOOD_BATCHES = ((100_000, 128), (1_000_000, 512), (5_000_000, 1_024), (30_000_000, 2_048), (150_000_000, 8_192))
-_GOOD_BATCH_BEYOND = 32_768
-_FEW_STEPS = 200
-
-
-@dataclass(frozen=True)
-class Doubt:
-    """Something that looks wrong, and what to do about it."""
-
-    what: str
-    remedy: str
+#: (rows at most, recommended global batch), from published runs: CC3M 1,024, YFCC15M 2,048, DataComp-small (12.8M pairs
+#: seen) 4,096, the paper's 400M 32,768. 12M pairs at 32,768 scored 18% zero-shot on ImageNet instead of 30%.
+_RECOMMENDED_BATCHES = ((100_000, 128), (1_000_000, 512), (5_000_000, 1_024), (30_000_000, 2_048), (150_000_000, 8_192))
+_LARGEST_RECOMMENDED_BATCH = 32_768
+_MIN_STEPS = 200
+_ZERO_LOSS = 1e-4
 
 
-def good_batch(rows: int) -> int:
-    """A global batch that is known to do well on so many rows."""
-    return next((batch for most, batch in _GOOD_BATCHES if rows <= most), _GOOD_BATCH_BEYOND)
+def recommended_batch_size(rows: int) -> int:
+    """Return a global batch size that works well for this number of rows."""
+    return next((batch for most, batch in _RECOMMENDED_BATCHES if rows <= most), _LARGEST_RECOMMENDED_BATCH)
 
 
-def doubts(plan: Plan) -> list[Doubt]:
-    """What in a plan looks wrong, with what to do; nothing for a sane one."""
-    checks: tuple[Callable[[Plan], Doubt | None], ...] = (
+def plan_warnings(plan: Plan) -> list[InputWarning]:
+    """Return the warnings about a plan; an empty list for a reasonable one."""
+    checks: tuple[Callable[[Plan], InputWarning | None], ...] = (
         _warmup,
         _batch,
         _few_steps,
@@ -39,81 +32,90 @@ def doubts(plan: Plan) -> list[Doubt]:
         _fits,
         _disk,
     )
-    return [doubt for check in checks if (doubt := check(plan)) is not None]
+    return [*plan.warnings, *(warning for check in checks if (warning := check(plan)) is not None)]
 
 
-def _warmup(plan: Plan) -> Doubt | None:
+def _warmup(plan: Plan) -> InputWarning | None:
     if plan.warmup * 2 <= plan.steps:
         return None
     how = "longer than the run" if plan.warmup > plan.steps else "over half of the run"
-    return Doubt(
+    return InputWarning(
         f"the warm-up is {how}: {plan.warmup:,} of {plan.steps:,} steps",
-        f"--warmup-steps {max(1, plan.steps // 10)}, a tenth of it; or train for longer",
+        f"--warmup-steps {max(1, plan.steps // 10)}, a tenth of the run; or train for longer",
     )
 
 
-def _batch(plan: Plan) -> Doubt | None:
-    rows, good = plan.kept - plan.held_out, good_batch(plan.kept - plan.held_out)
-    if plan.global_batch <= 4 * good:
+def _batch(plan: Plan) -> InputWarning | None:
+    rows = plan.kept - plan.held_out
+    recommended = recommended_batch_size(rows)
+    if plan.global_batch <= 4 * recommended:
         return None
-    return Doubt(
+    return InputWarning(
         f"a global batch of {plan.global_batch:,} is large for {rows:,} rows: "
-        f"{plan.batches_per_epoch:,} steps an epoch teach little",
-        f"about {good:,} pairs do well on so many rows: --batch-size {max(1, good // plan.world_size)}"
+        f"an epoch has only {plan.batches_per_epoch:,} steps",
+        f"about {recommended:,} pairs work well for this many rows: "
+        f"--batch-size {max(1, recommended // plan.world_size)}"
         + (f" on each of {plan.world_size} devices" if plan.world_size > 1 else ""),
     )
 
 
-def _few_steps(plan: Plan) -> Doubt | None:
-    if plan.steps >= _FEW_STEPS:
+def _few_steps(plan: Plan) -> InputWarning | None:
+    if plan.steps >= _MIN_STEPS:
         return None
-    return Doubt(
+    return InputWarning(
         f"the run has only {plan.steps:,} steps, too few to learn from scratch",
         "more --max-epochs (and no small --max-steps), a smaller --batch-size, or more data",
     )
 
 
-def _loss(plan: Plan) -> Doubt | None:
+def _loss(plan: Plan) -> InputWarning | None:
     expected = plan.expected_loss
-    # At a temperature of 0.07 random features of small models differ enough for half a unit.
+    if abs(plan.first_loss) < _ZERO_LOSS:
+        return InputWarning(
+            f"the loss starts at {plan.first_loss:.2g}, so there is nothing to learn",
+            "look at the images and captions: lakeclip inspect; and at the batch size",
+        )
+    # At a temperature of 0.07 the random features of small models move the loss by up to 0.5.
     if expected is None or abs(plan.first_loss - expected) <= max(1.0, 0.15 * expected):
         return None
-    return Doubt(
-        f"the loss starts at {plan.first_loss:.2f}; towers that know nothing have ln {round(math.exp(expected)):,} = "
+    return InputWarning(
+        f"the loss starts at {plan.first_loss:.2f}; untrained towers have ln {round(math.exp(expected)):,} = "
         f"{expected:.2f}",
-        "lower: are many rows or captions the same, or are the weights trained already? "
-        "Higher, or not a number: look at the images and captions (lakeclip inspect), and at the initial weights",
+        "if it is lower, check for duplicate rows or captions, and whether the weights are pretrained; "
+        "if it is higher or NaN, look at the images and captions (lakeclip inspect), and at the initial weights",
     )
 
 
-def _loader(plan: Plan) -> Doubt | None:
+def _loader(plan: Plan) -> InputWarning | None:
     if plan.loader_rate >= plan.step_rate:
         return None
-    return Doubt(
+    return InputWarning(
         f"the loader is slower than the step: {plan.loader_rate:,.0f} against {plan.step_rate:,.0f} samples/s, "
         f"so the step waits {1 - plan.loader_rate / plan.step_rate:.0%} of the time",
-        f"more --num-workers than {plan.num_workers} where there are cores for them; "
-        "or smaller images in the lake: decoding is most of the work",
+        f"more --num-workers than {plan.num_workers} if there are free cores; "
+        "or smaller images in the lake, as decoding takes most of the time",
     )
 
 
-def _fits(plan: Plan) -> Doubt | None:
-    each = plan.footprint.activations / plan.embedded
-    needed = plan.footprint.total + each * (plan.minibatch_size - plan.embedded)
+def _fits(plan: Plan) -> InputWarning | None:
+    bytes_per_pair = plan.footprint.activations / plan.embedded
+    needed = plan.footprint.total + bytes_per_pair * (plan.minibatch_size - plan.embedded)
     if needed <= plan.memory and plan.embedded >= plan.minibatch_size:
         return None
-    what = f"a step needs {needed / 1e9:.1f} GB, and {plan.memory / 1e9:.1f} GB are free"
+    what = f"a step needs {needed / 1e9:.1f} GB, but {plan.memory / 1e9:.1f} GB are free"
     if not plan.pairs_that_fit:
-        return Doubt(what, "a smaller --model, --states bf16 or 8bit, or a larger device")
+        return InputWarning(what, "a smaller --model, --states bf16 or 8bit, or a larger device")
     size = min(1 << (plan.pairs_that_fit.bit_length() - 1), plan.minibatch_size)
-    return Doubt(what, f"--minibatch-size {size}: the same gradients, fewer pairs in memory; or --checkpointing on")
+    return InputWarning(
+        what, f"--minibatch-size {size}, for the same gradients with fewer pairs in memory; or --checkpointing on"
+    )
 
 
-def _disk(plan: Plan) -> Doubt | None:
+def _disk(plan: Plan) -> InputWarning | None:
     if plan.checkpoint_bytes <= plan.free_bytes:
         return None
-    return Doubt(
+    return InputWarning(
         f"the disk is too small for the checkpoints: {plan.checkpoint_bytes / 1e9:.1f} GB for the best, the last and "
-        f"the one being written, and {plan.free_bytes / 1e9:.1f} GB are free",
-        "make room, or give --runs a folder on another disk",
+        f"the one being written, but {plan.free_bytes / 1e9:.1f} GB are free",
+        "free some space, or set --runs to a folder on another disk",
     )

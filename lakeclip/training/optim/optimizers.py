@@ -1,8 +1,7 @@
-"""Adam with decoupled weight decay, as the paper used it (Radford et al. 2021, section 2.5 and table 19)."""
+"""AdamW with the paper's hyperparameters and parameter groups (Radford et al. 2021, section 2.5 and table 19)."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +10,9 @@ from torch import nn
 
 from lakeclip.config.schema import OptimizerConfig
 from lakeclip.models.clip import CLIP
-from lakeclip.training.adam.eight_bit import BLOCK, eight_bit_adamw
-from lakeclip.training.adam.rounded_adamw import RoundedAdamW
-
-#: exp(logit_scale) may not pass 100; there is no lower bound (section 2.5).
-MAX_LOGIT_SCALE = math.log(100)
+from lakeclip.models.layers import IMAGE_TOWER_PREFIXES
+from lakeclip.training.optim.eight_bit import BLOCK_SIZE, eight_bit_adamw
+from lakeclip.training.optim.rounded_adamw import RoundedAdamW
 
 _PAPER_LR = {
     "RN50": 5e-4,
@@ -32,7 +29,7 @@ _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
 def with_paper_values(config: OptimizerConfig, model: str, *, is_resnet: bool) -> OptimizerConfig:
-    """Fill in what the configuration leaves open with the paper's value for the model, or for its kind of tower."""
+    """Fill in the values that the configuration leaves open with the paper's for this model or kind of tower."""
     return replace(
         config,
         lr=config.lr if config.lr is not None else _PAPER_LR.get(model, 5e-4),
@@ -42,8 +39,8 @@ def with_paper_values(config: OptimizerConfig, model: str, *, is_resnet: bool) -
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: weights, which decay, and gains, biases and scalars, which do not."""
-    gains_and_biases = {
+    """Split trainable parameters into two groups: weights, with decay, and gains, biases and scalars, without."""
+    without_decay = {
         id(parameter)
         for part in module.modules()
         for name, parameter in part.named_parameters(recurse=False)
@@ -51,44 +48,44 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     }
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return [
-        {"params": [p for p in trainable if id(p) not in gains_and_biases], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if id(p) in gains_and_biases], "weight_decay": 0.0},
+        {"params": [p for p in trainable if id(p) not in without_decay], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if id(p) in without_decay], "weight_decay": 0.0},
     ]
 
 
 def state_bytes(config: OptimizerConfig) -> float:
-    """Bytes that Adam's two running averages take for each parameter."""
-    return {"32": 8.0, "bf16": 4.0, "8bit": 2 * (1 + 4 / BLOCK)}[config.states]
+    """Return the bytes per parameter of Adam's two running averages."""
+    return {"32": 8.0, "bf16": 4.0, "8bit": 2 * (1 + 4 / BLOCK_SIZE)}[config.states]
 
 
 def store_text_in_bfloat16(model: CLIP) -> None:
-    """Make the weights of the text tower bfloat16, as in the paper; it then computes in bfloat16 too.
+    """Convert the weights of the text tower to bfloat16, as in the paper; it then computes in bfloat16 too.
 
-    The image tower and the scalars of the loss stay as they are. `adamw` rounds the updates stochastically.
+    The image tower and the scalars of the loss stay in float32. `adamw` rounds the updates stochastically.
     """
     for name, parameter in model.named_parameters():
-        if not name.startswith("visual.") and parameter.ndim:
+        if not name.startswith(IMAGE_TOWER_PREFIXES) and parameter.ndim:
             parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def adamw(module: nn.Module, config: OptimizerConfig, *, seed: int = 0) -> torch.optim.Optimizer:
-    """The optimiser for a module's trainable parameters, weights with decay and gains and biases without.
+    """Create AdamW for a module's trainable parameters, in the groups of `parameter_groups`.
 
-    Args and errors: as `adamw_of_groups`.
+    Arguments and errors are those of `adamw_from_groups`.
     """
-    return adamw_of_groups(parameter_groups(module, config.weight_decay), config, seed=seed)
+    return adamw_from_groups(parameter_groups(module, config.weight_decay), config, seed=seed)
 
 
-def adamw_of_groups(groups: list[dict[str, Any]], config: OptimizerConfig, *, seed: int = 0) -> torch.optim.Optimizer:
-    """The optimiser for parameters: PyTorch's fused form where everything is float32.
+def adamw_from_groups(groups: list[dict[str, Any]], config: OptimizerConfig, *, seed: int = 0) -> torch.optim.Optimizer:
+    """Create AdamW for groups of parameters; PyTorch's fused implementation if everything is float32.
 
     Args:
-        groups: as `parameter_groups` returns them.
+        groups: parameter groups, as `parameter_groups` returns them.
         config: complete, as `with_paper_values` returns it.
-        seed: of stochastic rounding, the same in every process.
+        seed: seed of stochastic rounding, the same in every process.
 
     Raises:
-        ConfigError: 8-bit states are asked for, and torchao is not installed.
+        ConfigError: 8-bit states were requested, but torchao is not installed.
     """
     assert config.lr is not None
     assert config.betas is not None

@@ -1,7 +1,7 @@
-"""AdamW whose running averages and weights may be bfloat16, rounded by chance (Radford et al. 2021, section 2.5).
+"""AdamW with stochastic rounding of bfloat16 running averages and weights (Radford et al. 2021, section 2.5).
 
-A piece of a parameter at a time is widened to float32, updated by PyTorch's fused kernel, and rounded: so the
-arithmetic is that of `torch.optim.AdamW`, and the step needs memory for one piece only.
+One chunk of a parameter at a time is widened to float32, updated by PyTorch's fused kernel, and rounded. So the
+arithmetic is that of `torch.optim.AdamW`, and a step needs extra memory for one chunk only.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from lakeclip.training.adam.rounding import Dice, round_by_chance_
+from lakeclip.training.optim.stochastic_rounding import RoundingBits, stochastic_round_
 
-#: Numbers in a piece. On a CPU its float32 copies stay in the cache of a core; elsewhere a launch must be worth it.
-_PIECE = {"cpu": 1 << 17}
-_PIECE_ELSEWHERE = 1 << 22
+#: Elements per chunk. On a CPU the float32 copies fit into a core's cache; other devices need large kernel launches.
+_CHUNK_SIZE = {"cpu": 1 << 17}
+_DEFAULT_CHUNK_SIZE = 1 << 22
 _AVERAGES = ("exp_avg", "exp_avg_sq")
 
 
 class RoundedAdamW(Optimizer):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2017), for states and weights of any floating type.
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2017), for states and weights of any floating dtype.
 
-    What is bfloat16 is rounded stochastically: the second average would otherwise stay too large for ever once the
-    gradients get smaller, and small changes of a weight would be lost.
+    bfloat16 tensors are rounded stochastically. With rounding to nearest, the second moment would stay too large once
+    the gradients become smaller, and small updates of a weight would be lost.
 
     Args:
         params: parameters or groups of them.
-        lr, betas, eps, weight_decay: as of `torch.optim.AdamW`.
-        state_dtype: of the running averages. Default: float32, or the parameter's where that is wider.
-        seed: of the rounding. Processes that hold the same weights need the same.
+        lr, betas, eps, weight_decay: as in `torch.optim.AdamW`.
+        state_dtype: dtype of the running averages. Default: float32, or the parameter's dtype if that is wider.
+        seed: seed of the rounding. Processes that hold the same weights need the same seed.
     """
 
     def __init__(
@@ -63,24 +63,26 @@ class RoundedAdamW(Optimizer):
         for parameter in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
             largest[parameter.device] = max(largest.get(parameter.device, 1), _local(parameter).numel())
         first = self.param_groups[0]
-        desks = {device: _Desk(device, size, first["seed"], first["rounds"]) for device, size in largest.items()}
+        updaters = {
+            device: _ChunkUpdater(device, size, first["seed"], first["rounds"]) for device, size in largest.items()
+        }
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
                 state = self.state[parameter]
                 if not state:
-                    state["step"] = torch.zeros((), device=parameter.device)
+                    state["step"] = torch.zeros((), device=parameter.device, dtype=torch.float32)
                     for name in _AVERAGES:
                         state[name] = self._zeros(parameter)
                 state["step"] += 1
-                desks[parameter.device].update(parameter, state, group)
+                updaters[parameter.device].update(parameter, state, group)
         first["rounds"] += 1
         return loss
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved state, bit for bit. PyTorch would convert the averages to the type of their weight."""
+        """Load a saved state bit for bit. PyTorch would convert the averages to the dtype of their weight."""
         super().load_state_dict(state_dict)
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             for parameter, key in zip(group["params"], saved["params"], strict=True):
@@ -92,33 +94,33 @@ class RoundedAdamW(Optimizer):
         return torch.zeros_like(parameter, dtype=self._state_dtype or wide)
 
 
-class _Desk:
-    """Where the pieces of one step are widened, updated and rounded.
+class _ChunkUpdater:
+    """Float32 buffers in which the chunks of one step are widened, updated and rounded.
 
-    The rows of its float32 buffer are those that may need rounding, then the gradient.
+    The rows of the float32 buffer are the two averages, the weight, and the gradient; only the first three are rounded.
     """
 
     def __init__(self, device: torch.device, largest: int, seed: int, step: int) -> None:
-        self._piece = min(largest, _PIECE.get(device.type, _PIECE_ELSEWHERE))
-        self._wide = torch.empty(4, self._piece, device=device)
-        self._dice = Dice(seed, step, 3, self._piece, device)
+        self._chunk_size = min(largest, _CHUNK_SIZE.get(device.type, _DEFAULT_CHUNK_SIZE))
+        self._wide = torch.empty(4, self._chunk_size, device=device, dtype=torch.float32)
+        self._random_bits = RoundingBits(seed, step, 3, self._chunk_size, device)
 
     def update(self, parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-        """Take one step with one parameter."""
+        """Update one parameter."""
         gradient = _local(parameter.grad)
         weight = _local(parameter)
         if gradient.stride() != weight.stride():
             gradient = torch.empty_like(weight).copy_(gradient)
-        # The two averages, the weight and the gradient, each as it lies in memory.
+        # The two averages, the weight and the gradient, flat in memory order.
         tensors = [_flat(_local(state[name])) for name in _AVERAGES] + [_flat(weight), _flat(gradient)]
         narrow = [row for row, tensor in enumerate(tensors) if tensor.dtype == torch.bfloat16]
         rounded = [row for row in narrow if row < 3]
-        for start in range(0, weight.numel(), self._piece):
-            pieces = [tensor[start : start + self._piece] for tensor in tensors]
-            columns = len(pieces[0])
-            wide = list(pieces)
+        for start in range(0, weight.numel(), self._chunk_size):
+            chunks = [tensor[start : start + self._chunk_size] for tensor in tensors]
+            columns = len(chunks[0])
+            wide = list(chunks)
             for row in narrow:
-                wide[row] = self._wide[row, :columns].copy_(pieces[row])
+                wide[row] = self._wide[row, :columns].copy_(chunks[row])
             torch._fused_adamw_(
                 [wide[2]],
                 [wide[3]],
@@ -137,17 +139,17 @@ class _Desk:
             if not rounded:
                 continue
             rows = slice(rounded[0], rounded[-1] + 1)
-            round_by_chance_(self._wide[rows, :columns], self._dice.throw(rows, columns))
+            stochastic_round_(self._wide[rows, :columns], self._random_bits.next_bits(rows, columns))
             for row in rounded:
-                pieces[row].copy_(wide[row])
+                chunks[row].copy_(wide[row])
 
 
 def _local(tensor: Tensor | None) -> Tensor:
-    """The part of a parameter that this process holds."""
+    """Return this process's shard of a tensor, or the whole tensor if it is not sharded."""
     assert tensor is not None
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    """The numbers in the order of memory, whatever that is (channels-last convolutions have their own)."""
+    """Return a flat view in memory order, which differs from the logical order for channels-last convolutions."""
     return tensor.as_strided((tensor.numel(),), (1,))

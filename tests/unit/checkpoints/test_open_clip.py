@@ -10,26 +10,26 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from lakeclip.checkpoints.foreign import build
+from lakeclip.checkpoints.convert import build_model
 from lakeclip.checkpoints.open_clip import read_open_clip
 from lakeclip.config.schema import ModelConfig
 from lakeclip.errors import CheckpointError
-from tests.unit.checkpoints.weights import RESNET, SMALL, VIT, features, half, original, save, save_torchscript
+from tests.unit.checkpoints.weights import RESNET, SMALL, VIT, features, random_clip, save, save_torchscript, to_half
 
 IN_TEXT = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
 
 
 def weights(config: ModelConfig = VIT) -> dict[str, Tensor]:
-    return original(config).state_dict()
+    return random_clip(config).state_dict()
 
 
 def custom_text(given: dict[str, Tensor]) -> dict[str, Tensor]:
-    """As `CustomTextCLIP` names them."""
+    """Rename weights to the names of `CustomTextCLIP`."""
     return {f"text.{key}" if key.startswith(IN_TEXT) else key: value for key, value in given.items()}
 
 
 def configuration(folder: Path, **changes: dict[str, Any]) -> None:
-    """open_clip_config.json, as open_clip writes it, with these settings in its parts changed."""
+    """Write open_clip_config.json as open_clip does, with these settings of its sections changed."""
     vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8}
     text = {"context_length": 12, "vocab_size": 100, "width": 128, "heads": 2, "layers": 3}
     model = {"embed_dim": 24, "quick_gelu": True} | changes.get("model", {})
@@ -39,8 +39,8 @@ def configuration(folder: Path, **changes: dict[str, Any]) -> None:
     (folder / "open_clip_config.json").write_text(json.dumps(content))
 
 
-def training(given: dict[str, Tensor]) -> dict[str, Any]:
-    """A checkpoint of open_clip's training, with an optimiser that has begun."""
+def training_checkpoint(given: dict[str, Tensor]) -> dict[str, Any]:
+    """Return a checkpoint of open_clip's training, with optimiser state."""
     optimizer = {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 5e-4, "betas": (0.9, 0.98)}]}
     state_dict = {f"module.{key}": value for key, value in given.items()}
     return {"epoch": 3, "name": "2026_01_01-model_x", "state_dict": state_dict, "optimizer": optimizer}
@@ -48,14 +48,14 @@ def training(given: dict[str, Tensor]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", SMALL)
 @pytest.mark.parametrize("named", [dict, custom_text], ids=["CLIP", "CustomTextCLIP"])
-@pytest.mark.parametrize("wrap", [dict, training, half], ids=["plain", "training", "float16"])
-def test_a_model_comes_back(tmp_path: Path, kind: str, named: Any, wrap: Any) -> None:
-    found = read_open_clip(save(tmp_path / "x.pt", wrap(named(weights(SMALL[kind])))))
-    assert found.layout == "open_clip"
-    assert found.model_config == SMALL[kind]
-    assert list(found.state_dict) == list(original(SMALL[kind]).state_dict())
-    if wrap is not half:
-        for mine, theirs in zip(features(build(found)), features(original(SMALL[kind])), strict=True):
+@pytest.mark.parametrize("wrap", [dict, training_checkpoint, to_half], ids=["plain", "training", "float16"])
+def test_weights_become_the_same_model(tmp_path: Path, kind: str, named: Any, wrap: Any) -> None:
+    pretrained = read_open_clip(save(tmp_path / "x.pt", wrap(named(weights(SMALL[kind])))))
+    assert pretrained.layout == "open_clip"
+    assert pretrained.model_config == SMALL[kind]
+    assert list(pretrained.state_dict) == list(random_clip(SMALL[kind]).state_dict())
+    if wrap is not to_half:
+        for mine, theirs in zip(features(build_model(pretrained)), features(random_clip(SMALL[kind])), strict=True):
             assert mine.equal(theirs)
 
 
@@ -66,32 +66,32 @@ def test_safetensors_and_torchscript(tmp_path: Path) -> None:
     assert read_open_clip(save_torchscript(tmp_path / "x.pt", given)).model_config == VIT
 
 
-def test_buffers_beside_the_weights_are_passed_over(tmp_path: Path) -> None:
+def test_buffers_beside_the_weights_are_ignored(tmp_path: Path) -> None:
     mask = torch.full((12, 12), -torch.inf).triu(1)
     given = custom_text(weights()) | {"attn_mask": mask, "text.attn_mask": mask}
-    found = read_open_clip(save(tmp_path / "x.pt", given))
-    assert set(found.state_dict) == set(weights())
+    pretrained = read_open_clip(save(tmp_path / "x.pt", given))
+    assert set(pretrained.state_dict) == set(weights())
 
 
 @pytest.mark.parametrize("shape", [(), (1,)])
 def test_the_sigmoid_objectives_bias(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    given = original(sigmoid=True).state_dict()
+    given = random_clip(sigmoid=True).state_dict()
     given["logit_bias"] = torch.full(shape, -9.0)
     given["logit_scale"] = torch.full(shape, 2.0)
-    found = read_open_clip(save(tmp_path / "x.pt", given))
-    assert found.is_sigmoid
-    model = build(found)
+    pretrained = read_open_clip(save(tmp_path / "x.pt", given))
+    assert "logit_bias" in pretrained.scalars
+    model = build_model(pretrained)
     assert model.logit_bias is not None
     assert (model.logit_bias.item(), model.logit_scale.item()) == (-9, 2)
 
 
 def test_another_image_size(tmp_path: Path) -> None:
-    found = read_open_clip(save(tmp_path / "x.pt", custom_text(weights())))
-    images, _ = features(build(found, 64))
+    pretrained = read_open_clip(save(tmp_path / "x.pt", custom_text(weights())))
+    images, _ = features(build_model(pretrained, 64))
     assert images.isfinite().all()
 
 
-def test_what_is_assumed_without_a_configuration_is_said(tmp_path: Path) -> None:
+def test_assumptions_without_a_configuration_are_recorded(tmp_path: Path) -> None:
     path = save(tmp_path / "x.pt", weights())
     assumed = " ".join(read_open_clip(path).assumed)
     assert "QuickGELU" in assumed
@@ -100,27 +100,27 @@ def test_what_is_assumed_without_a_configuration_is_said(tmp_path: Path) -> None
     assert read_open_clip(path).assumed == ()
 
 
-def test_a_configuration_tells_the_text_towers_heads(tmp_path: Path) -> None:
+def test_a_configuration_states_the_text_towers_heads(tmp_path: Path) -> None:
     config = dataclasses.replace(VIT, transformer_width=96, transformer_heads=3)
     path = save(tmp_path / "x.pt", weights(config))
-    with pytest.raises(CheckpointError, match="sizes that lakeclip cannot make") as error:
+    with pytest.raises(CheckpointError, match="sizes that lakeclip does not support") as error:
         read_open_clip(path)
     assert "96 wide" in error.value.found
     configuration(tmp_path, text={"heads": 3})
     assert read_open_clip(path).model_config == config
     configuration(tmp_path, text={"heads": 5})
-    with pytest.raises(CheckpointError, match="sizes that lakeclip cannot make"):
+    with pytest.raises(CheckpointError, match="sizes that lakeclip does not support"):
         read_open_clip(path)
     configuration(tmp_path, text={"heads": "many"})
-    with pytest.raises(CheckpointError, match="is wrong"):
+    with pytest.raises(CheckpointError, match="is invalid"):
         read_open_clip(path)
 
 
-def test_gelu_is_refused(tmp_path: Path) -> None:
+def test_gelu_raises(tmp_path: Path) -> None:
     path = save(tmp_path / "x.pt", weights())
     for quick_gelu in (False, None):
         configuration(tmp_path, model={"quick_gelu": quick_gelu})
-        with pytest.raises(CheckpointError, match="other features than open_clip") as error:
+        with pytest.raises(CheckpointError, match="lakeclip and open_clip would compute different features") as error:
             read_open_clip(path)
         assert "quick_gelu" in error.value.found
         assert error.value.next_step.endswith(f"openai:{path}")
@@ -130,7 +130,7 @@ def test_a_configuration_that_does_not_mention_quick_gelu_means_gelu(tmp_path: P
     path = save(tmp_path / "x.pt", weights())
     bare = {"embed_dim": 24, "vision_cfg": {"width": 64}, "text_cfg": {"heads": 2}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(bare))
-    with pytest.raises(CheckpointError, match="other features than open_clip") as error:
+    with pytest.raises(CheckpointError, match="lakeclip and open_clip would compute different features") as error:
         read_open_clip(path)
     assert error.value.found.startswith("quick_gelu: false in model_cfg")
     (tmp_path / "open_clip_config.json").write_text(json.dumps(bare | {"quick_gelu": True}))
@@ -150,12 +150,12 @@ def test_a_configuration_that_does_not_mention_quick_gelu_means_gelu(tmp_path: P
         ({"preprocess": {"mean": [0.5, 0.5, 0.5]}}, "mean: [0.5, 0.5, 0.5] in preprocess_cfg"),
     ],
 )
-def test_what_lakeclip_would_compute_otherwise_is_refused(
+def test_settings_that_lakeclip_does_not_support_raise(
     tmp_path: Path, changes: dict[str, dict[str, Any]], found: str
 ) -> None:
     path = save(tmp_path / "x.pt", weights())
     configuration(tmp_path, **changes)
-    with pytest.raises(CheckpointError, match="other features than open_clip") as error:
+    with pytest.raises(CheckpointError, match="lakeclip and open_clip would compute different features") as error:
         read_open_clip(path)
     assert found in error.value.found
     assert error.value.allowed
@@ -163,7 +163,7 @@ def test_what_lakeclip_would_compute_otherwise_is_refused(
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "{}", '{"model_cfg": 3}', '{"model_cfg": {"vision_cfg": {}}}'])
-def test_a_configuration_that_is_none(tmp_path: Path, text: str) -> None:
+def test_an_invalid_configuration_raises(tmp_path: Path, text: str) -> None:
     path = save(tmp_path / "x.pt", weights())
     (tmp_path / "open_clip_config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"open_clip_config.json (cannot be read|is not a configuration)"):
@@ -186,9 +186,9 @@ def test_a_configuration_that_is_none(tmp_path: Path, text: str) -> None:
         ("vision_model.embeddings.class_embedding", "a model in the layout of Hugging Face"),
     ],
 )
-def test_models_of_other_kinds(tmp_path: Path, key: str, kind: str) -> None:
-    with pytest.raises(CheckpointError, match=f"cannot make: {kind}") as error:
-        read_open_clip(save(tmp_path / "x.pt", training(weights() | {key: torch.zeros(1)})))
+def test_models_of_other_kinds_raise(tmp_path: Path, key: str, kind: str) -> None:
+    with pytest.raises(CheckpointError, match=f"does not support: {kind}") as error:
+        read_open_clip(save(tmp_path / "x.pt", training_checkpoint(weights() | {key: torch.zeros(1)})))
     assert error.value.found == key
     assert error.value.allowed
 
@@ -200,7 +200,7 @@ def test_an_unknown_key_is_named_as_in_the_file(tmp_path: Path) -> None:
     assert error.value.found == "unknown text.new.weight"
 
 
-def test_both_names_for_one_weight(tmp_path: Path) -> None:
+def test_both_names_for_one_weight_raise(tmp_path: Path) -> None:
     given = weights() | {"text.ln_final.bias": torch.zeros(128)}
     with pytest.raises(CheckpointError, match="not those of a CLIP") as error:
         read_open_clip(save(tmp_path / "x.pt", given))
@@ -210,11 +210,11 @@ def test_both_names_for_one_weight(tmp_path: Path) -> None:
 def test_large_image_towers_have_other_heads(tmp_path: Path) -> None:
     config = dataclasses.replace(VIT, vision_width=1280, vision_layers=1)
     path = save(tmp_path / "x.pt", weights(config))
-    with pytest.raises(CheckpointError, match="1280 wide") as error:
+    with pytest.raises(CheckpointError, match="width 1280") as error:
         read_open_clip(path)
     assert error.value.found == "heads 80 wide"
     configuration(tmp_path, vision={"head_width": 80})
-    with pytest.raises(CheckpointError, match="other features than open_clip"):
+    with pytest.raises(CheckpointError, match="lakeclip and open_clip would compute different features"):
         read_open_clip(path)
     configuration(tmp_path, vision={"head_width": 64})
     assert read_open_clip(path).model_config == config
@@ -226,7 +226,7 @@ def test_a_resnet_with_a_configuration(tmp_path: Path) -> None:
     assert read_open_clip(path).model_config == RESNET
 
 
-def test_a_missing_file_and_a_damaged_one(tmp_path: Path) -> None:
+def test_missing_and_damaged_files_raise(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no weights at") as error:
         read_open_clip(tmp_path / "x.pt")
     assert error.value.allowed == "open_clip:FILE, a file of weights"

@@ -15,29 +15,29 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lakeclip.checkpoints.foreign import build
+from lakeclip.checkpoints.convert import build_model
 from lakeclip.checkpoints.openai import read_openai
 from lakeclip.config.schema import ModelConfig
 from lakeclip.errors import CheckpointError
-from lakeclip.models.vision_transformer import positions_on_grid
+from lakeclip.models.vision_transformer import resample_position_embedding
 from tests.unit.checkpoints.weights import (
     RESNET,
     SIZES,
     SMALL,
     VIT,
     features,
-    half,
-    original,
+    random_clip,
     save,
     save_torchscript,
+    to_half,
 )
 
 
 def weights(config: ModelConfig = VIT) -> dict[str, Tensor]:
-    return original(config).state_dict()
+    return random_clip(config).state_dict()
 
 
-def safe(path: Path, value: dict[str, Tensor]) -> Path:
+def save_safetensors(path: Path, value: dict[str, Tensor]) -> Path:
     safetensors.torch.save_file({key: tensor.contiguous() for key, tensor in value.items()}, path)
     return path
 
@@ -49,7 +49,7 @@ FORMS: dict[str, Callable[[Path, dict[str, Tensor]], Path]] = {
     "wrapped and parallel": lambda path, value: save(
         path, {"state_dict": {f"module.{key}": value[key] for key in value}}
     ),
-    "safetensors": safe,
+    "safetensors": save_safetensors,
     "TorchScript": lambda path, value: save_torchscript(path, value | SIZES),
 }
 
@@ -57,86 +57,86 @@ FORMS: dict[str, Callable[[Path, dict[str, Tensor]], Path]] = {
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", SMALL)
 @pytest.mark.parametrize("halved", [False, True], ids=["float32", "float16"])
-def test_a_model_comes_back(tmp_path: Path, kind: str, form: str, halved: bool) -> None:
+def test_weights_become_the_same_model(tmp_path: Path, kind: str, form: str, halved: bool) -> None:
     config, given = SMALL[kind], weights(SMALL[kind])
-    given = half(given) if halved else given
-    found = read_openai(FORMS[form](tmp_path / "x.pt", given))
-    assert found.layout == "openai"
-    assert found.model_config == config
-    assert not found.is_sigmoid
-    assert not found.assumed
-    assert list(found.state_dict) == list(original(config).state_dict())
-    for key, value in found.state_dict.items():
+    given = to_half(given) if halved else given
+    pretrained = read_openai(FORMS[form](tmp_path / "x.pt", given))
+    assert pretrained.layout == "openai"
+    assert pretrained.model_config == config
+    assert "logit_bias" not in pretrained.scalars
+    assert not pretrained.assumed
+    assert list(pretrained.state_dict) == list(random_clip(config).state_dict())
+    for key, value in pretrained.state_dict.items():
         assert value.dtype == (torch.float32 if given[key].is_floating_point() else torch.int64)
         assert value.eq(given[key]).all(), key
-    model = build(found)
+    model = build_model(pretrained)
     assert not model.training
     if not halved:
-        for mine, theirs in zip(features(model), features(original(config)), strict=True):
+        for mine, theirs in zip(features(model), features(random_clip(config)), strict=True):
             assert mine.equal(theirs)
 
 
-def test_the_suffix_does_not_matter_and_neither_do_halved_counts(tmp_path: Path) -> None:
+def test_any_suffix_and_float16_counts_are_accepted(tmp_path: Path) -> None:
     given = {key: value.half() for key, value in weights(RESNET).items()}
-    found = read_openai(str(safe(tmp_path / "x.safetensors", given)))
-    assert found.state_dict["visual.bn1.num_batches_tracked"].dtype == torch.int64
-    assert read_openai(safe(tmp_path / "x.bin", given)).model_config == RESNET
+    pretrained = read_openai(str(save_safetensors(tmp_path / "x.safetensors", given)))
+    assert pretrained.state_dict["visual.bn1.num_batches_tracked"].dtype == torch.int64
+    assert read_openai(save_safetensors(tmp_path / "x.bin", given)).model_config == RESNET
     assert read_openai(save(tmp_path / "y.weights", given)).model_config == RESNET
 
 
-def test_the_weights_are_the_models_own_and_not_the_files(tmp_path: Path) -> None:
+def test_changing_the_model_does_not_change_the_file(tmp_path: Path) -> None:
     path = save(tmp_path / "x.pt", weights())
-    model = build(read_openai(path))
+    model = build_model(read_openai(path))
     path.write_bytes(b"")
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(("kind", "size"), [("ViT", 16), ("ViT", 56), ("RN", 32), ("RN", 128)])
 def test_another_image_size(tmp_path: Path, kind: str, size: int) -> None:
-    found = read_openai(save(tmp_path / "x.pt", weights(SMALL[kind])))
-    model = build(found, size)
+    pretrained = read_openai(save(tmp_path / "x.pt", weights(SMALL[kind])))
+    model = build_model(pretrained, size)
     assert model.config == dataclasses.replace(SMALL[kind], image_resolution=size)
     images, texts = features(model)
     assert images.isfinite().all()
-    assert texts.equal(features(build(found))[1])
-    changed = [key for key, value in model.state_dict().items() if not value.equal(found.state_dict[key])]
+    assert texts.equal(features(build_model(pretrained))[1])
+    changed = [key for key, value in model.state_dict().items() if not value.equal(pretrained.state_dict[key])]
     assert changed == ["visual.positional_embedding" if kind == "ViT" else "visual.attnpool.positional_embedding"]
 
 
 @pytest.mark.parametrize("kind", SMALL)
-def test_the_models_own_image_size_changes_nothing(tmp_path: Path, kind: str) -> None:
-    found = read_openai(save(tmp_path / "x.pt", weights(SMALL[kind])))
-    same = build(found, SMALL[kind].image_resolution)
-    for mine, theirs in zip(features(same), features(original(SMALL[kind])), strict=True):
+def test_the_models_own_image_size_keeps_the_weights(tmp_path: Path, kind: str) -> None:
+    pretrained = read_openai(save(tmp_path / "x.pt", weights(SMALL[kind])))
+    same = build_model(pretrained, SMALL[kind].image_resolution)
+    for mine, theirs in zip(features(same), features(random_clip(SMALL[kind])), strict=True):
         assert (mine - theirs).abs().max() == 0
 
 
 def test_positions_on_a_finer_grid_keep_the_first_and_the_mean() -> None:
     embedding = torch.cat([torch.full((1, 3), 9.0), torch.rand(16, 3)])
-    finer = positions_on_grid(embedding, 8)
+    finer = resample_position_embedding(embedding, 8)
     assert finer.shape == (65, 3)
     assert finer[0].eq(9).all()
     torch.testing.assert_close(finer[1:].mean(dim=0), embedding[1:].mean(dim=0), rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize(("kind", "size"), [("ViT", 30), ("ViT", 0), ("RN", 48)])
-def test_an_image_size_that_cannot_be(tmp_path: Path, kind: str, size: int) -> None:
-    found = read_openai(save(tmp_path / "x.pt", weights(SMALL[kind])))
+def test_an_invalid_image_size_raises(tmp_path: Path, kind: str, size: int) -> None:
+    pretrained = read_openai(save(tmp_path / "x.pt", weights(SMALL[kind])))
     with pytest.raises(CheckpointError, match=f"images of {size} pixels") as error:
-        build(found, size)
+        build_model(pretrained, size)
     assert "image_resolution" in error.value.found
     assert str(SMALL[kind].image_resolution) in error.value.next_step
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_a_missing_path_raises(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no weights at"):
         read_openai(tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="no weights at") as error:
         read_openai(tmp_path / "no/such/x.pt")
-    assert "no folder" in error.value.found
+    assert "does not exist either" in error.value.found
 
 
-def test_a_folder_offers_the_file_in_it(tmp_path: Path) -> None:
+def test_a_folder_suggests_a_file_in_it(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is a folder") as error:
         read_openai(tmp_path)
     assert error.value.found == "a folder without files"
@@ -155,7 +155,7 @@ def _image() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("data", "what"),
+    ("data", "message"),
     [
         (b"", "is empty"),
         (json.dumps({"embed_dim": 512, "vision_cfg": {"width": 768}}).encode(), "not a checkpoint"),
@@ -165,17 +165,17 @@ def _image() -> bytes:
         (b"PK\x03\x04 and nothing else", "truncated"),
     ],
 )
-def test_files_that_are_something_else(tmp_path: Path, data: bytes, what: str) -> None:
+def test_files_of_other_kinds_raise(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "x.pt").write_bytes(data)
-    with pytest.raises(CheckpointError, match=what) as error:
+    with pytest.raises(CheckpointError, match=message) as error:
         read_openai(tmp_path / "x.pt")
-    assert what != "not a checkpoint" or "safetensors" in error.value.allowed
+    assert message != "not a checkpoint" or "safetensors" in error.value.allowed
 
 
 @pytest.mark.parametrize("data", [b"", b"abc", b"\x08\0\0\0\0\0\0\0{      }", b"\xff" * 64])
-def test_a_suffix_that_promises_safetensors(tmp_path: Path, data: bytes) -> None:
+def test_the_safetensors_suffix_on_other_files_raises(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x.safetensors").write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"not whole safetensors|is empty|no weights by name"):
+    with pytest.raises(CheckpointError, match=r"not a complete safetensors file|is empty|no weights by name"):
         read_openai(tmp_path / "x.safetensors")
 
 
@@ -184,7 +184,7 @@ def test_a_suffix_that_promises_safetensors(tmp_path: Path, data: bytes) -> None
 def test_a_truncated_file(tmp_path: Path, form: str, share: float) -> None:
     data = FORMS[form](tmp_path / "x.pt", weights()).read_bytes()
     (tmp_path / "x.pt").write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(CheckpointError, match=r"truncated|not whole safetensors"):
+    with pytest.raises(CheckpointError, match=r"truncated|not a complete safetensors file"):
         read_openai(tmp_path / "x.pt")
 
 
@@ -209,7 +209,7 @@ def _explode() -> None:
     Bomb.ran = True
 
 
-def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path) -> None:
+def test_code_in_a_file_raises_and_is_not_run(tmp_path: Path) -> None:
     path = save(tmp_path / "x.pt", weights() | {"bomb": Bomb()})
     with pytest.raises(CheckpointError, match="was refused") as error:
         read_openai(path)
@@ -217,14 +217,14 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path) -> None:
     assert not Bomb.ran
 
 
-def test_a_pickled_module_is_refused(tmp_path: Path) -> None:
+def test_a_pickled_module_raises(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="was refused") as error:
-        read_openai(save(tmp_path / "x.pt", original()))
+        read_openai(save(tmp_path / "x.pt", random_clip()))
     assert "state_dict()" in error.value.next_step
 
 
 def _with(path: Path, changes: dict[str, bytes]) -> Path:
-    """An archive with other content for the entries that end so."""
+    """Rewrite an archive with other content for the entries with these suffixes."""
     with zipfile.ZipFile(path) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w") as archive:
@@ -233,14 +233,14 @@ def _with(path: Path, changes: dict[str, bytes]) -> Path:
     return path
 
 
-def test_the_code_of_a_torchscript_archive_is_not_even_compiled(tmp_path: Path) -> None:
+def test_the_code_of_a_torchscript_archive_is_not_compiled(tmp_path: Path) -> None:
     path = _with(save_torchscript(tmp_path / "x.pt", weights()), {".py": b"this is no program"})
     with pytest.raises(RuntimeError):
         torch.jit.load(path)
     assert read_openai(path).model_config == VIT
 
 
-def test_other_code_in_a_torchscript_archive_is_refused(tmp_path: Path) -> None:
+def test_other_code_in_a_torchscript_archive_raises(tmp_path: Path) -> None:
     path = _with(save_torchscript(tmp_path / "x.pt", weights()), {"/data.pkl": pickle.dumps(Bomb())})
     with pytest.raises(CheckpointError, match="was refused") as error:
         read_openai(path)
@@ -249,7 +249,7 @@ def test_other_code_in_a_torchscript_archive_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"nonsense", b"R.", b"h\x05.", pickle.dumps({"a": 1}), pickle.dumps([3])])
-def test_a_torchscript_archive_whose_tree_makes_no_sense(tmp_path: Path, data: bytes) -> None:
+def test_a_torchscript_archive_with_a_malformed_tree_raises(tmp_path: Path, data: bytes) -> None:
     path = _with(save_torchscript(tmp_path / "x.pt", weights()), {"/data.pkl": data})
     with pytest.raises(CheckpointError, match=r"cannot be read|was refused"):
         read_openai(path)
@@ -261,19 +261,19 @@ def test_a_torchscript_archive_with_a_storage_too_small(tmp_path: Path) -> None:
         read_openai(path)
 
 
-def test_torchscript_gives_what_pytorch_would(tmp_path: Path) -> None:
-    given = half(weights(RESNET)) | SIZES
+def test_torchscript_weights_equal_pytorchs(tmp_path: Path) -> None:
+    given = to_half(weights(RESNET)) | SIZES
     path = save_torchscript(tmp_path / "x.pt", given)
     expected = torch.jit.load(path).state_dict()
-    found = read_openai(path).state_dict
-    assert set(found) == set(expected) - set(SIZES)
-    for key, value in found.items():
+    pretrained = read_openai(path).state_dict
+    assert set(pretrained) == set(expected) - set(SIZES)
+    for key, value in pretrained.items():
         assert value.eq(expected[key]).all(), key
 
 
-def test_a_checkpoint_of_lakeclips_own(tmp_path: Path) -> None:
+def test_a_lakeclip_checkpoint_raises(tmp_path: Path) -> None:
     path = save(tmp_path / "x.ckpt", {"state_dict": {f"model.{k}": v for k, v in weights().items()}, "lakeclip": {}})
-    with pytest.raises(CheckpointError, match="of lakeclip's own") as error:
+    with pytest.raises(CheckpointError, match="is a checkpoint of lakeclip") as error:
         read_openai(path)
     assert error.value.next_step.endswith(str(path))
 
@@ -284,8 +284,8 @@ def test_a_checkpoint_of_lakeclips_own(tmp_path: Path) -> None:
         ([1, 2], "list"),
         (torch.zeros(3), "Tensor"),
         ({}, "nothing"),
-        ({"state_dict": {}}, "nothing"),
-        ({"model": {"a": torch.zeros(1)}, "epoch": 3}, "model, epoch"),
+        ({"state_dict": {}}, "state_dict"),
+        ({"weights": {"a": torch.zeros(1)}, "epoch": 3}, "weights, epoch"),
     ],
 )
 def test_torch_files_without_weights_by_name(tmp_path: Path, value: object, found: str) -> None:
@@ -341,13 +341,13 @@ def test_a_block_that_is_missing_from_the_middle(tmp_path: Path) -> None:
         ({"text_projection": torch.zeros(24)}, "(24,)"),
     ],
 )
-def test_sizes_that_cannot_be(tmp_path: Path, changes: dict[str, Tensor], found: str) -> None:
-    with pytest.raises(CheckpointError, match="sizes that lakeclip cannot make") as error:
+def test_unsupported_sizes_raise(tmp_path: Path, changes: dict[str, Tensor], found: str) -> None:
+    with pytest.raises(CheckpointError, match="sizes that lakeclip does not support") as error:
         read_openai(save(tmp_path / "x.pt", weights() | changes))
     assert found in error.value.found
 
 
-def test_weights_in_whole_numbers(tmp_path: Path) -> None:
+def test_integer_weights_raise(tmp_path: Path) -> None:
     given = weights()
     given["ln_final.weight"] = given["ln_final.weight"].to(torch.int8)
     with pytest.raises(CheckpointError, match="not those of a CLIP") as error:
@@ -355,7 +355,7 @@ def test_weights_in_whole_numbers(tmp_path: Path) -> None:
     assert error.value.found == "ln_final.weight is int8"
 
 
-def test_open_clips_names(tmp_path: Path) -> None:
+def test_open_clip_names_raise(tmp_path: Path) -> None:
     given = {key.replace("ln_final", "text.ln_final"): value for key, value in weights().items()}
     path = save(tmp_path / "x.pt", given)
     with pytest.raises(CheckpointError, match="have open_clip's names") as error:
@@ -370,5 +370,5 @@ def test_a_torchscript_archive_made_on_a_gpu(tmp_path: Path) -> None:
         tree = archive.read("x/data.pkl")
     here, there = b"X\x03\0\0\0cpu", b"X\x06\0\0\0cuda:0"
     assert here in tree
-    found = read_openai(_with(path, {"/data.pkl": tree.replace(here, there)}))
-    assert {value.device.type for value in found.state_dict.values()} == {"cpu"}
+    pretrained = read_openai(_with(path, {"/data.pkl": tree.replace(here, there)}))
+    assert {value.device.type for value in pretrained.state_dict.values()} == {"cpu"}

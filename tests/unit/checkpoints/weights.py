@@ -1,4 +1,4 @@
-"""Small models whose weights stand in for other makers', and the forms that those come in."""
+"""Small models with random weights, and files of them in the forms that other projects use."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lakeclip.config.schema import ModelConfig
+from lakeclip.losses.registry import LOSSES
 from lakeclip.models.clip import CLIP
 
 VIT = ModelConfig(
@@ -28,14 +29,14 @@ RESNET = dataclasses.replace(
 )
 SMALL = {"ViT": VIT, "RN": RESNET}
 
-#: What OpenAI's files hold beside the weights.
+#: Entries of OpenAI's files that are not weights.
 SIZES = {"input_resolution": torch.tensor(32), "context_length": torch.tensor(12), "vocab_size": torch.tensor(100)}
 
 
-def original(config: ModelConfig = VIT, *, sigmoid: bool = False) -> CLIP:
-    """A model in evaluation mode with noise on every parameter, and with batch statistics."""
+def random_clip(config: ModelConfig = VIT, *, sigmoid: bool = False) -> CLIP:
+    """Return a model in evaluation mode with noise on all parameters and random batch statistics."""
     torch.manual_seed(0)
-    model = CLIP(config, sigmoid=sigmoid)
+    model = CLIP(config, scalars=LOSSES["sigmoid" if sigmoid else "softmax"].scalars)
     for parameter in model.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
     for module in model.modules():
@@ -45,13 +46,13 @@ def original(config: ModelConfig = VIT, *, sigmoid: bool = False) -> CLIP:
     return model.eval()
 
 
-def half(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights in float16; counts stay whole numbers."""
+def to_half(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights in float16; counts stay integers."""
     return {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
 
 
 def features(model: CLIP) -> tuple[Tensor, Tensor]:
-    """Of three images and three texts, the same ones for every model of these sizes."""
+    """Return features of three images and three texts, which are the same for all models of one size."""
     random = torch.Generator().manual_seed(1)
     side = model.config.image_resolution
     images = torch.randint(0, 256, (3, 3, side, side), dtype=torch.uint8, generator=random)
@@ -66,14 +67,14 @@ def save(path: Path, value: object) -> Path:
 
 
 class Module(nn.Module):
-    """Stands for a module of any kind: what counts is what it holds."""
+    """A module of any kind; only its parameters and buffers matter."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x
 
 
 def module_tree(weights: dict[str, Tensor]) -> Module:
-    """Modules whose state dict is these weights."""
+    """Return a tree of modules whose state dict has these weights."""
     root = Module()
     for key, value in weights.items():
         *parents, name = key.split(".")
@@ -90,6 +91,6 @@ def module_tree(weights: dict[str, Tensor]) -> Module:
 
 
 def save_torchscript(path: Path, weights: dict[str, Tensor]) -> Path:
-    """A TorchScript archive with these weights."""
+    """Save a TorchScript archive with these weights."""
     torch.jit.script(module_tree(weights)).save(str(path))
     return path

@@ -1,4 +1,4 @@
-"""`lakeclip evaluate`, on lakes of drawn scenes."""
+"""`lakeclip evaluate` on lakes of drawn scenes."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from lakeclip.checkpoints.lineage import lineage
 from lakeclip.cli.evaluate import run
-from lakeclip.cli.report import Effort, ZeroShotTest, load_model, make_report
 from lakeclip.config.schema import DataConfig, TrainConfig
 from lakeclip.errors import CheckpointError, ConfigError, DataError, DeviceError, LakeError, OutputError
+from lakeclip.evaluation.run import EncodeConfig, ZeroShotTest, load_model
+from lakeclip.ingestion.run import fill_lake
+from lakeclip.ingestion.sources.base import Samples
+from lakeclip.ingestion.sources.synthetic import scenes
 from lakeclip.lake import engine
-from lakeclip.lake.ingest import fill_lake
-from lakeclip.lake.sources.base import Samples
-from lakeclip.lake.sources.scenes import scenes
 from lakeclip.models.clip import CLIP
+from lakeclip.provenance.lineage import make_lineage
+from lakeclip.report.run import make_report
 from lakeclip.text.tokenizer import Tokenizer
 from tests.conftest import TINY
 
@@ -38,7 +39,7 @@ def a_run(tmp_path: Path, lake: str) -> Path:
 def make_run(folder: Path, lake: str, *, seed: int = 0, val_fraction: float = 0.25) -> Path:
     (folder / "checkpoints").mkdir(parents=True)
     torch.manual_seed(seed)
-    entry = lineage(
+    entry = make_lineage(
         model_name="tiny",
         model_config=TINY,
         tokenizer=Tokenizer(24),
@@ -62,8 +63,8 @@ def test_zeroshot(a_run: Path, lake: str, tmp_path: Path, capsys: pytest.Capture
     assert content["lake"] == lake
     shown = capsys.readouterr()
     assert f"{content['top1']:.1%}" in shown.out
-    said = content["calibration"]
-    assert f"says {said['mean_confidence']:.0%} on average, is right {content['top1']:.0%}" in shown.out
+    confidence = content["calibration"]["mean_confidence"]
+    assert f"mean confidence {confidence:.0%}, accuracy {content['top1']:.0%}" in shown.out
     assert "red circle" in shown.out
     assert "× chance (12.5%)" in shown.out
     assert shown.err == ""
@@ -100,13 +101,14 @@ def test_robustness(a_run: Path, lake: str, tmp_path: Path, capsys: pytest.Captu
     assert "jpeg" in shown
 
 
-def test_robustness_of_what_there_is_not(a_run: Path, lake: str) -> None:
+def test_unknown_corruptions_and_severities_are_rejected(a_run: Path, lake: str) -> None:
     data = ["robustness", "--checkpoint", str(a_run), "--lake", lake, "--label-column", "label"]
     with pytest.raises(ConfigError, match="no corruption 'fog'") as error:
         run([*data, "--corruptions", "fog"])
     assert "gaussian blur" in error.value.allowed
-    with pytest.raises(ConfigError, match="--severities 0 6 cannot be"):
+    with pytest.raises(ConfigError, match="severities of the corruptions are out of range") as error:
         run([*data, "--severities", "0", "6"])
+    assert error.value.found == "--severities 0 6"
 
 
 @pytest.mark.parametrize("kind", ["zeroshot", "retrieval", "probe"])
@@ -118,7 +120,7 @@ def test_plots(kind: str, a_run: Path, lake: str, tmp_path: Path) -> None:
     assert (tmp_path / "plot.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_zeroshot_with_a_query_own_classes_and_templates(a_run: Path, lake: str, tmp_path: Path) -> None:
+def test_zeroshot_with_query_classes_and_templates(a_run: Path, lake: str, tmp_path: Path) -> None:
     file, templates = tmp_path / "scores.json", tmp_path / "t.txt"
     templates.write_text("{}\nthe {}\n")
     flags = f"--checkpoint {a_run}/checkpoints/last.ckpt --lake {lake} --label-column label --batch-size 3 --device cpu"
@@ -133,7 +135,7 @@ def test_zeroshot_with_a_query_own_classes_and_templates(a_run: Path, lake: str,
 
 def test_zeroshot_in_bfloat16(a_run: Path, lake: str, tmp_path: Path) -> None:
     weights = [
-        load_model(str(a_run), Effort(device="cpu", precision=name)).model.visual.proj for name in ("32", "bf16")
+        load_model(str(a_run), EncodeConfig(device="cpu", precision=name)).model.visual.proj for name in ("32", "bf16")
     ]
     assert [weight.dtype for weight in weights] == [torch.float32, torch.bfloat16]
     words = ["zeroshot", "--checkpoint", str(a_run), "--lake", lake, "--label-column", "label", "--device", "cpu"]
@@ -142,7 +144,7 @@ def test_zeroshot_in_bfloat16(a_run: Path, lake: str, tmp_path: Path) -> None:
 
 
 def test_zeroshot_needs_no_captions(a_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A lake from elsewhere: pictures and numbers, and nothing to train on."""
+    """Score a lake with images and numbers, but without captions."""
     samples = list(scenes("unseen", 4))
     deeplake = engine.deeplake()
     dataset = deeplake.create(str(tmp_path / "other"))
@@ -165,17 +167,17 @@ def test_retrieval_from_a_lake_and_from_a_folder(
     for sample in scenes("unseen", 40):
         (folder / f"{sample.key}.jpg").write_bytes(sample.image)
         (folder / f"{sample.key}.txt").write_text("\n".join(sample.captions))
-    found = []
+    contents = []
     for data in (["--lake", lake], ["--folder", str(folder)]):
         run(["retrieval", "--checkpoint", str(a_run), *data, "--json", str(file)])
-        found.append(json.loads(file.read_text()))
+        contents.append(json.loads(file.read_text()))
         assert "text → image" in capsys.readouterr().out
-    for content in found:
+    for content in contents:
         assert (content["num_images"], content["num_texts"]) == (40, 80)
         for direction in ("image_to_text", "text_to_image"):
             assert set(content[direction]) == {"R@1", "R@5", "R@10", "median_rank", "mAP"}
             assert 0 <= content[direction]["R@1"] <= content[direction]["R@10"] <= 1
-    assert found[0]["text_to_image"] == pytest.approx(found[1]["text_to_image"], abs=0.02)
+    assert contents[0]["text_to_image"] == pytest.approx(contents[1]["text_to_image"], abs=0.02)
 
 
 def test_probe(a_run: Path, lake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,18 +198,18 @@ def test_report(a_run: Path, lake: str, capsys: pytest.CaptureFixture[str]) -> N
     page = (a_run / "report.html").read_text()
     assert "Zero-shot on unseen:" in page
     assert "Among 10 images and 20 captions" in page
-    assert "What it finds" in page
+    assert "Images found by captions" in page
 
 
-def test_a_report_of_several_tests(a_run: Path, lake: str) -> None:
+def test_report_with_several_tests(a_run: Path, lake: str) -> None:
     tests = [ZeroShotTest("First", lake, "label", "About."), ZeroShotTest("Second", lake, "label", templates="scenes")]
-    page, scores = make_report(a_run, tests, effort=Effort(device="cpu"))
-    assert [score.title for score in scores] == ["First", "Second"]
-    assert scores[0].result.num_samples == 40
-    assert "<h1>First: " in page.read_text()
+    report = make_report(a_run, tests, encode=EncodeConfig(device="cpu"))
+    assert [test.title for test in report.zeroshot] == ["First", "Second"]
+    assert report.zeroshot[0].result.num_samples == 40
+    assert "<h1>First: " in report.page.read_text()
 
 
-def test_a_report_goes_on_without_the_training_data(
+def test_report_without_the_training_data(
     a_run: Path, lake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = a_run / "checkpoints/last.ckpt"
@@ -215,12 +217,12 @@ def test_a_report_goes_on_without_the_training_data(
     content["lakeclip"]["data"]["path"] = str(tmp_path / "gone")
     torch.save(content, path)
     run(["report", "--run", str(a_run)])
-    assert "goes without retrieval" in capsys.readouterr().err
-    assert "What it finds" not in (a_run / "report.html").read_text()
+    assert "has no retrieval scores" in capsys.readouterr().err
+    assert "Images found by captions" not in (a_run / "report.html").read_text()
 
 
-def test_what_cannot_be_written_is_found_out_before_the_work(tmp_path: Path) -> None:
-    """No checkpoint and no lake either: the output is looked at first."""
+def test_unwritable_outputs_are_reported_first(tmp_path: Path) -> None:
+    """Report the output file although checkpoint and lake are missing, too."""
     nothing = ["--checkpoint", str(tmp_path / "none"), "--lake", str(tmp_path / "none")]
     for file in (tmp_path, tmp_path / "no/such/folder.json"):
         with pytest.raises(OutputError, match="cannot write"):
@@ -235,7 +237,7 @@ def test_what_cannot_be_written_is_found_out_before_the_work(tmp_path: Path) -> 
         assert error.value.allowed == ".png, .svg, .pdf"
 
 
-def test_a_failed_evaluation_leaves_the_old_scores(tmp_path: Path) -> None:
+def test_failed_evaluation_keeps_the_old_scores(tmp_path: Path) -> None:
     file = tmp_path / "scores.json"
     for before in (None, "old"):
         if before:
@@ -245,7 +247,7 @@ def test_a_failed_evaluation_leaves_the_old_scores(tmp_path: Path) -> None:
         assert (file.read_text() if file.exists() else None) == before
 
 
-def test_combinations_that_cannot_work(a_run: Path, lake: str, tmp_path: Path) -> None:
+def test_invalid_flags_are_rejected(a_run: Path, lake: str, tmp_path: Path) -> None:
     model = ["--checkpoint", str(a_run)]
     with pytest.raises(ConfigError, match="neither a lake nor a folder"):
         run(["retrieval", *model])
@@ -259,7 +261,7 @@ def test_combinations_that_cannot_work(a_run: Path, lake: str, tmp_path: Path) -
         run(["report", "--run", str(a_run), "--label-column", "label"])
     with pytest.raises(ConfigError, match="no run at"):
         run(["report", "--run", str(tmp_path / "none")])
-    with pytest.raises(ConfigError, match="cannot work"):
+    with pytest.raises(ConfigError, match="batch size or the number of workers is too small"):
         run(["retrieval", *model, "--lake", lake, "--batch-size", "0"])
     with pytest.raises(DeviceError, match="no device 'cuda:99'") as error:
         run(["retrieval", *model, "--lake", lake, "--device", "cuda:99"])
@@ -269,7 +271,7 @@ def test_combinations_that_cannot_work(a_run: Path, lake: str, tmp_path: Path) -
     assert "--label-column label" in lake_error.value.next_step
 
 
-def test_captions_that_are_not_there(a_run: Path, tmp_path: Path) -> None:
+def test_retrieval_without_captions_is_rejected(a_run: Path, tmp_path: Path) -> None:
     path = str(tmp_path / "silent")
     fill_lake([Samples("scenes", (s._replace(captions=()) for s in scenes("unseen", 3)), 3)], path)
     with pytest.raises(DataError, match="no captions to retrieve"):
@@ -279,7 +281,7 @@ def test_captions_that_are_not_there(a_run: Path, tmp_path: Path) -> None:
 # ── comparing runs ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_compare_what_runs_recorded(
+def test_compare_recorded_metrics(
     a_run: Path, lake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = make_run(tmp_path / "b-run", lake, seed=1)
@@ -290,7 +292,7 @@ def test_compare_what_runs_recorded(
     assert "page: compare.html" in shown.out
     assert shown.err == ""
     content = json.loads((tmp_path / "scores.json").read_text())
-    assert [one["name"] for one in content["runs"]] == ["a-run", "b-run"]
+    assert [run_["name"] for run_ in content["runs"]] == ["a-run", "b-run"]
     assert content["runs"][0]["parameters"] == sum(value.numel() for value in CLIP(TINY).parameters())
     assert content["differing_settings"] == {"data.seed": {"a-run": "0", "b-run": "1"}}
     assert content["zeroshot"] is content["retrieval"] is None
@@ -303,23 +305,26 @@ def test_compare_on_the_same_data(a_run: Path, lake: str, tmp_path: Path, capsys
     files = ["--out", str(tmp_path / "page.html"), "--json", str(tmp_path / "scores.json")]
     run(["compare", *runs, "--lake", lake, "--label-column", "label", *files])
     shown = capsys.readouterr()
-    assert "copy.ckpt and a-run name the same images right." in shown.out
-    assert "Among 10 images and 20 captions, the same for all. The rows of a-run: rows that training never" in shown.out
+    assert "copy.ckpt and a-run classify the same images correctly." in shown.out
+    assert (
+        "Among 10 images and 20 captions, the same for all runs. The rows of a-run: rows that training never"
+        in shown.out
+    )
     content = json.loads((tmp_path / "scores.json").read_text())
     first, other, copy = content["zeroshot"]["runs"]
-    assert first["against_first"] is None
-    assert copy["against_first"]["difference"] == 0.0
-    assert other["against_first"]["difference"] == pytest.approx(other["top1"] - first["top1"])
+    assert first["compare_with_first"] is None
+    assert copy["compare_with_first"]["difference"] == 0.0
+    assert other["compare_with_first"]["difference"] == pytest.approx(other["top1"] - first["top1"])
     retrieval = content["retrieval"]["runs"]
     assert {key: value for key, value in retrieval[0].items() if key != "name"} == {
         key: value for key, value in retrieval[2].items() if key != "name"
     }
-    # What the comparison says of a run is what its own evaluation says.
+    # The comparison and the evaluation of a single run agree.
     run(["zeroshot", "--checkpoint", runs[1], "--lake", lake, "--label-column", "label", *files[2:]])
     assert json.loads((tmp_path / "scores.json").read_text())["top1"] == other["top1"]
 
 
-def test_compare_says_where_rows_may_have_been_seen(
+def test_compare_warns_about_rows_seen_in_training(
     a_run: Path, lake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = make_run(tmp_path / "b-run", lake, val_fraction=0.5)
@@ -333,7 +338,7 @@ def test_compare_says_where_rows_may_have_been_seen(
     assert "validated on different rows" in shown
 
 
-def test_compare_what_is_no_comparison(a_run: Path, lake: str, tmp_path: Path) -> None:
+def test_invalid_comparisons_are_rejected(a_run: Path, lake: str, tmp_path: Path) -> None:
     out = ["--out", str(tmp_path / "page.html")]
     other = str(make_run(tmp_path / "b-run", lake))
     with pytest.raises(ConfigError, match="no runs to compare"):
@@ -358,11 +363,11 @@ def test_compare_what_is_no_comparison(a_run: Path, lake: str, tmp_path: Path) -
     assert not (tmp_path / "page.html").exists()
 
 
-def test_a_report_of_an_older_run_is_of_what_it_knows(a_run: Path) -> None:
-    """No clock in its curves, no account in its checkpoint; its bad rows and skipped steps are listed all the same."""
+def test_report_of_an_older_run(a_run: Path) -> None:
+    """Report a run without clock and row counts; its unusable rows and skipped steps are still listed."""
     (a_run / "quarantine.jsonl").write_text('{"lake": "x", "row": 7, "reason": "cut off"}\n')
     (a_run / "skipped.jsonl").write_text('{"step": 2, "fault": "the loss is nan"}\n')
-    page = make_report(a_run, effort=Effort(device="cpu"))[0].read_text()
+    page = make_report(a_run, encode=EncodeConfig(device="cpu")).page.read_text()
     assert "over-time" not in page.partition("</style>")[2]
     assert "cut off" in page
     assert "the loss is nan" in page

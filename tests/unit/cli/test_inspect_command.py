@@ -10,16 +10,16 @@ import pytest
 
 from lakeclip.cli.inspect import run
 from lakeclip.errors import ConfigError, LakeError, OutputError
+from lakeclip.ingestion.sources.base import Sample
+from lakeclip.ingestion.writer import LakeWriter
 from lakeclip.lake.engine import deeplake
-from lakeclip.lake.sources.base import Sample
-from lakeclip.lake.sources.images import ImageInfo
-from lakeclip.lake.write import LakeWriter
-from tests.unit.lake.pairs import picture
+from lakeclip.lake.images import ImageInfo
+from tests.unit.lake.sample_files import picture
 
 
 @pytest.fixture(scope="module")
 def lake(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """30 rows: one caption of 90 words, one image that is cut, one that is only an address, one caption twice."""
+    """30 rows: one caption of 90 words, one truncated image, one that is only a URL, one repeated caption."""
     path = str(tmp_path_factory.mktemp("lakes") / "odd")
     with LakeWriter(path) as writer:
         for i in range(30):
@@ -105,7 +105,7 @@ def test_an_empty_lake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert json.loads((tmp_path / "f.json").read_text())["num_rows"] == 0
 
 
-def test_what_cannot_work_is_refused(lake: str, tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused(lake: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--samples -1"):
         run([lake, "--samples", "-1"])
     for flag in ("--html", "--json"):

@@ -1,4 +1,4 @@
-"""The shipped recipes, read by the door that a run reads them through."""
+"""Tests of the shipped recipes, read as a run reads them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from lakeclip.models.zoo import model_config
 SHIPPED = sorted(path.stem for path in recipes_folder().glob("*.yaml"))
 NAMES = [name for name in SHIPPED if not name.startswith("finetune-")]
 FINETUNE = [name for name in SHIPPED if name not in NAMES]
-#: Recipe → pairs in the data it is for, and the global batch that its comments promise.
+#: Recipe → number of pairs in its data set, and the global batch size in its comments.
 SIZES = {"small": (2_000, 128), "flickr": (8_000, 128), "cc3m": (3e6, 1024), "cc12m": (12e6, 2048)} | {
     "laion400m": (400e6, 32_768)
 }
 
 
-def test_one_recipe_per_size_of_data_is_shipped() -> None:
+def test_every_recipe_has_a_size_in_this_test() -> None:
     assert sorted([*SIZES, "demo"]) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_recipe_is_read_by_its_name(name: str) -> None:
+def test_every_recipe_is_read_by_name(name: str) -> None:
     config = read_recipe(name)
     assert model_config(config.model).embed_dim > 0
     assert config.data.lake is None, "the data is the user's"
@@ -38,8 +38,8 @@ def test_every_recipe_is_read_by_its_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_flags_go_before_the_recipe(name: str) -> None:
-    """Precedence: default < recipe < flag."""
+def test_flags_override_the_recipe(name: str) -> None:
+    """Check the precedence default < recipe < flag."""
     flags = tyro.cli(
         TrainFlags,
         args=["--lake", "my.lake", "--batch-size", "7"],
@@ -51,26 +51,26 @@ def test_flags_go_before_the_recipe(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_the_batch_and_the_hold_out_fit_the_data(name: str) -> None:
+def test_batch_size_and_validation_rows_fit_the_data(name: str) -> None:
     config, (pairs, batch) = read_recipe(name), SIZES[name]
     trainer, data = config.trainer, config.data
     assert data.batch_size * (trainer.devices or 1) * trainer.num_nodes == batch
     assert f"{batch:,}" in (recipes_folder() / f"{name}.yaml").read_text() or trainer.devices is None
     held_out = pairs * data.val_fraction
-    assert 100 <= held_out <= 2 * data.max_val_rows, "enough to score, and hardly more than is scored"
+    assert 100 <= held_out <= 2 * data.max_val_rows, "enough to score, and not many more than are scored"
     assert (pairs - held_out) // batch >= 10, "an epoch has steps"
 
 
-def test_the_paper_s_recipe_for_the_paper_s_size() -> None:
-    """Radford et al. 2021, section 2.5."""
+def test_the_largest_recipe_is_the_papers() -> None:
+    """Compare with Radford et al. 2021, section 2.5."""
     config = read_recipe("laion400m")
     assert config.optimizer == dataclasses.replace(TrainConfig().optimizer, warmup_steps=2000, weight_decay=0.2)
     assert config.trainer.max_epochs == 32
-    assert config.optimizer.lr is None, "so that every model brings its own"
+    assert config.optimizer.lr is None, "so that each model uses its own"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_recipe_says_what_it_is_for(name: str) -> None:
+def test_every_recipe_explains_itself(name: str) -> None:
     head = re.match(r"(#.*\n)+", (recipes_folder() / f"{name}.yaml").read_text())
     assert head is not None, "a recipe opens with a comment"
     if name != "demo":
@@ -79,27 +79,29 @@ def test_every_recipe_says_what_it_is_for(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FINETUNE)
-def test_recipes_for_fine_tuning(name: str) -> None:
+def test_fine_tuning_recipes_are_read_and_explain_themselves(name: str) -> None:
     config = read_recipe(name, FinetuneConfig)
-    assert (config.data.lake, config.data.folder, config.start) == (None, None, None), "they are the user's"
+    assert (config.data.lake, config.data.folder, config.start) == (None, None, None), (
+        "the data and the start are the user's"
+    )
     text = (recipes_folder() / f"{name}.yaml").read_text()
-    for words in (f"lakeclip finetune --recipe {name}", "Why", "What to expect", "Sure"):
+    for words in (f"lakeclip finetune --recipe {name}", "Why", "What to expect", "Verified"):
         assert words in text, words
-    with pytest.raises(ConfigError, match="settings that cannot be used"):
+    with pytest.raises(ConfigError, match="invalid settings"):
         read_recipe(name)
 
 
-def test_the_help_names_the_shipped_recipes() -> None:
+def test_the_help_lists_the_shipped_recipes() -> None:
     import inspect
 
-    # The demo's is for `lakeclip demo`.
+    # The demo recipe is used only by `lakeclip demo`.
     for flags, names in ((TrainFlags, list(SIZES)), (FinetuneFlags, FINETUNE)):
-        named = re.search(r"the name of a shipped one \(([^)]*)\)", inspect.getsource(flags))
-        assert named is not None
-        assert sorted(re.split(r",\s+", named[1])) == sorted(names)
+        listed = re.search(r"the name of a shipped one \(([^)]*)\)", inspect.getsource(flags))
+        assert listed is not None
+        assert sorted(re.split(r",\s+", listed[1])) == sorted(names)
 
 
-def test_a_wheel_brings_the_recipes() -> None:
-    """In a wheel they lie inside the package; in a checkout beside it."""
+def test_a_wheel_contains_the_recipes() -> None:
+    """Check that the build copies the recipes into the package; in a checkout they are beside it."""
     text = (Path(__file__).parents[3] / "pyproject.toml").read_text()
     assert 'recipes = "lakeclip/recipes"' in text

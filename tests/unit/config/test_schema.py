@@ -1,4 +1,4 @@
-"""The configuration's own limits: a value that cannot work is refused where it is written, not hours later."""
+"""Tests of the configuration's limits: impossible values raise when the configuration is created."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lakeclip.errors import ConfigError
         (TrainerConfig, {"num_nodes": [0], "val_every_steps": [0]}),
     ],
 )
-def test_impossible_values_are_refused_by_name(section: type[Any], values: dict[str, list[Any]]) -> None:
+def test_impossible_values_raise(section: type[Any], values: dict[str, list[Any]]) -> None:
     for name, impossible in values.items():
         for value in impossible:
             with pytest.raises(ConfigError) as caught:
@@ -39,32 +39,32 @@ def test_impossible_values_are_refused_by_name(section: type[Any], values: dict[
         (TrainerConfig, {"max_epochs": 1, "max_steps": 1, "minibatch_size": 1, "devices": 1}),
     ],
 )
-def test_the_least_that_can_work_is_accepted(section: type[Any], values: dict[str, Any]) -> None:
+def test_boundary_values_are_accepted(section: type[Any], values: dict[str, Any]) -> None:
     section(**values)
 
 
 def test_the_defaults_are_the_papers() -> None:
-    """Radford et al. 2021, section 2.5; what differs by model is left open for the model to fill in."""
+    """Compare with Radford et al. 2021, section 2.5; settings that depend on the model are None."""
     config = TrainConfig()
     assert config.optimizer == OptimizerConfig(None, None, None, weight_decay=0.2, warmup_steps=None)
     assert config.trainer.max_epochs == 32
 
 
 @pytest.mark.parametrize("config", [TrainConfig(), FinetuneConfig()])
-def test_every_setting_explains_itself_in_help(config: Any) -> None:
-    """tyro takes the text from the line below a field; a setting without one is a flag that nobody understands."""
+def test_every_setting_has_a_help_text(config: Any) -> None:
+    """Require a docstring below every field, from which tyro makes the help."""
     import inspect
 
     for section in (config, config.data, config.trainer):
         lines = inspect.getsource(type(section)).splitlines()
         for field in dataclasses.fields(section):
             if not dataclasses.is_dataclass(getattr(section, field.name)):
-                place = next(i for i, line in enumerate(lines) if line.startswith(f"    {field.name}: "))
-                assert lines[place + 1].strip().startswith('"""'), f"{type(section).__name__}.{field.name}"
+                index = next(i for i, line in enumerate(lines) if line.startswith(f"    {field.name}: "))
+                assert lines[index + 1].strip().startswith('"""'), f"{type(section).__name__}.{field.name}"
 
 
 def test_no_two_flags_share_a_name() -> None:
-    """On the command line the sections fall away: `--lr`, not `--optimizer.lr`."""
+    """Require unique names, because flags omit their section: `--lr`, not `--optimizer.lr`."""
     for config in (TrainConfig(), FinetuneConfig()):
         names = [
             field.name
@@ -75,6 +75,6 @@ def test_no_two_flags_share_a_name() -> None:
         assert len(names) == len(set(names))
 
 
-def test_a_configuration_cannot_change_under_a_run() -> None:
+def test_configurations_are_immutable() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         TrainConfig().model = "RN50"  # type: ignore[misc]

@@ -1,18 +1,19 @@
-"""What the tests of the data room read from: pictures made here, and a source in memory."""
+"""Generated images and an in-memory `RowSource` for the tests of `lakeclip.data`."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image
 
-from lakeclip.lake.rows import Row
+from lakeclip.lake.rows import Row, RowSource
 
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Something like a photograph: smooth shapes and edges at several sizes, with a little noise. uint8 RGB."""
+    """Return a synthetic photograph: smooth shapes and edges at several scales, with a little noise. uint8 RGB."""
     random = np.random.default_rng(seed)
     total = np.zeros((height, width, 3))
     for cells in (2, 5, 12, 30):
@@ -23,26 +24,27 @@ def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def encode(pixels: np.ndarray | Image.Image, kind: str = "jpeg", **options: object) -> bytes:
-    """The content of an image file."""
+    """Return the content of an image file."""
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-class MemorySource:
-    """A `RowSource` in memory. Row n's image is of one colour that says n; its captions are "n first", "n second", …
+class MemorySource(RowSource):
+    """A `RowSource` in memory.
+
+    Row n has an image of one colour that encodes n, and the captions "n first", "n second" and so on.
 
     Args:
-        num_rows: how many.
+        num_rows: number of rows.
         broken: rows whose image does not decode.
-        captions: how many each row has.
+        captions: number of captions of each row.
         silent: rows without a caption.
     """
 
     path = "memory"
     version = "1"
-    query = None
 
     def __init__(
         self, num_rows: int, *, broken: Sequence[int] = (), captions: int = 1, silent: Sequence[int] = ()
@@ -56,7 +58,7 @@ class MemorySource:
     def __len__(self) -> int:
         return self.num_rows
 
-    def read(self, indices: Sequence[int]) -> list[Row]:
+    def read(self, indices: Sequence[int], *, with_captions: bool = True) -> list[Row]:
         return [self._row(int(index)) for index in indices]
 
     def column(self, name: str) -> list[object]:
@@ -68,13 +70,18 @@ class MemorySource:
 
     def _row(self, index: int) -> Row:
         assert 0 <= index < self.num_rows
-        colour = np.full((8, 8, 3), (index % 256, index // 256 % 256, 0), dtype=np.uint8)
-        image = b"\xff\xd8\xff not a photo" if index in self.broken else encode(colour, "png", compress_level=0)
-        words = ("first", "second", "third", "fourth", "fifth")[: self.captions]
-        return Row(index, image, () if index in self.silent else tuple(f"{index} {word}" for word in words))
+        image = b"\xff\xd8\xff not a photo" if index in self.broken else _image_of(index)
+        ordinals = ("first", "second", "third", "fourth", "fifth")[: self.captions]
+        return Row(index, image, () if index in self.silent else tuple(f"{index} {ordinal}" for ordinal in ordinals))
+
+
+@lru_cache(maxsize=10_000)
+def _image_of(row: int) -> bytes:
+    colour = np.full((8, 8, 3), (row % 256, row // 256 % 256, 0), dtype=np.uint8)
+    return encode(colour, "png", compress_level=0)
 
 
 def row_of(image: object) -> int:
-    """The row that a decoded image of a `MemorySource` says it is."""
+    """Return the row that a decoded image of a `MemorySource` encodes."""
     red, green = int(image[0].float().mean()), int(image[1].float().mean())  # type: ignore[index]
     return red + 256 * green

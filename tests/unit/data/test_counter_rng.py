@@ -1,4 +1,4 @@
-"""Randomness without state."""
+"""Test the stateless random numbers."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lakeclip.data.keys import keys, uniforms
+from lakeclip.data.counter_rng import keys, uniforms
 
 
 @given(st.integers(-(2**70), 2**70), st.lists(st.integers(0, 2**63 - 1), unique=True, min_size=2))
 def test_keys_of_different_positions_differ(seed, positions):
-    found = keys(seed, 3, np.array(positions))
-    assert len(np.unique(found)) == len(positions)
+    computed = keys(seed, 3, np.array(positions))
+    assert len(np.unique(computed)) == len(positions)
 
 
 def test_arrays_and_numbers_agree():
@@ -32,5 +32,5 @@ def test_uniforms_are_uniform_and_independent():
 
 
 def test_the_numbers_are_the_same_in_every_version():
-    """A batch can be made again only if they are."""
+    """Pin the numbers: batches can be rebuilt only if they never change."""
     assert keys(0, 1, 2).tolist() == [6768782832058643234]

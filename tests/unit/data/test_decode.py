@@ -1,4 +1,4 @@
-"""Every kind of image to RGB pixels, or a reason why not."""
+"""Test decoding: images of every kind become RGB pixels or raise with a reason."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from lakeclip.data.decode import EncodedImage, decode_image, orient, rgb_pixels
 from lakeclip.errors import ImageError
-from tests.unit.data.sources import encode, photo
+from tests.unit.data.memory_source import encode, photo
 
 PHOTO = photo(60, 90)
 
@@ -24,7 +24,7 @@ def pillow(data: bytes) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["png", "webp", "tiff", "bmp", "gif", "ppm"])
-def test_formats(kind):
+def test_lossless_formats(kind):
     data = encode(PHOTO, kind, **({"lossless": True} if kind == "webp" else {}))
     assert np.array_equal(decode_image(data), pillow(data))
 
@@ -41,29 +41,28 @@ JPEGS = [
 
 @pytest.mark.parametrize(("mode", "options"), JPEGS, ids=str)
 def test_jpegs_of_every_colour_space(mode, options):
-    """Defect 23: only RGBA was converted; L, P, CMYK, 16-bit broke."""
+    """Guard against train-CLIP's conversion, which handled RGBA only: L, P, CMYK and 16-bit images failed."""
     data = encode(Image.fromarray(PHOTO).convert(mode), "jpeg", **options)
-    found = decode_image(data)
-    assert found.dtype == np.uint8
-    assert np.array_equal(found, pillow(data))
+    decoded = decode_image(data)
+    assert decoded.dtype == np.uint8
+    assert np.array_equal(decoded, pillow(data))
 
 
 def test_inverted_cmyk_as_photoshop_writes_it():
-    """Defect 23. Pillow writes CMYK with Adobe's marker, inverted; a decoder that ignores it gives a negative."""
-    found = decode_image(encode(Image.fromarray(PHOTO).convert("CMYK"), "jpeg", quality=95))
-    assert np.abs(found.astype(int) - PHOTO).mean() < 4
+    """Check inverted CMYK: Pillow writes Adobe's marker, and a decoder that ignores it returns a negative."""
+    decoded = decode_image(encode(Image.fromarray(PHOTO).convert("CMYK"), "jpeg", quality=95))
+    assert np.abs(decoded.astype(int) - PHOTO).mean() < 4
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "YCbCr", "CMYK"])
 def test_opaque_modes(mode):
-    """Defect 23."""
     image = Image.fromarray(PHOTO).convert(mode)
     kind = "tiff" if mode in ("YCbCr", "CMYK") else "png"
     assert np.array_equal(decode_image(encode(image, kind)), np.asarray(image.convert("RGB")))
 
 
 def half_transparent(mode: str) -> Image.Image:
-    """Nearly black on the left, wholly transparent on the right."""
+    """Return an image that is nearly black on the left and fully transparent on the right."""
     alpha = Image.new("L", (90, 60), 0)
     alpha.paste(255, (0, 0, 45, 60))
     image = Image.new("RGB", (90, 60), (10, 10, 10))
@@ -72,20 +71,17 @@ def half_transparent(mode: str) -> Image.Image:
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
-def test_transparency_is_laid_on_white(mode):
-    """Defect 23."""
+def test_transparency_is_composited_on_white(mode):
     assert_white_on_the_right(decode_image(encode(half_transparent(mode), "png")))
 
 
 @pytest.mark.parametrize("mode", ["PA", "RGBa"])
-def test_transparency_in_modes_that_only_memory_knows(mode):
-    """Defect 23."""
+def test_transparency_in_modes_that_no_file_has(mode):
     assert_white_on_the_right(rgb_pixels(half_transparent("RGBA").convert(mode)))
 
 
 @pytest.mark.parametrize("mode", ["P", "L"])
 def test_a_transparent_colour(mode):
-    """Defect 23."""
     image = Image.new(mode, (90, 60), 1)
     image.paste(0, (0, 0, 45, 60))
     if mode == "P":
@@ -106,11 +102,10 @@ def test_half_transparent_is_half_white():
 
 @pytest.mark.parametrize("kind", ["png", "tiff"])
 def test_sixteen_bits_are_scaled_not_clipped(kind):
-    """Defect 23."""
     ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
-    found = decode_image(encode(Image.fromarray(ramp), kind))
-    assert np.array_equal(found[..., 0].ravel(), np.arange(256))
-    assert np.array_equal(found[..., 0], found[..., 2])
+    decoded = decode_image(encode(Image.fromarray(ramp), kind))
+    assert np.array_equal(decoded[..., 0].ravel(), np.arange(256))
+    assert np.array_equal(decoded[..., 0], decoded[..., 2])
 
 
 def test_big_endian_sixteen_bits():
@@ -132,8 +127,7 @@ def test_big_endian_sixteen_bits():
         (np.array([[0, np.nan]], dtype=np.float32), [0, 0]),
     ],
 )
-def test_deep_grey(levels, expected):
-    """Defect 23."""
+def test_grey_levels_beyond_8_bits(levels, expected):
     assert decode_image(encode(Image.fromarray(levels), "tiff"))[0, :, 0].tolist() == expected
 
 
@@ -163,24 +157,24 @@ def test_an_impossible_orientation_is_upright(orientation):
     assert decode_image(encode(PHOTO, "jpeg", exif=exif)).shape == (60, 90, 3)
 
 
-def test_broken_exif_is_no_reason_to_lose_the_picture():
+def test_broken_exif_does_not_reject_the_image():
     data = bytearray(encode(PHOTO, "jpeg", exif=Image.Exif()))
-    whole = encode(PHOTO, "jpeg")
+    intact = encode(PHOTO, "jpeg")
     segment = b"\xff\xe1" + struct.pack(">H", 2 + 10) + b"Exif\0\0II\xff\xff"
-    data = whole[:2] + segment + whole[2:]
-    assert np.array_equal(decode_image(bytes(data)), decode_image(whole))
+    data = intact[:2] + segment + intact[2:]
+    assert np.array_equal(decode_image(bytes(data)), decode_image(intact))
 
 
 @given(st.integers(1, 8), st.integers(1, 5), st.integers(1, 5))
-def test_orient_turns_what_follows_the_same_way(orientation, height, width):
+def test_orient_keeps_pixels_and_swaps_sides(orientation, height, width):
     pixels = np.arange(height * width * 3, dtype=np.uint8).reshape(height, width, 3)
-    turned = orient(pixels, orientation)
-    assert sorted(turned.ravel()) == sorted(pixels.ravel())
-    assert turned.shape[:2] == ((width, height) if orientation >= 5 else (height, width))
+    oriented = orient(pixels, orientation)
+    assert sorted(oriented.ravel()) == sorted(pixels.ravel())
+    assert oriented.shape[:2] == ((width, height) if orientation >= 5 else (height, width))
 
 
 def png_of_size(width: int, height: int) -> bytes:
-    """A PNG whose header promises so many pixels; a few bytes of data follow."""
+    """Return a PNG whose header claims this size but which has only a few bytes of data."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -198,7 +192,7 @@ def jpeg_of_size(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("make", [png_of_size, jpeg_of_size])
 @pytest.mark.parametrize("side", [14_000, 30_000])
-def test_bombs_are_refused_by_their_header(make, side):
+def test_decompression_bombs_are_rejected_by_their_header(make, side):
     import tracemalloc
 
     tracemalloc.start()
@@ -209,8 +203,8 @@ def test_bombs_are_refused_by_their_header(make, side):
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "gif", "tiff", "bmp"])
-def test_truncated(kind):
-    """Defect 22 and 28's bad files: a reason, not a crash and not a half-grey picture."""
+def test_truncated_files_raise(kind):
+    """Guard against crashes and half-grey images of damaged files."""
     data = encode(photo(200, 200), kind)
     with pytest.raises(ImageError) as error:
         decode_image(data[: len(data) // 2])
@@ -218,7 +212,7 @@ def test_truncated(kind):
 
 
 @pytest.mark.parametrize("data", [b"", b"not an image", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"<html>" * 100])
-def test_what_is_no_image(data):
+def test_data_that_is_no_image_raises(data):
     with pytest.raises(ImageError, match="cannot be decoded") as error:
         decode_image(data)
     assert error.value.found
@@ -239,10 +233,10 @@ def test_stray_bytes_in_a_jpeg_are_harmless():
     st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=5),
 )
 @pytest.mark.filterwarnings("ignore")
-def test_damaged_bytes_give_pixels_or_a_reason(kind, damage):
+def test_damaged_bytes_decode_or_raise(kind, damage):
     data = bytearray(encode(photo(20, 30), kind))
-    for place, value in damage:
-        data[int(place * len(data))] = value
+    for position, value in damage:
+        data[int(position * len(data))] = value
     try:
         pixels = decode_image(bytes(data))
     except ImageError:
@@ -254,10 +248,10 @@ def test_damaged_bytes_give_pixels_or_a_reason(kind, damage):
 @pytest.mark.parametrize("reduction", [2, 4, 8])
 @pytest.mark.parametrize("kind", ["jpeg", "png", "cmyk"])
 def test_reduced_decoding(reduction, kind):
-    """Sizes are rounded up, pixels are the means of squares."""
+    """Check that sizes are rounded up and that pixels are means of squares."""
     pixels = photo(131, 203)
     data = encode(Image.fromarray(pixels).convert("CMYK"), "jpeg") if kind == "cmyk" else encode(pixels, kind)
-    found = EncodedImage(data).pixels(reduction)
-    assert found.shape == (-(-131 // reduction), -(-203 // reduction), 3)
+    decoded = EncodedImage(data).pixels(reduction)
+    assert decoded.shape == (-(-131 // reduction), -(-203 // reduction), 3)
     means = np.asarray(Image.fromarray(decode_image(data)).reduce(reduction))
-    assert np.abs(found[:-1, :-1].astype(int) - means[:-1, :-1]).mean() < 1.5
+    assert np.abs(decoded[:-1, :-1].astype(int) - means[:-1, :-1]).mean() < 1.5

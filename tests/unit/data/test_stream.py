@@ -1,4 +1,4 @@
-"""Batches as a function of positions."""
+"""Test that batches are a pure function of positions."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lakeclip.data.order import Order, hold_out
-from lakeclip.data.plan import Pass
-from lakeclip.data.stream import EvalSpans, PairLoader, PairStream, Span, TrainSpans
+from lakeclip.data.plan import SourcePlan
+from lakeclip.data.stream import EvalSampler, PairLoader, PairStream, Span, TrainSampler
 from lakeclip.data.transforms import EvalTransform, TrainTransform
 from lakeclip.errors import DataError
 from lakeclip.text.tokenizer import Tokenizer
-from tests.unit.data.sources import MemorySource, row_of
+from tests.unit.data.memory_source import MemorySource, row_of
 
 
 def train_stream(source: MemorySource, *, seed: int = 0, fraction: float = 0.0, ratio: float = 0.75) -> PairStream:
     rows, _ = hold_out(len(source), fraction)
-    return PairStream(source, Pass(rows, Order(len(rows), seed)), TrainTransform(8, ratio), Tokenizer())
+    return PairStream(source, SourcePlan(rows, Order(len(rows), seed)), TrainTransform(8, ratio), Tokenizer())
 
 
 def eval_stream(source: MemorySource) -> PairStream:
     rows, _ = hold_out(len(source), 0)
-    return PairStream(source, Pass(rows, Order(len(rows), shuffle=False)), EvalTransform(8), Tokenizer())
+    return PairStream(source, SourcePlan(rows, Order(len(rows), shuffle=False)), EvalTransform(8), Tokenizer())
 
 
 def captions_of(batch) -> list[str]:
     return [Tokenizer().decode(ids) for ids in batch.texts]
 
 
-def test_a_batch():
+def test_the_contents_of_a_batch():
     batch = train_stream(MemorySource(300))[Span(0, 10, 17)]
     assert batch.images.shape == (7, 3, 8, 8)
     assert batch.images.dtype == torch.uint8
@@ -46,11 +46,11 @@ def test_a_batch():
     assert batch.texts.shape == (7, longest), "trimmed to the longest caption"
 
 
-def test_any_batch_can_be_made_again():
+def test_any_batch_can_be_rebuilt():
     stream = train_stream(MemorySource(300, captions=5))
-    first, again = stream[Span(3, 40, 60)], pickle.loads(pickle.dumps(stream))[Span(3, 40, 60)]
-    assert first.images.equal(again.images)
-    assert first.texts.equal(again.texts)
+    first, second = stream[Span(3, 40, 60)], pickle.loads(pickle.dumps(stream))[Span(3, 40, 60)]
+    assert first.images.equal(second.images)
+    assert first.texts.equal(second.texts)
     parts = [stream[Span(3, 40, 45)], stream[Span(3, 45, 60)]]
     assert torch.cat([part.images for part in parts]).equal(first.images)
     assert captions_of(parts[0]) + captions_of(parts[1]) == captions_of(first)
@@ -58,25 +58,25 @@ def test_any_batch_can_be_made_again():
     assert not other.rows.equal(first.rows)
 
 
-def test_one_caption_of_several_is_drawn_anew_each_epoch():
+def test_each_epoch_draws_one_of_several_captions():
     stream = train_stream(MemorySource(200, captions=5))
     drawn = [captions_of(stream[Span(epoch, 0, 200)]) for epoch in range(5)]
-    words = [caption.split()[-1] for caption in chain(*drawn)]
-    counts = [words.count(word) for word in ("first", "second", "third", "fourth", "fifth")]
+    ordinals = [caption.split()[-1] for caption in chain(*drawn)]
+    counts = [ordinals.count(ordinal) for ordinal in ("first", "second", "third", "fourth", "fifth")]
     assert sum(counts) == 1000
     assert min(counts) > 150
-    of_row_7 = {caption.split()[-1] for caption in chain(*drawn) if caption.startswith("7 ")}
-    assert len(of_row_7) > 1
+    captions_of_row_7 = {caption.split()[-1] for caption in chain(*drawn) if caption.startswith("7 ")}
+    assert len(captions_of_row_7) > 1
 
 
-def test_validation_takes_the_first_caption_and_every_row_once():
+def test_validation_uses_the_first_caption_of_every_row():
     batch = eval_stream(MemorySource(20, captions=3))[Span(0, 0, 20)]
     assert batch.rows.tolist() == list(range(20))
     assert all(caption.endswith("first") for caption in captions_of(batch))
 
 
-def test_rows_that_cannot_be_used_are_replaced_and_reported_once(caplog):
-    """Defect 24: bad rows were dropped inside a batch, so ranks got ragged batches and all_gather hung."""
+def test_unusable_rows_are_replaced_and_reported_once(caplog):
+    """Guard against ragged batches: train-CLIP dropped bad rows within a batch, and all_gather hung."""
     stream = train_stream(MemorySource(50, broken=[3, 4, 20], silent=[7]))
     with caplog.at_level(logging.WARNING):
         batches = [stream[Span(epoch, 0, 50)] for epoch in range(3)]
@@ -99,27 +99,29 @@ def test_replacements_come_from_the_training_rows():
     assert not used & set(held_out[np.arange(len(held_out))].tolist())
 
 
-def test_nothing_usable_is_an_error_not_a_hang():
-    """Defect 28: two bad files in a row recursed."""
-    with pytest.raises(DataError, match="hardly a usable row"):
+def test_a_source_without_usable_rows_raises():
+    """Guard against recursion: train-CLIP recursed at two consecutive bad files."""
+    with pytest.raises(DataError, match="hardly any usable rows"):
         train_stream(MemorySource(10, broken=range(10)))[Span(0, 0, 2)]
 
 
-def test_a_custom_tokenizers_output_is_passed_on_untouched():
+def test_the_output_of_a_custom_tokenizer_is_unchanged():
     source = MemorySource(10)
     rows, _ = hold_out(10, 0)
-    stream = PairStream(source, Pass(rows, Order(10)), TrainTransform(8), lambda texts: torch.zeros(len(texts), 50))
+    stream = PairStream(
+        source, SourcePlan(rows, Order(10)), TrainTransform(8), lambda texts: torch.zeros(len(texts), 50)
+    )
     assert stream[Span(0, 0, 4)].texts.shape == (4, 50)
 
 
 @settings(max_examples=40)
 @given(st.integers(1, 60), st.integers(1, 10), st.integers(1, 4), st.integers(0, 60))
 def test_global_batches_are_the_same_for_any_number_of_ranks(num_rows, batch_size, world_size, first):
-    """Defect 19: no sharding, so every rank read the same batches and duplicates became false negatives."""
+    """Guard against missing sharding: in train-CLIP every rank read the same batches."""
     stream = train_stream(MemorySource(num_rows))
     global_batch = batch_size * world_size
     ranks = [
-        list(TrainSpans(stream, batch_size, rank=rank, world_size=world_size, place=lambda: (2, first)))
+        list(TrainSampler(stream, batch_size, rank=rank, world_size=world_size, start_position=lambda: (2, first)))
         for rank in range(world_size)
     ]
     batches = [[position for span in spans for position in range(span.start, span.stop)] for spans in zip(*ranks)]  # noqa: B905
@@ -127,15 +129,15 @@ def test_global_batches_are_the_same_for_any_number_of_ranks(num_rows, batch_siz
     assert batches == [list(range(start, start + global_batch)) for start in expected]
     assert len({len(rank) for rank in ranks}) == 1
     assert all(span.epoch == 2 and span.stop - span.start == batch_size for rank in ranks for span in rank)
-    spans = TrainSpans(stream, batch_size, rank=0, world_size=world_size, place=lambda: (0, 0))
-    assert len(spans) == num_rows // global_batch == len(list(spans))
+    sampler = TrainSampler(stream, batch_size, rank=0, world_size=world_size, start_position=lambda: (0, 0))
+    assert len(sampler) == num_rows // global_batch == len(list(sampler))
 
 
 @given(st.integers(1, 100), st.integers(1, 10), st.integers(1, 4))
 def test_validation_visits_every_row_once(num_rows, batch_size, world_size):
     stream = eval_stream(MemorySource(num_rows))
     ranks = [
-        list(EvalSpans(stream, num_rows, batch_size, rank=rank, world_size=world_size)) for rank in range(world_size)
+        list(EvalSampler(stream, num_rows, batch_size, rank=rank, world_size=world_size)) for rank in range(world_size)
     ]
     positions = sorted(position for spans in ranks for span in spans for position in range(span.start, span.stop))
     assert positions == list(range(num_rows))
@@ -145,18 +147,20 @@ def test_validation_visits_every_row_once(num_rows, batch_size, world_size):
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_a_loader_in_this_process():
+def test_a_loader_without_workers_runs_in_this_process():
     stream = train_stream(MemorySource(20))
-    spans = TrainSpans(stream, 4, rank=0, world_size=1, place=lambda: (0, 8))
-    loader = PairLoader(stream, spans, num_workers=0)
+    sampler = TrainSampler(stream, 4, rank=0, world_size=1, start_position=lambda: (0, 8))
+    loader = PairLoader(stream, sampler, num_workers=0)
     assert len(loader) == 5
     assert [batch.rows.tolist() for batch in loader] == [
         stream[Span(0, start, start + 4)].rows.tolist() for start in (8, 12, 16)
     ]
 
 
-def test_errors_of_a_loader_are_ours():
+def test_a_loader_raises_lakeclip_errors():
     stream = train_stream(MemorySource(10, broken=range(10)))
-    loader = PairLoader(stream, TrainSpans(stream, 2, rank=0, world_size=1, place=lambda: (0, 0)), num_workers=0)
-    with pytest.raises(DataError, match="hardly a usable row"):
+    loader = PairLoader(
+        stream, TrainSampler(stream, 2, rank=0, world_size=1, start_position=lambda: (0, 0)), num_workers=0
+    )
+    with pytest.raises(DataError, match="hardly any usable rows"):
         next(iter(loader))

@@ -1,4 +1,4 @@
-"""Crops and resizing, against Pillow doing what OpenAI's preprocessing does."""
+"""Compare crops and resizing with OpenAI's preprocessing, done by Pillow."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from lakeclip.data.counter_rng import keys, uniforms
 from lakeclip.data.decode import decode_image
-from lakeclip.data.keys import keys, uniforms
 from lakeclip.data.transforms import EvalTransform, TrainTransform
 from lakeclip.errors import ImageError
-from tests.unit.data.sources import encode, photo
+from tests.unit.data.memory_source import encode, photo
 
 
 def draws(key: int) -> np.ndarray:
@@ -23,7 +23,7 @@ def draws(key: int) -> np.ndarray:
 
 
 def openai_preprocess(image: Image.Image, size: int) -> np.ndarray:
-    """Resize(size, BICUBIC), CenterCrop(size), RGB: (size, size, 3) uint8."""
+    """Apply Resize(size, BICUBIC), CenterCrop(size) and RGB; return (size, size, 3) uint8."""
     width, height = image.size
     scaled = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
     resized = image.resize(scaled, Image.Resampling.BICUBIC)
@@ -33,26 +33,26 @@ def openai_preprocess(image: Image.Image, size: int) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [32, 224, 288])
 @pytest.mark.parametrize(("height", "width"), [(480, 640), (600, 401), (224, 224), (100, 77), (1000, 1500), (300, 299)])
-def test_evaluation_is_openais(height, width, size):
-    """Defect 22: to tensor before resize; not bicubic."""
+def test_evaluation_matches_openai(height, width, size):
+    """Guard against train-CLIP's preprocessing: tensor conversion before resizing, and no bicubic filter."""
     image = Image.fromarray(photo(height, width))
-    found = EvalTransform(size)(image)
-    assert found.shape == (3, size, size)
-    assert found.dtype == torch.uint8
-    difference = np.abs(found.permute(1, 2, 0).numpy().astype(int) - openai_preprocess(image, size))
+    transformed = EvalTransform(size)(image)
+    assert transformed.shape == (3, size, size)
+    assert transformed.dtype == torch.uint8
+    difference = np.abs(transformed.permute(1, 2, 0).numpy().astype(int) - openai_preprocess(image, size))
     assert difference.max() <= 2
     assert difference.mean() < 0.1
 
 
 @pytest.mark.parametrize("size", [288, 384, 448])
-def test_any_size_of_the_paper(size):
-    """Defect 21: the crop was fixed at 224, so the 288–448 models could not run."""
+def test_all_image_sizes_of_the_paper(size):
+    """Guard against a fixed crop: train-CLIP cropped to 224, so its 288–448 models could not run."""
     data = encode(photo(200, 300))
     assert EvalTransform(size)(data).shape == (3, size, size)
     assert TrainTransform(size)(data, draws(0)).shape == (3, size, size)
 
 
-def test_evaluation_takes_bytes_images_and_paths(tmp_path):
+def test_evaluation_accepts_bytes_images_and_paths(tmp_path):
     data = encode(photo(50, 70))
     path = tmp_path / "photo.JPG"
     path.write_bytes(data)
@@ -63,7 +63,7 @@ def test_evaluation_takes_bytes_images_and_paths(tmp_path):
     assert transform(str(path)).equal(expected)
 
 
-def test_evaluation_of_what_is_no_image(tmp_path):
+def test_evaluation_raises_for_anything_but_images(tmp_path):
     with pytest.raises(ImageError, match="cannot read"):
         EvalTransform(32)(tmp_path / "none.png")
     with pytest.raises(ImageError, match="cannot be decoded"):
@@ -73,7 +73,7 @@ def test_evaluation_of_what_is_no_image(tmp_path):
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 3000), (3000, 1), (2, 1000), (5, 3)])
-def test_the_slimmest_images(height, width):
+def test_extreme_aspect_ratios(height, width):
     pixels = np.full((height, width, 3), 99, dtype=np.uint8)
     data = encode(pixels, "png")
     assert (EvalTransform(224)(data) == 99).all()
@@ -91,18 +91,18 @@ def test_a_crop_is_a_function_of_its_draws():
 
 
 def ramps(height: int, width: int) -> np.ndarray:
-    """Red says how far down, green how far right; so a crop shows where it was taken."""
+    """Return an image whose red is the row and whose green is the column, so that a crop reveals its position."""
     down, right = np.mgrid[0:height, 0:width]
     return np.stack([down * 255 / (height - 1), right * 255 / (width - 1), 0 * down], axis=-1).astype(np.uint8)
 
 
 @pytest.mark.parametrize("ratio", [0.25, 0.75, 1.0])
 @pytest.mark.parametrize("kind", ["png", "jpeg"])
-def test_the_crops_area_and_place_are_uniform(ratio, kind):
-    """Defect 21: `resize_ratio` was ignored."""
+def test_the_crops_area_and_position_are_uniform(ratio, kind):
+    """Guard against ignoring `resize_ratio`, as train-CLIP did."""
     data = encode(ramps(200, 300), kind, **({"quality": 95} if kind == "jpeg" else {}))
     transform = TrainTransform(32, ratio)
-    areas, places = [], []
+    areas, positions = [], []
     for key in range(400):
         crop = transform(data, draws(key)).float()
         top, bottom = crop[0, 0].mean(), crop[0, -1].mean()
@@ -111,17 +111,17 @@ def test_the_crops_area_and_place_are_uniform(ratio, kind):
         width = float(right - left) / 255 * 299 * 32 / 31
         assert abs(height - width) < 8, "a square crop"
         areas.append((height / 200) ** 2)
-        places.append(float(left + right) / 2 / 255)
+        positions.append(float(left + right) / 2 / 255)
     assert min(areas) > ratio - 0.06
     assert max(areas) < 1.06
     assert np.mean(areas) == pytest.approx((ratio + 1) / 2, abs=0.04)
-    assert np.mean(places) == pytest.approx(0.5, abs=0.03)
-    assert np.ptp(places) > (1 - 2 / 3) * 0.9
+    assert np.mean(positions) == pytest.approx(0.5, abs=0.03)
+    assert np.ptp(positions) > (1 - 2 / 3) * 0.9
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(768, 1024, 224), (1500, 2000, 224), (700, 900, 56)])
-def test_reduced_decoding_looks_like_full_decoding(height, width, size):
-    """A crop of an image decoded at 1/2 … 1/8 is where it should be: half a pixel off would show at 30 dB."""
+def test_reduced_decoding_matches_full_decoding(height, width, size):
+    """Check the position of crops decoded at 1/2 … 1/8: half a pixel off would lower the PSNR to 30 dB."""
     pixels = photo(height, width)
     jpeg, png = encode(pixels, "jpeg", quality=95), None
     full = Image.fromarray(decode_image(jpeg))
@@ -139,12 +139,12 @@ def test_training_respects_the_orientation(orientation, key):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(photo(40, 40), "png", exif=exif)
-    turned_after = TrainTransform(16, 1.0)(data, draws(key)).int()
-    turned_before = EvalTransform(16)(data).int()
-    assert (turned_after - turned_before).abs().max() <= 1  # rows and columns are rounded in the other order
+    rotated_after = TrainTransform(16, 1.0)(data, draws(key)).int()
+    rotated_before = EvalTransform(16)(data).int()
+    assert (rotated_after - rotated_before).abs().max() <= 1  # rows and columns are rounded in the other order
 
 
-def test_pickles():
+def test_transforms_are_picklable():
     data = encode(photo(60, 60))
     assert pickle.loads(pickle.dumps(TrainTransform(32, 0.5)))(data, draws(3)).equal(
         TrainTransform(32, 0.5)(data, draws(3))
@@ -153,6 +153,27 @@ def test_pickles():
 
 
 @pytest.mark.parametrize("make", [lambda: TrainTransform(0), lambda: TrainTransform(4, 0), lambda: EvalTransform(-1)])
-def test_sizes_that_cannot_be(make):
+def test_invalid_sizes_raise(make):
     with pytest.raises(ValueError, match="must be"):
         make()
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(("height", "width"), [(37, 80), (90, 31), (64, 64)])
+def test_squashing_matches_pillow(height, width, interpolation):
+    """Compare with Pillow's resize of the whole image, which transformers' processors of SigLIP use."""
+    pixels = np.random.default_rng(0).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+    squashed = EvalTransform(32, "squash", interpolation)(image)
+    expected = image.resize((32, 32), Image.Resampling[interpolation.upper()])
+    difference = squashed.permute(1, 2, 0).to(torch.int16) - torch.from_numpy(np.array(expected)).to(torch.int16)
+    assert difference.abs().max() <= 2
+
+
+def test_the_longer_side_is_fitted_and_the_rest_is_black():
+    image = Image.new("RGB", (80, 40), (200, 100, 50))
+    fitted = EvalTransform(32, "longest")(image)
+    assert fitted.shape == (3, 32, 32)
+    assert fitted[:, 8:24].permute(1, 2, 0).eq(torch.tensor([200, 100, 50], dtype=torch.uint8)).all()
+    assert fitted[:, :8].eq(0).all()
+    assert fitted[:, 24:].eq(0).all()

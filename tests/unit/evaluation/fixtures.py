@@ -1,4 +1,4 @@
-"""What the tests of the evaluation read from: a small model, and scenes in memory."""
+"""Fixtures of the evaluation tests: a small model, and drawn scenes in memory."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from lakeclip.lake.rows import Row
-from lakeclip.lake.sources.base import Sample
-from lakeclip.lake.sources.scenes import Split, scenes
+from lakeclip.ingestion.sources.base import Sample
+from lakeclip.ingestion.sources.synthetic import Split, scenes
+from lakeclip.lake.rows import Row, RowSource
 from lakeclip.models.clip import CLIP
 from tests.conftest import TINY
 
@@ -18,12 +18,11 @@ def tiny_clip() -> CLIP:
     return CLIP(TINY).eval()
 
 
-class MemorySource:
+class MemorySource(RowSource):
     """A `RowSource` of samples in memory; row numbers begin at 100, as a query's do."""
 
     path = "memory"
     version = "1"
-    query = None
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples = list(samples)
@@ -33,7 +32,7 @@ class MemorySource:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def read(self, indices: Sequence[int]) -> list[Row]:
+    def read(self, indices: Sequence[int], *, with_captions: bool = True) -> list[Row]:
         return [Row(100 + int(i), self.samples[int(i)].image, self.samples[int(i)].captions) for i in indices]
 
     def column(self, name: str) -> list[object]:

@@ -1,3 +1,5 @@
+"""Prompt templates: the shipped sets, files of the user, and class names."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -30,7 +32,7 @@ def test_every_shipped_set_is_usable() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "number", "one"),
+    ("name", "number", "example"),
     [
         ("caltech101", 34, "the {} in a video game."),
         ("cars", 8, "i love my {}!"),
@@ -45,46 +47,46 @@ def test_every_shipped_set_is_usable() -> None:
         ("ucf101", 48, "a demonstration of the person during {}."),
     ],
 )
-def test_the_papers_sets_are_whole(name: str, number: int, one: str) -> None:
-    found = find_templates(name)
-    assert len(found.templates) == number
-    assert one in found.templates
+def test_sets_of_the_paper_are_complete(name: str, number: int, example: str) -> None:
+    templates = find_templates(name).templates
+    assert len(templates) == number
+    assert example in templates
 
 
-def test_a_file_of_ones_own(tmp_path: Path) -> None:
+def test_file_of_the_user(tmp_path: Path) -> None:
     file = tmp_path / "mine.txt"
     file.write_text(
-        "# remarks and empty lines\n\na sketch of a {}.\r\n  a {} in {} style \na sketch of a {}.\n", "utf-8"
+        "# comments and empty lines\n\na sketch of a {}.\r\n  a {} in {} style \na sketch of a {}.\n", "utf-8"
     )
     assert find_templates(str(file)).templates == ("a sketch of a {}.", "a {} in {} style")
 
 
 @pytest.mark.parametrize(
-    ("content", "found"),
+    ("content", "problem"),
     [
         ("a photo", "line 1: no {}"),
         ("a {}.\na photo of {name}.", "line 2: no {}"),
-        ("a {} {", "line 1: a brace too many"),
-        ("", "no sentences"),
-        ("# nothing\n", "no sentences"),
+        ("a {} {", "line 1: an extra brace"),
+        ("", "no prompts"),
+        ("# nothing\n", "no prompts"),
     ],
 )
-def test_a_file_that_holds_something_else_is_refused(tmp_path: Path, content: str, found: str) -> None:
+def test_file_without_templates_is_rejected(tmp_path: Path, content: str, problem: str) -> None:
     file = tmp_path / "mine.txt"
     file.write_text(content)
     with pytest.raises(ConfigError, match="does not hold templates") as error:
         find_templates(str(file))
-    assert found in error.value.found
+    assert problem in error.value.found
 
 
-def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+def test_binary_file_is_rejected(tmp_path: Path) -> None:
     file = tmp_path / "mine.txt"
     file.write_bytes(b"\xff\xfe{}\x80")
     with pytest.raises(ConfigError, match="cannot be read"):
         find_templates(str(file))
 
 
-def test_an_unknown_name_lists_the_sets_and_the_nearest() -> None:
+def test_unknown_name_lists_the_sets_and_suggests_one() -> None:
     with pytest.raises(ConfigError, match="no templates 'openai7'") as error:
         find_templates("openai7")
     assert "cifar" in error.value.allowed
@@ -98,5 +100,5 @@ def test_class_names_are_cleaned(label: str, name: str) -> None:
     assert clean_class_name(label) == name
 
 
-def test_a_name_with_braces_is_put_in_as_it_is() -> None:
+def test_braces_in_a_class_name_are_kept() -> None:
     assert fill(["a {}.", "{} or {}"], "{x}") == ["a {x}.", "{x} or {x}"]

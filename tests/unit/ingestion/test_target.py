@@ -1,3 +1,5 @@
+"""Checks of the target path before an ingest."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -5,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from lakeclip.errors import LakeError, OutputError
-from lakeclip.lake.sources.images import ImageInfo
-from lakeclip.lake.target import check_target, remove_lake
-from lakeclip.lake.write import LakeWriter
-from tests.unit.lake.pairs import sample, write_files
+from lakeclip.ingestion.target import check_target, remove_lake
+from lakeclip.ingestion.writer import LakeWriter
+from lakeclip.lake.images import ImageInfo
+from tests.unit.lake.sample_files import sample, write_files
 
 
 @pytest.fixture
@@ -18,14 +20,14 @@ def lake(tmp_path: Path) -> Path:
     return tmp_path / "lake"
 
 
-def test_new_places(tmp_path: Path) -> None:
+def test_new_paths_are_allowed(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     check_target(str(tmp_path / "new/lake"))
     check_target(str(tmp_path / "empty"))
 
 
-def test_a_lake_is_replaced_only_on_demand(lake: Path) -> None:
-    with pytest.raises(LakeError, match="there is a lake already") as caught:
+def test_a_lake_is_replaced_only_with_overwrite(lake: Path) -> None:
+    with pytest.raises(LakeError, match="there is already a lake") as caught:
         check_target(str(lake))
     assert "--overwrite" in caught.value.next_step
     check_target(str(lake), overwrite=True)
@@ -33,9 +35,9 @@ def test_a_lake_is_replaced_only_on_demand(lake: Path) -> None:
     assert not lake.exists()
 
 
-def test_what_is_no_lake_is_never_touched(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_lake_is_never_overwritten(tmp_path: Path) -> None:
     folder = write_files(tmp_path / "mine", {"thesis.tex": "x"})
-    with pytest.raises(LakeError, match="is not a lake, so it is left alone") as caught:
+    with pytest.raises(LakeError, match="is not a lake, so it is not overwritten") as caught:
         check_target(str(folder), overwrite=True)
     assert "thesis.tex" in caught.value.found
     (tmp_path / "file").touch()
@@ -43,7 +45,7 @@ def test_what_is_no_lake_is_never_touched(tmp_path: Path) -> None:
         check_target(str(tmp_path / "file"), overwrite=True)
 
 
-def test_files_beside_a_lakes_own_are_never_touched(lake: Path) -> None:
+def test_a_lake_with_foreign_files_is_never_overwritten(lake: Path) -> None:
     write_files(lake, {"photos/me.jpg": "x"})
     with pytest.raises(LakeError, match="shares its folder") as caught:
         check_target(str(lake), overwrite=True)
@@ -53,7 +55,7 @@ def test_files_beside_a_lakes_own_are_never_touched(lake: Path) -> None:
     assert (lake / "_deeplake_log").exists()
 
 
-def test_a_source_inside_the_lake(lake: Path) -> None:
+def test_a_source_inside_the_lake_is_an_error(lake: Path) -> None:
     inside = next(path for path in lake.iterdir() if path.name != "_deeplake_log")
-    with pytest.raises(LakeError, match="lies inside the lake"):
+    with pytest.raises(LakeError, match="is inside the lake"):
         check_target(str(lake), [str(inside)], overwrite=True)

@@ -1,3 +1,5 @@
+"""`LakeWriter`: columns, commits, failures and full disks."""
+
 from __future__ import annotations
 
 import os
@@ -8,20 +10,20 @@ from pathlib import Path
 import pytest
 
 from lakeclip.errors import LakeError, OutputError, SourceError
-from lakeclip.lake import write
+from lakeclip.ingestion import writer as writer_module
+from lakeclip.ingestion.sources.base import Sample
+from lakeclip.ingestion.writer import LakeWriter
 from lakeclip.lake.dataset import open_lake
 from lakeclip.lake.engine import open_dataset
+from lakeclip.lake.images import ImageInfo
 from lakeclip.lake.schema import MISSING_INT
-from lakeclip.lake.sources.base import Sample
-from lakeclip.lake.sources.images import ImageInfo
-from lakeclip.lake.write import LakeWriter
-from tests.unit.lake.pairs import sample
+from tests.unit.lake.sample_files import sample
 
 INFO = ImageInfo("jpeg", 24, 16)
 
 
 def write_batches(path: Path, *batches: list[Sample]) -> None:
-    """Each batch in an append of its own."""
+    """Write a lake with one append per batch."""
     with LakeWriter(str(path)) as writer:
         for batch in batches:
             for item in batch:
@@ -66,7 +68,7 @@ def test_metadata_becomes_columns(
         (True, 5, "int64", [1, 5]),
     ],
 )
-def test_columns_grow_with_what_comes_later(
+def test_columns_are_widened_for_later_values(
     tmp_path: Path, early: object, late: object, kind: str, stored: list[object]
 ) -> None:
     first = sample(0) if early is None else sample(0, value=early)
@@ -78,7 +80,7 @@ def test_columns_grow_with_what_comes_later(
 
 
 def test_missing_values_can_be_queried(tmp_path: Path) -> None:
-    """Rows from before a column existed hold the sentinel, not NULL, which compares with nothing."""
+    """Rows older than a column hold the sentinel instead of NULL, which compares with nothing."""
     write_batches(tmp_path / "lake", [sample(0)], [sample(1, n=5, t="x", f=0.5)])
     for clause, rows in [
         ("n < 0", 1),
@@ -91,20 +93,20 @@ def test_missing_values_can_be_queried(tmp_path: Path) -> None:
         assert len(open_lake(tmp_path / "lake", clause)) == rows, clause
 
 
-def test_metadata_with_our_names_gets_names_of_its_own(tmp_path: Path) -> None:
+def test_metadata_with_reserved_names_is_renamed(tmp_path: Path) -> None:
     write_batches(tmp_path / "lake", [sample(0, width="wide", key=3, text="t")])
     lake = open_lake(tmp_path / "lake")
     assert (lake[0]["width"], lake[0]["width_meta"], lake[0]["key_meta"], lake[0]["text_meta"]) == (24, "wide", 3, "t")
 
 
-def test_names_that_are_values_are_refused(tmp_path: Path) -> None:
+def test_too_many_metadata_names_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="more than 256"):
         write_batches(tmp_path / "lake", [sample(0, **{f"k{i}": 1}) for i in range(300)])
 
 
-def test_commits_are_few_and_name_their_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write, "ROWS_PER_APPEND", 10)
-    monkeypatch.setattr(write, "ROWS_PER_COMMIT", 40)
+def test_commit_messages_name_rows_and_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "ROWS_PER_APPEND", 10)
+    monkeypatch.setattr(writer_module, "ROWS_PER_COMMIT", 40)
     with LakeWriter(str(tmp_path / "lake")) as writer:
         for i in range(100):
             writer.append(sample(0), INFO, f"{i // 30}.tar")
@@ -116,8 +118,8 @@ def test_commits_are_few_and_name_their_shards(tmp_path: Path, monkeypatch: pyte
     ]
 
 
-def test_what_was_not_committed_goes_when_writing_fails(tmp_path: Path) -> None:
-    """Deep Lake commits open rows by itself when a handle goes, unless they are rolled back."""
+def test_uncommitted_rows_are_discarded_after_a_failure(tmp_path: Path) -> None:
+    """Deep Lake commits pending rows when a dataset is closed, unless they are rolled back."""
 
     def fail() -> None:
         with LakeWriter(str(tmp_path / "lake")) as writer:
@@ -132,14 +134,14 @@ def test_what_was_not_committed_goes_when_writing_fails(tmp_path: Path) -> None:
     assert len(open_lake(tmp_path / "lake")) == 1
 
 
-def test_places_where_no_lake_can_be(tmp_path: Path) -> None:
+def test_paths_where_no_lake_can_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="cannot make a lake"):
+    with pytest.raises(OutputError, match="cannot create a lake"):
         LakeWriter(str(tmp_path / "file" / "lake"))
     with pytest.raises(OutputError, match="an @ in the path"):
         LakeWriter(str(tmp_path / "me@home"))
     write_batches(tmp_path / "lake", [sample(0)])
-    with pytest.raises(LakeError, match="there is a lake already"):
+    with pytest.raises(LakeError, match="there is already a lake"):
         LakeWriter(str(tmp_path / "lake"))
 
 
@@ -169,9 +171,9 @@ def fill(path: Path) -> int:
     return writer.rows
 
 
-def test_a_full_disk_is_noticed_in_time(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write, "ROWS_PER_APPEND", 50)
-    monkeypatch.setattr(write, "ROWS_PER_COMMIT", 200)
+def test_a_full_disk_is_detected_before_writing(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "ROWS_PER_APPEND", 50)
+    monkeypatch.setattr(writer_module, "ROWS_PER_COMMIT", 200)
     with pytest.raises(OutputError, match="the disk is full") as caught:
         fill(small_disk / "lake")
     assert "MB free" in caught.value.found
@@ -180,24 +182,26 @@ def test_a_full_disk_is_noticed_in_time(small_disk: Path, monkeypatch: pytest.Mo
     assert len(lake.read(range(len(lake)))) == 400
 
 
-def test_a_disk_that_fills_up_unseen_is_noticed_too(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Deep Lake reports nothing: files are merely short, and reading them later takes the process down."""
-    monkeypatch.setattr(write, "SPARE_BYTES", -(2**40))
-    monkeypatch.setattr(write, "ROWS_PER_COMMIT", 500)
+def test_a_full_disk_is_detected_after_writing(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deep Lake reports no error and truncates its files; the lake goes back to the rows that it held before."""
+    monkeypatch.setattr(writer_module, "SPARE_BYTES", -(2**40))
+    monkeypatch.setattr(writer_module, "ROWS_PER_APPEND", 50)
+    monkeypatch.setattr(writer_module, "ROWS_PER_COMMIT", 200)
     with pytest.raises(OutputError, match="the disk is full") as caught:
         fill(small_disk / "lake")
     assert "bytes, not" in caught.value.found
-    assert f"{small_disk}/lake is damaged" in caught.value.found
-    with pytest.raises(LakeError, match="is damaged"):
-        open_lake(small_disk / "lake")
+    lake = open_lake(small_disk / "lake")
+    assert len(lake) >= 200
+    assert f"{small_disk}/lake holds {len(lake)} rows" in caught.value.found
+    assert all(row.damage == "" for row in lake.read(range(len(lake))))
 
 
-def test_a_lake_that_was_copied_in_part_is_refused(tmp_path: Path) -> None:
+def test_an_incomplete_copy_of_a_lake_is_an_error(tmp_path: Path) -> None:
     write_batches(tmp_path / "lake", [sample(i) for i in range(20)])
     dataset = open_dataset(str(tmp_path / "lake"))
     name, size = max(dataset._datafiles, key=lambda item: int(item[1]))
     os.truncate(tmp_path / "lake" / name, size - 1)
-    with pytest.raises(LakeError, match="is damaged or was copied in part"):
+    with pytest.raises(LakeError, match="is damaged or was not copied completely"):
         open_lake(tmp_path / "lake")
     (tmp_path / "lake" / name).unlink()
     with pytest.raises(LakeError, match="is missing"):

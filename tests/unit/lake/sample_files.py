@@ -1,4 +1,4 @@
-"""Real files for the lake's tests: encoded images, folders of pairs, tars."""
+"""Files for the tests of the lake: encoded images, folders of pairs, tars."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lakeclip.lake.sources.base import Sample
+from lakeclip.ingestion.sources.base import Sample
 
 
 def picture(seed: int = 0, kind: str = "JPEG", mode: str = "RGB", size: tuple[int, int] = (24, 16)) -> bytes:
-    """An encoded image of noise; another seed, another image."""
+    """Return an encoded image of noise, different for each seed."""
     width, height = size
     pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
     buffer = io.BytesIO()

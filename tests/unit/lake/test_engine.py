@@ -1,4 +1,4 @@
-"""How deeplake is imported, and what of its behaviour lakeclip stands on: these fail if a later version changes it."""
+"""Tests of the import of deeplake and of the behaviour that lakeclip depends on, in case a later version changes it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ def python(code: str, **environment: str) -> str:
 
 
 def test_deeplake_is_imported_only_when_it_is_needed() -> None:
-    names = "dataset write ingest query target survey.summary engine rows columns"
+    names = "lake.dataset lake.query lake.statistics.summary lake.engine lake.rows lake.columns"
+    names += " ingestion.writer ingestion.run ingestion.target"
     code = f"""
 import importlib, sys
 for name in {names.split()!r}:
-    importlib.import_module("lakeclip.lake." + name)
+    importlib.import_module("lakeclip." + name)
 print("deeplake" in sys.modules, "torch" in sys.modules)"""
     assert python(code).split() == ["False", "False"]
 
@@ -44,22 +45,22 @@ print(dict(os.environ) == before)"""
 
 def test_errors_never_show_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACTIVELOOP_TOKEN", "s3cret")
-    said = engine.one_line(RuntimeError("GET https://x/?token=abc&a=1 with\n s3cret"))
-    assert said == "GET https://x/?token=***&a=1 with ***"
+    message = engine.one_line(RuntimeError("GET https://x/?token=abc&a=1 with\n s3cret"))
+    assert message == "GET https://x/?token=***&a=1 with ***"
 
 
 @pytest.mark.parametrize("path", ["hub://genai360/laion-400M", "al://a/b"])
 def test_a_hub_that_cannot_be_reached_is_explained(path: str) -> None:
-    error = engine.explain(deeplake().HTTPRequestFailedError("Could not resolve host"), path)
+    error = engine.lake_error(deeplake().HTTPRequestFailedError("Could not resolve host"), path)
     assert "app.activeloop.ai" in error.what
     assert "ACTIVELOOP_TOKEN" in error.next_step
 
 
 def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert engine.normal_path("lake") == str(tmp_path / "lake")
-    assert engine.normal_path("file:///a/b") == "/a/b"
-    assert engine.normal_path("s3://bucket/x") == "s3://bucket/x"
+    assert engine.normalize_path("lake") == str(tmp_path / "lake")
+    assert engine.normalize_path("file:///a/b") == "/a/b"
+    assert engine.normalize_path("s3://bucket/x") == "s3://bucket/x"
     assert str(engine.local_folder("/a/b@tag")) == "/a/b"
 
 
@@ -68,13 +69,13 @@ def test_deep_lake_keeps_bytes_and_text_as_they_are(tmp_path: Path) -> None:
     dataset = deeplake().create(str(tmp_path / "a"), schema={"b": types.Bytes(), "t": types.Text(), "n": types.Int64()})
     dataset.append({"b": [b"\x00x", b""], "t": ["ü\x00😀", ""], "n": [-(2**63), 2**63 - 1]})
     dataset.commit()
-    # Nothing at all comes back as None: Lake makes it b"" and "" again.
+    # Empty values are returned as None, which Lake converts to b"" and "".
     assert dataset["b"][[1, 0]] == [None, b"\x00x"]
     assert dataset["t"][0:2] == ["ü\x00😀", None]
     assert dataset["n"][[1, 0]].tolist() == [2**63 - 1, -(2**63)]
 
 
-def test_deep_lake_fills_new_columns_with_null_and_takes_values_for_them(tmp_path: Path) -> None:
+def test_deep_lake_fills_new_columns_with_null_and_accepts_values_for_them(tmp_path: Path) -> None:
     types = deeplake().types
     dataset = deeplake().create(str(tmp_path / "a"), schema={"n": types.Int64()})
     dataset.append({"n": [1, 2, 3]})
@@ -90,8 +91,8 @@ def test_deep_lake_fills_new_columns_with_null_and_takes_values_for_them(tmp_pat
     assert len(opened.query("select * where n == ''")) == 3
 
 
-def test_deep_lake_knows_the_sizes_of_its_files(tmp_path: Path) -> None:
-    """A private attribute; without it a full disk would go unnoticed."""
+def test_deep_lake_records_the_sizes_of_its_files(tmp_path: Path) -> None:
+    """Check a private attribute, without which a full disk would not be detected."""
     dataset = deeplake().create(str(tmp_path / "a"), schema={"b": deeplake().types.Bytes()})
     dataset.append({"b": [b"x" * 1000] * 10})
     dataset.commit()

@@ -7,15 +7,8 @@ import pytest
 
 from lakeclip.data.decode import decode_image
 from lakeclip.errors import ImageError
-from lakeclip.lake.sources.images import (
-    MAX_PIXELS,
-    ImageInfo,
-    check_image,
-    image_suffixes,
-    picture_formats,
-    suffix_of,
-)
-from tests.unit.lake.pairs import picture
+from lakeclip.lake.images import MAX_PIXELS, ImageInfo, check_image, image_formats, image_suffixes, suffix_of
+from tests.unit.lake.sample_files import picture
 
 
 @pytest.mark.parametrize(
@@ -35,12 +28,11 @@ from tests.unit.lake.pairs import picture
     ],
 )
 def test_every_colour_mode_is_accepted(kind: str, mode: str) -> None:
-    """Defect 23: only RGBA was thought of."""
     assert check_image(picture(1, kind, mode, (37, 21))) == ImageInfo(kind.lower(), 37, 21)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF"])
-def test_a_file_that_was_cut_short_is_not(kind: str) -> None:
+def test_a_truncated_file_is_rejected(kind: str) -> None:
     data = picture(1, kind, size=(200, 200))
     for keep in (0.95, 0.5, 0.1):
         reason = check_image(data[: int(len(data) * keep)])
@@ -51,13 +43,13 @@ def test_a_file_that_was_cut_short_is_not(kind: str) -> None:
 @pytest.mark.parametrize(
     "data", [b"<html>", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n" + b"x" * 40, b"%!PS-Adobe-3.0 EPSF-3.0\n"]
 )
-def test_what_is_no_image_gets_a_reason(data: bytes) -> None:
+def test_other_files_are_rejected_with_a_reason(data: bytes) -> None:
     assert isinstance(check_image(data), str)
     assert check_image(b"") == "empty file"
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_bomb_is_refused_by_its_header() -> None:
+def test_a_decompression_bomb_is_rejected_by_its_header() -> None:
     side = int(MAX_PIXELS**0.5) + 1
     header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     chunks = [header, b"IDAT" + zlib.compress(b"x")]
@@ -69,17 +61,17 @@ def test_a_bomb_is_refused_by_its_header() -> None:
     assert str(check_image(bytes(jpeg))).startswith("too large")
 
 
-def test_pictures_are_known_by_suffixes_and_programs_are_not() -> None:
+def test_suffixes_of_image_formats() -> None:
     assert {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"} <= image_suffixes().keys()
     assert not {".eps", ".pdf", ".mpg", ".txt", ".json"} & image_suffixes().keys()
     assert suffix_of("A/B.JPEG") == ".jpeg"
 
 
-def test_formats_that_run_another_program_are_no_images() -> None:
-    """Pillow hands EPS to Ghostscript, which is a programming language."""
+def test_formats_that_run_another_program_are_rejected() -> None:
+    """Reject EPS, which Pillow opens with Ghostscript, a programming language."""
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
     assert check_image(eps) == "not an image"
     with pytest.raises(ImageError, match="cannot be decoded"):
         decode_image(eps)
-    assert not {"EPS", "WMF", "HDF5", "GRIB", "BUFR"} & set(picture_formats())
-    assert {"JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"} <= set(picture_formats())
+    assert not {"EPS", "WMF", "HDF5", "GRIB", "BUFR"} & set(image_formats())
+    assert {"JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"} <= set(image_formats())

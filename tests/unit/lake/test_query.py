@@ -1,4 +1,4 @@
-"""What becomes of a stranger's words in a query: a value is compared as it is, and a column's name asks for nothing."""
+"""Tests of quoting in queries: untrusted values and column names cannot change a query."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize("row", range(len(VALUES)), ids=[repr(value) for value in VALUES])
-def test_a_value_finds_its_own_rows_and_no_others(dataset: Any, row: int) -> None:
+def test_a_quoted_value_matches_exactly_its_rows(dataset: Any, row: int) -> None:
     clause = f"text == {quote(VALUES[row])}"
     assert select_rows(dataset, clause, "x.lake").rows.tolist() == [row]
     assert select_rows(dataset, None, "x.lake", conditions=[clause]).rows.tolist() == [row]
 
 
-def test_values_are_counted_as_they_are(dataset: Any) -> None:
+def test_values_are_counted_unchanged(dataset: Any) -> None:
     assert count_values(dataset, "text") == dict.fromkeys(VALUES, 1)
 
 
-def test_a_safe_value_is_one_that_the_lake_holds(tmp_path: Path) -> None:
+def test_the_safe_clause_quotes_the_lakes_values(tmp_path: Path) -> None:
     made = deeplake.create(str(tmp_path / "y.lake"))
     made.add_column("NSFW", deeplake.types.Text())
     made.append({"NSFW": ["unlikely", "UNLIKELY ", "' or '1'=='1"]})

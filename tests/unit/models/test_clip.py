@@ -1,4 +1,4 @@
-"""CLIP itself: layout, input, output, start."""
+"""Tests of `CLIP`: parameter layout, inputs, features, initialization."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +17,10 @@ from torch.nn import functional as F
 from lakeclip.config.schema import ModelConfig
 from lakeclip.errors import ModelError
 from lakeclip.models.clip import CLIP, IMAGE_MEAN, IMAGE_STD, normalize_images
-from lakeclip.models.text_transformer import group_lengths, pack
-from lakeclip.models.vision_transformer import positions_on_grid
+from lakeclip.models.text_transformer import group_lengths, pack_captions
+from lakeclip.models.vision_transformer import resample_position_embedding
 from lakeclip.models.zoo import available_models, model_config
-from lakeclip.training.optimizers import store_text_in_bfloat16
+from lakeclip.training.optim.optimizers import store_text_in_bfloat16
 
 VIT = ModelConfig(
     embed_dim=32,
@@ -44,7 +45,7 @@ def model(request: pytest.FixtureRequest) -> CLIP:
 
 
 def captions(lengths: list[int], context: int) -> torch.Tensor:
-    """Random token ids: a start, words, the end of text, and zeros."""
+    """Return random token ids: words, the end of text, then zeros."""
     generator = torch.Generator().manual_seed(len(lengths))
     ids = torch.zeros(len(lengths), context, dtype=torch.int64)
     for row, length in zip(ids, lengths, strict=True):
@@ -53,7 +54,7 @@ def captions(lengths: list[int], context: int) -> torch.Tensor:
     return ids
 
 
-def test_layout_is_openais() -> None:
+def test_parameter_names_are_openais() -> None:
     vit, resnet = set(CLIP(VIT).state_dict()), set(CLIP(RESNET).state_dict())
     text = {"logit_scale", "positional_embedding", "text_projection", "token_embedding.weight"}
     text |= {f"ln_final.{part}" for part in ("weight", "bias")}
@@ -74,7 +75,7 @@ def test_layout_is_openais() -> None:
     assert "visual.attnpool.positional_embedding" in resnet
 
 
-def test_features_and_logits(model: CLIP) -> None:
+def test_shapes_of_features_and_values_of_logits(model: CLIP) -> None:
     images, ids = torch.randn(3, 3, 32, 32), captions([4, 9], 16)
     image_features, text_features = model.encode_image(images), model.encode_text(ids)
     assert image_features.shape == (3, 32)
@@ -85,7 +86,7 @@ def test_features_and_logits(model: CLIP) -> None:
     torch.testing.assert_close(per_text, per_image.T)
 
 
-def test_uint8_pixels_are_normalised_inside(model: CLIP) -> None:
+def test_uint8_pixels_are_normalised_by_the_model(model: CLIP) -> None:
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGE_MEAN, IMAGE_STD))
     torch.testing.assert_close(
@@ -94,7 +95,7 @@ def test_uint8_pixels_are_normalised_inside(model: CLIP) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_normalised_pixels(dtype: torch.dtype) -> None:
+def test_normalize_images(dtype: torch.dtype) -> None:
     pixels = torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256)
     mean, std = torch.tensor(IMAGE_MEAN), torch.tensor(IMAGE_STD)
     normal = normalize_images(pixels, mean, std, dtype)
@@ -104,7 +105,7 @@ def test_normalised_pixels(dtype: torch.dtype) -> None:
 
 
 def padded_features(model: CLIP, ids: torch.Tensor) -> torch.Tensor:
-    """What OpenAI's model computes: every caption at the whole context, one matrix for all."""
+    """Encode every caption at the full context length, padding included, as OpenAI's model does."""
     tokens = model.token_embedding(ids) + model.positional_embedding
     ends = ids.argmax(dim=-1)
     feature = model.transformer(tokens.flatten(0, 1), [(len(ids), ids.shape[1])], ends)
@@ -113,33 +114,33 @@ def padded_features(model: CLIP, ids: torch.Tensor) -> torch.Tensor:
 
 @given(lengths=st.lists(st.integers(2, 16), min_size=1, max_size=9), extra=st.integers(0, 14))
 @settings(max_examples=30)
-def test_padding_is_not_computed_and_not_missed(lengths: list[int], extra: int) -> None:
+def test_captions_without_padding_give_the_same_features(lengths: list[int], extra: int) -> None:
     torch.manual_seed(0)
     model = CLIP(VIT).double().eval()
     ids = captions(lengths, 16)
     trimmed = ids[:, : min(16, max(lengths) + extra)]
-    assert len(pack(ids).ids) <= sum(lengths) + 4 * len(lengths)
+    assert len(pack_captions(ids).ids) <= sum(lengths) + 4 * len(lengths)
     torch.testing.assert_close(model.encode_text(trimmed), padded_features(model, ids), rtol=1e-12, atol=1e-13)
 
 
-def test_gradients_are_those_of_padded_captions() -> None:
+def test_captions_without_padding_give_the_same_gradients() -> None:
     torch.manual_seed(0)
     model = CLIP(VIT).double()
     ids = captions([5, 7, 16, 5, 2], 16)
     parameters = [p for name, p in model.named_parameters() if not name.startswith(("visual", "logit_scale"))]
-    whole = torch.autograd.grad(padded_features(model, ids).square().sum(), parameters)
+    padded = torch.autograd.grad(padded_features(model, ids).square().sum(), parameters)
     packed = torch.autograd.grad(model.encode_text(ids).square().sum(), parameters)
-    torch.testing.assert_close(whole, packed, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(packed, padded, rtol=1e-10, atol=1e-12)
 
 
-def test_float32_features_and_gradients_hold_six_digits_without_padding() -> None:
+def test_captions_without_padding_agree_to_six_digits_in_float32() -> None:
     torch.manual_seed(0)
     model = CLIP(VIT)
     ids = captions([5, 7, 16, 5, 2], 16)
-    whole, packed = padded_features(model, ids), model.encode_text(ids)
-    torch.testing.assert_close(packed, whole, rtol=1e-6, atol=1e-6)
+    padded, packed = padded_features(model, ids), model.encode_text(ids)
+    torch.testing.assert_close(packed, padded, rtol=1e-6, atol=1e-6)
     weight = model.transformer.resblocks[0].attn.in_proj_weight
-    gradients = [torch.autograd.grad(features.square().mean(), weight)[0] for features in (whole, packed)]
+    gradients = [torch.autograd.grad(features.square().mean(), weight)[0] for features in (padded, packed)]
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-6, atol=1e-6)
 
 
@@ -158,14 +159,13 @@ def test_captions_are_grouped_at_the_least_cost(lengths: list[int], cost: int) -
 
 
 def test_every_parameter_gets_a_gradient(model: CLIP) -> None:
-    """Defect 17: no dead parameters in either tower."""
+    """Require a gradient for every parameter, so that neither tower has unused ones."""
     per_image, _ = model(torch.randn(4, 3, 32, 32), captions([3, 4, 5, 16], 16))
     F.cross_entropy(per_image, torch.arange(4)).backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
-def test_half_precision_needs_no_particular_layer() -> None:
-    """Defect 18: the model's number format was read off `visual.conv1`."""
+def test_half_precision_features_stay_close_to_float32() -> None:
     torch.manual_seed(0)
     model = CLIP(VIT).eval()
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
@@ -184,13 +184,13 @@ def test_half_precision_needs_no_particular_layer() -> None:
         assert F.cosine_similarity(approximate.float(), exact).min() > 0.999
 
 
-def test_a_new_model_is_float32_and_starts_at_the_papers_temperature() -> None:
+def test_a_new_model_is_float32_with_the_papers_temperature() -> None:
     model = CLIP(RESNET)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert math.exp(model.logit_scale.item()) == pytest.approx(1 / 0.07)
 
 
-def test_initial_spread_is_openais() -> None:
+def test_initial_standard_deviations_are_openais() -> None:
     torch.manual_seed(0)
     width, layers = 256, 3
     model = CLIP(dataclasses.replace(VIT, transformer_width=width, vision_width=256, vocab_size=2000))
@@ -206,7 +206,7 @@ def test_initial_spread_is_openais() -> None:
         "visual.proj": 256**-0.5,
         "visual.positional_embedding": 256**-0.5,
         "visual.class_embedding": 256**-0.5,
-        # Xavier uniform over a (3 · 256, 256) matrix: what torch's own attention starts with.
+        # Xavier uniform over a (3 · 256, 256) matrix, as in `nn.MultiheadAttention`.
         "visual.transformer.resblocks.1.attn.in_proj_weight": (2 / (4 * 256)) ** 0.5,
     }
     for name, std in expected.items():
@@ -219,8 +219,8 @@ def test_initial_spread_is_openais() -> None:
 
 
 @pytest.mark.parametrize("name", list(available_models()))
-def test_models_run_at_their_own_size(name: str) -> None:
-    """Defect 21: everything was cropped to 224 pixels, so the models for 288 to 448 could not run."""
+def test_every_model_runs_at_its_own_resolution(name: str) -> None:
+    """Run every shipped model on the meta device; some need 288 to 448 pixels."""
     config = model_config(name)
     with torch.device("meta"), torch.no_grad():
         model = CLIP(config)
@@ -229,21 +229,20 @@ def test_models_run_at_their_own_size(name: str) -> None:
         assert model.encode_text(torch.zeros(2, 77, dtype=torch.int64)).shape == (2, config.embed_dim)
 
 
-def test_a_thin_resnet_computes_at_448_pixels() -> None:
-    """Defect 21, with numbers in it."""
+def test_a_narrow_resnet_runs_at_448_pixels() -> None:
     model = CLIP(dataclasses.replace(RESNET, image_resolution=448, vision_width=2)).eval()
     features = model.encode_image(torch.randint(0, 256, (1, 3, 448, 448), dtype=torch.uint8))
     assert features.isfinite().all()
 
 
-def test_input_of_the_wrong_size_is_explained(model: CLIP) -> None:
+def test_inputs_of_the_wrong_shape_raise(model: CLIP) -> None:
     with pytest.raises(ModelError, match=r"images do not fit(.|\n)*\(2, 3, 64, 64\)(.|\n)*\(batch, 3, 32, 32\)"):
         model.encode_image(torch.zeros(2, 3, 64, 64))
     with pytest.raises(ModelError, match=r"token ids do not fit(.|\n)*\(2, 17\)(.|\n)*at most 16 tokens"):
         model.encode_text(torch.zeros(2, 17, dtype=torch.int64))
 
 
-def test_impossible_sizes_are_all_named() -> None:
+def test_the_error_lists_all_impossible_sizes() -> None:
     with pytest.raises(ModelError) as caught:
         CLIP(dataclasses.replace(VIT, vision_width=100, image_resolution=30, transformer_heads=7))
     for field in ("vision_width: 100", "image_resolution: 30", "transformer_heads: 7"):
@@ -252,7 +251,7 @@ def test_impossible_sizes_are_all_named() -> None:
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_a_text_tower_in_bfloat16_computes_in_bfloat16_with_nearly_the_same_features(autocast: bool) -> None:
-    """With a float32 image tower beside it; the tower that autocast makes bfloat16 is off by as much."""
+    """Compare with float32 and with autocast, with the image tower in float32."""
     torch.manual_seed(0)
     exact = CLIP(VIT).eval()
     half = CLIP(VIT).eval()
@@ -271,8 +270,8 @@ def test_a_text_tower_in_bfloat16_computes_in_bfloat16_with_nearly_the_same_feat
     assert logits.isfinite().all()
 
 
-def test_the_gradient_of_a_token_that_is_in_every_caption_is_whole_in_bfloat16() -> None:
-    """Added up in bfloat16, the gradients of the later captions would be lost."""
+def test_the_gradient_of_a_frequent_token_is_exact_in_bfloat16() -> None:
+    """Check a token of all captions: summed in bfloat16, the gradients of later captions would be lost."""
     torch.manual_seed(0)
     exact = CLIP(VIT)
     exact.requires_grad_(False)
@@ -288,7 +287,7 @@ def test_the_gradient_of_a_token_that_is_in_every_caption_is_whole_in_bfloat16()
 
 
 @pytest.mark.parametrize("config", [VIT, RESNET], ids=["vit", "resnet"])
-def test_smaller_images_are_taken_in_training_alone(config: ModelConfig) -> None:
+def test_smaller_images_are_accepted_only_in_training(config: ModelConfig) -> None:
     config = dataclasses.replace(config, image_resolution=64)
     model = CLIP(config)
     small = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
@@ -299,24 +298,24 @@ def test_smaller_images_are_taken_in_training_alone(config: ModelConfig) -> None
         model.eval().encode_image(small)
 
 
-def test_positions_of_a_smaller_grid_are_resampled() -> None:
+def test_position_embeddings_are_resampled_for_a_smaller_grid() -> None:
     ramp = torch.arange(4.0).repeat_interleave(4)[:, None] * torch.ones(16, 3)
     embedding = torch.cat([torch.full((1, 3), 9.0), ramp])
-    small = positions_on_grid(embedding, 2)
+    small = resample_position_embedding(embedding, 2)
     assert small[0].eq(9).all()
     assert small[1:].shape == (4, 3)
     torch.testing.assert_close(small[1], small[2])
     assert (small[3] - small[1] > 1.5).all()
-    assert positions_on_grid(embedding, 4) is embedding
+    assert resample_position_embedding(embedding, 4) is embedding
 
 
-def test_dropped_patches_are_others_each_time_and_none_when_evaluated() -> None:
+def test_patch_dropout_is_random_in_training_and_off_in_evaluation() -> None:
     torch.manual_seed(0)
     model = CLIP(VIT)
     model.visual.patch_dropout = 0.5
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    one, other = model.encode_image(images), model.encode_image(images)
-    assert not torch.allclose(one, other)
+    first, second = model.encode_image(images), model.encode_image(images)
+    assert not torch.allclose(first, second)
     rows: list[int] = []
     hook = model.visual.transformer.resblocks[0].register_forward_pre_hook(
         lambda _, inputs: rows.append(len(inputs[0]))
@@ -326,3 +325,37 @@ def test_dropped_patches_are_others_each_time_and_none_when_evaluated() -> None:
     assert rows == [2 * (1 + 8)]
     model.eval()
     torch.testing.assert_close(model.encode_image(images), model.encode_image(images))
+
+
+@pytest.mark.parametrize(
+    ("tower", "expected"),
+    [
+        (
+            {"vision_layers": 1, "vision_width": 64, "vision_patch_size": 16},
+            {
+                "positional_embedding": -0.025368,
+                "text_projection": 0.129139,
+                "visual.proj": 0.049481,
+                "transformer.resblocks.0.attn.out_proj.weight": 0.16591,
+                "token_embedding.weight": 0.003141,
+            },
+        ),
+        (
+            {"vision_layers": (1, 1, 1, 1), "vision_width": 4, "vision_patch_size": None},
+            {
+                "positional_embedding": 0.007778,
+                "text_projection": 0.424281,
+                "visual.attnpool.c_proj.weight": 0.077116,
+                "transformer.resblocks.0.attn.out_proj.weight": 0.112509,
+                "token_embedding.weight": -0.002015,
+            },
+        ),
+    ],
+)
+def test_a_seed_gives_the_same_initial_weights_as_ever(tower: dict[str, Any], expected: dict[str, float]) -> None:
+    """A run can only be reproduced if its initial weights can: their random numbers are drawn in a fixed order."""
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 16, "image_resolution": 32, "context_length": 8, "vocab_size": 50}
+    text = {"transformer_width": 8, "transformer_heads": 1, "transformer_layers": 1}
+    weights = CLIP(ModelConfig(**sizes, **text, **tower)).state_dict()
+    assert {name: float(weights[name].flatten()[-1]) for name in expected} == pytest.approx(expected, abs=1e-6)

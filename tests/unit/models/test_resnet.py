@@ -1,4 +1,4 @@
-"""The modified ResNet: its widths, its pooling, its zero start."""
+"""Tests of the modified ResNet: widths, attention pooling, initialization, memory layout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lakeclip.models.zoo import create_model, model_config
     ("name", "width"), [("RN50", 64), ("RN101", 64), ("RN50x4", 80), ("RN50x16", 96), ("RN50x64", 128)]
 )
 def test_widths_are_the_papers(name: str, width: int) -> None:
-    """Defect 1: the ResNets were four times too wide (256, 256, 320, 384, 512)."""
+    """Guard against stem widths that are four times too large (256 to 512)."""
     with torch.device("meta"):
         visual = create_model(name).visual
     assert isinstance(visual, ModifiedResNet)
@@ -27,8 +27,7 @@ def test_widths_are_the_papers(name: str, width: int) -> None:
     ]
 
 
-def test_rn50_is_the_papers_size() -> None:
-    """Defect 1: RN50's image tower has 38 million parameters and 32 heads."""
+def test_rn50_has_the_papers_parameter_count() -> None:
     with torch.device("meta"):
         visual = create_model("RN50").visual
     assert isinstance(visual, ModifiedResNet)
@@ -55,7 +54,7 @@ def test_every_residual_branch_starts_at_zero() -> None:
     torch.testing.assert_close(visual.layer1[1](x), x)
 
 
-def test_gradients_lie_in_memory_as_their_weights_do() -> None:
+def test_gradients_have_the_strides_of_their_weights() -> None:
     visual = ModifiedResNet(resolution=64, layers=(1, 1, 1, 1), width=8, embed_dim=8)
     visual(torch.randn(2, 3, 64, 64)).square().sum().backward()
     assert visual.layer2[0].conv2.weight.is_contiguous(memory_format=torch.channels_last)
@@ -64,8 +63,8 @@ def test_gradients_lie_in_memory_as_their_weights_do() -> None:
         assert parameter.grad.stride() == parameter.stride(), name
 
 
-def test_folded_norms_change_nothing() -> None:
-    """Where nothing learns, a convolution and its norm are one convolution; where something does, they are two."""
+def test_folding_norms_does_not_change_features() -> None:
+    """Compare a norm folded into its convolution, as without gradients, with separate layers, as with gradients."""
     torch.manual_seed(0)
     visual = ModifiedResNet(resolution=64, layers=(1, 2, 1, 1), width=8, embed_dim=16)
     for part in visual.modules():
@@ -74,11 +73,11 @@ def test_folded_norms_change_nothing() -> None:
             torch.nn.init.normal_(part.bias)
     images = torch.randn(4, 3, 64, 64)
     for _ in range(3):
-        visual(images)  # the norms see something
-    apart = visual.eval()(images)
+        visual(images)  # updates the norms' statistics
+    separate = visual.eval()(images)
     with torch.no_grad():
         folded = visual(images)
-        moving = visual.train()(images)
-    assert apart.requires_grad
-    torch.testing.assert_close(folded, apart, rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(moving, apart, rtol=1e-2)
+        training = visual.train()(images)
+    assert separate.requires_grad
+    torch.testing.assert_close(folded, separate, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(training, separate, rtol=1e-2)

@@ -1,4 +1,4 @@
-"""The blocks: exact shortcuts, lean activation, norms that hold in half precision."""
+"""Tests of the transformer blocks: exactness of shortcuts, recomputation, half precision."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lakeclip.models.recompute import Recompute, set_recompute
-from lakeclip.models.transformer import MLP, Attention, LayerNorm, Transformer, attend
+from lakeclip.models.activation_checkpointing import Recompute, set_recompute
+from lakeclip.models.transformer import MLP, Attention, LayerNorm, Transformer, multi_head_attention
 
 
-def test_attention_equals_torchs_with_the_same_weights() -> None:
+def test_attention_equals_multihead_attention_of_torch() -> None:
     torch.manual_seed(0)
     ours, theirs = Attention(32, heads=4).double(), nn.MultiheadAttention(32, 4, batch_first=True).double()
     theirs.load_state_dict(ours.state_dict())
@@ -21,7 +21,7 @@ def test_attention_equals_torchs_with_the_same_weights() -> None:
         torch.testing.assert_close(ours(x.flatten(0, 1), [(3, 7)], causal=causal).unflatten(0, (3, 7)), expected)
 
 
-def test_attention_is_initialised_as_torchs() -> None:
+def test_attention_is_initialized_as_multihead_attention_of_torch() -> None:
     torch.manual_seed(0)
     ours = Attention(64, heads=2)
     torch.manual_seed(0)
@@ -40,10 +40,10 @@ def test_computing_one_token_in_the_last_block_is_exact(causal: bool) -> None:
     x = torch.randn(4, 9, 32, dtype=torch.float64, requires_grad=True)
     position = torch.tensor([0, 3, 8, 5])
 
-    whole, groups = x.flatten(0, 1), [(4, 9)]
+    tokens, groups = x.flatten(0, 1), [(4, 9)]
     for block in transformer.resblocks:
-        whole = block(whole, groups, causal)
-    expected = whole.unflatten(0, (4, 9))[torch.arange(4), position]
+        tokens = block(tokens, groups, causal)
+    expected = tokens.unflatten(0, (4, 9))[torch.arange(4), position]
     torch.testing.assert_close(transformer(x.flatten(0, 1), groups, position), expected)
 
     parameters = [x, *transformer.parameters()]
@@ -53,7 +53,7 @@ def test_computing_one_token_in_the_last_block_is_exact(causal: bool) -> None:
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_sequences_of_several_lengths_do_not_see_each_other(causal: bool) -> None:
+def test_sequences_of_several_lengths_do_not_affect_each_other(causal: bool) -> None:
     torch.manual_seed(0)
     transformer = Transformer(32, layers=2, heads=4, causal=causal).double()
     groups, position = [(2, 3), (1, 5), (3, 7)], torch.tensor([2, 0, 4, 6, 1, 3])
@@ -61,42 +61,42 @@ def test_sequences_of_several_lengths_do_not_see_each_other(causal: bool) -> Non
     together = transformer(x, groups, position)
     first = 0
     for index, length in enumerate([3, 3, 5, 7, 7, 7]):
-        alone = transformer(x[first : first + length], [(1, length)], position[index : index + 1])
-        torch.testing.assert_close(together[index : index + 1], alone)
+        separate = transformer(x[first : first + length], [(1, length)], position[index : index + 1])
+        torch.testing.assert_close(together[index : index + 1], separate)
         first += length
 
 
 @pytest.mark.parametrize("recompute", ["selective", "on"])
-def test_recomputed_activations_give_the_same_gradients_from_less_memory(recompute: Recompute) -> None:
+def test_checkpointing_gives_the_same_gradients_in_less_memory(recompute: Recompute) -> None:
     torch.manual_seed(0)
     transformer = Transformer(64, layers=4, heads=4, causal=True).double()
     x = torch.randn(40, 64, dtype=torch.float64)
 
     def gradients() -> tuple[list[torch.Tensor], int]:
-        kept: dict[int, int] = {}
+        stored: dict[int, int] = {}
         transformer.zero_grad()
 
         with torch.autograd.graph.saved_tensors_hooks(
-            lambda t: kept.setdefault(t.data_ptr(), t.numel()) and t, lambda t: t
+            lambda t: stored.setdefault(t.data_ptr(), t.numel()) and t, lambda t: t
         ):
             out = transformer(x, [(4, 10)], torch.tensor([9, 3, 5, 0]))
         out.square().sum().backward()
-        return [p.grad.clone() for p in transformer.parameters()], sum(kept.values())
+        return [p.grad.clone() for p in transformer.parameters()], sum(stored.values())
 
-    expected, plain = gradients()
+    expected, memory = gradients()
     set_recompute(transformer, recompute)
-    found, lean = gradients()
+    found, checkpointed_memory = gradients()
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
-    assert lean < plain
+    assert checkpointed_memory < memory
 
 
-def test_invisible_tokens_are_not_attended_to() -> None:
+def test_masked_tokens_are_not_attended_to() -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 5, 8).unbind()
     visible = torch.arange(5) < torch.tensor([[2], [5]])
-    mixed = attend(q, k, v, heads=2, visible=visible)
-    torch.testing.assert_close(mixed[:1], attend(q[:1], k[:1, :2], v[:1, :2], heads=2))
-    torch.testing.assert_close(mixed[1:], attend(q[1:], k[1:], v[1:], heads=2))
+    mixed = multi_head_attention(q, k, v, heads=2, visible=visible)
+    torch.testing.assert_close(mixed[:1], multi_head_attention(q[:1], k[:1, :2], v[:1, :2], heads=2))
+    torch.testing.assert_close(mixed[1:], multi_head_attention(q[1:], k[1:], v[1:], heads=2))
 
 
 def test_the_activation_is_quick_gelu() -> None:
@@ -126,14 +126,14 @@ def test_layer_norm_computes_half_precision_in_float32(dtype: torch.dtype) -> No
 
 @pytest.mark.parametrize(("causal", "masked"), [(False, False), (True, False), (False, True)])
 def test_bfloat16_attention_on_a_cpu_equals_the_fused_kernels(causal: bool, masked: bool) -> None:
-    """The same values and gradients, to the digits that bfloat16 has, by the path without the fused kernel."""
+    """Compare values and gradients of the path without the fused kernel, to bfloat16's precision."""
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(3, 5, 16, generator=generator) for _ in range(3)]
     visible = torch.arange(5) <= torch.tensor([[0], [2], [4]]) if masked else None
     results = []
     for dtype in (torch.float32, torch.bfloat16):
         q, k, v = (tensor.clone().to(dtype).requires_grad_() for tensor in inputs)
-        mixed = attend(q, k, v, heads=2, causal=causal, visible=visible)
+        mixed = multi_head_attention(q, k, v, heads=2, causal=causal, visible=visible)
         mixed.float().square().sum().backward()
         results.append([mixed.float(), q.grad.float(), k.grad.float(), v.grad.float()])
     for exact, half in zip(*results, strict=True):

@@ -1,4 +1,4 @@
-"""The models by name: the shipped ones, the user's own, and what they cost."""
+"""Tests of models by name, shipped and the user's own, and of their parameter and FLOP counts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lakeclip.config.schema import ModelConfig
 from lakeclip.errors import ModelError
 from lakeclip.models.zoo import available_models, create_model, model_config, model_config_from_dict, summarize
 
-#: Image tower and whole model, as open_clip counts them (tests/parity/test_open_clip.py compares with it).
+#: Parameters of the image tower and of the whole model, as in open_clip (see tests/parity/test_open_clip.py).
 PAPER = {
     "RN50": (38_316_896, 102_007_137),
     "RN101": (56_259_936, 119_688_033),
@@ -38,27 +38,25 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_parameter_counts_of_the_nine_models(name: str) -> None:
-    """Defect 1, for all of them."""
+def test_parameter_counts_of_the_papers_models(name: str) -> None:
     summary = summarize(model_config(name))
     assert (summary.image_parameters, summary.parameters) == PAPER[name]
     assert summary.text_parameters == summary.parameters - summary.image_parameters - 1
 
 
-def test_shipped_models() -> None:
+def test_all_models_of_the_paper_are_shipped() -> None:
     models = available_models()
     assert set(PAPER) < set(models)
     small = {name: config.image_resolution for name, config in models.items() if name not in PAPER}
     assert small == {"RN26-64px": 64, "ViT-S/16": 224, "ViT-Ti/8-64px": 64, "ViT-Ti/4-32px": 32}
 
 
-def test_models_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Defect 18: the YAML was opened relative to the working directory."""
+def test_models_are_found_from_any_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert create_model("ViT-Ti/4-32px").config.vision_layers == 6
 
 
-def test_operations_are_counted_as_by_hand() -> None:
+def test_flops_equal_a_manual_count() -> None:
     summary = summarize(model_config_from_dict("small", SMALL))
     tokens, width = 17, 64
     linear = 12 * width * width  # queries, keys, values, output; and two layers of four times the width
@@ -68,7 +66,7 @@ def test_operations_are_counted_as_by_hand() -> None:
     patches = 2 * 16 * (3 * 8 * 8) * width
     assert summary.image_gflops * 1e9 == pytest.approx(patches + block + last + 2 * width * 32)
     assert summary.gflops == summary.image_gflops + summary.text_gflops
-    # RN50 at 224 pixels: 5.8 10⁹ multiply-adds (the classic ResNet-50 has 4.1, and a plainer stem).
+    # RN50 at 224 pixels: 5.8 · 10⁹ multiply-adds (the original ResNet-50 has 4.1, with a simpler stem).
     assert summarize(model_config("RN50")).image_gflops == pytest.approx(2 * 5.8, rel=0.05)
 
 
@@ -76,20 +74,20 @@ def test_operations_are_counted_as_by_hand() -> None:
     ("typed", "meant"),
     [("ViT-B-32", "ViT-B/32"), ("vit_b16", "ViT-B/16"), ("resnet50", "RN50"), ("ViT-L/14@336px", "ViT-L/14-336px")],
 )
-def test_near_names_are_offered(typed: str, meant: str) -> None:
+def test_similar_names_are_suggested(typed: str, meant: str) -> None:
     with pytest.raises(ModelError) as caught:
         model_config(typed)
-    assert caught.value.found.startswith(f"near names: {meant}")
+    assert caught.value.found.startswith(f"similar names: {meant}")
     assert "RN101" in caught.value.allowed
 
 
-def test_nothing_near_is_invented() -> None:
+def test_no_similar_name_is_suggested_for_a_meaningless_one() -> None:
     with pytest.raises(ModelError) as caught:
         create_model("%%%")
     assert caught.value.found == ""
 
 
-def test_a_users_file_adds_and_overrides(tmp_path: Path) -> None:
+def test_a_users_file_adds_and_replaces_models(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump({"mine": SMALL, "RN50": {**SMALL, "embed_dim": 48}}))
     models = available_models(file)
@@ -101,7 +99,7 @@ def test_a_users_file_adds_and_overrides(tmp_path: Path) -> None:
         model_config("Mine!", file)
 
 
-def test_lists_of_stages_become_tuples() -> None:
+def test_lists_of_stages_are_converted_to_tuples() -> None:
     resnet = {**SMALL, "vision_layers": [1, 2, 3, 4], "vision_width": 16, "vision_patch_size": None}
     assert model_config_from_dict("resnet", resnet).vision_layers == (1, 2, 3, 4)
 
@@ -122,9 +120,21 @@ def test_lists_of_stages_become_tuples() -> None:
         ({"vision_patch_size": None, "vision_layers": [1, 1, 1, 1], "image_resolution": 48}, "48; a multiple of 32"),
         ({"vision_patch_size": None, "vision_layers": [1, 1, 1, 1], "vision_width": 7}, "vision_width: 7; an even"),
         ({"vision_patch_size": None, "vision_layers": [1, 1, 1, 0]}, "vision_layers: 0; at least 1"),
+        ({"vision_patch_size": None, "vision_layers": [1, 1, 1, 1], "vision_pool": "map"}, "map; leave it out"),
+        ({"vision_pool": "max"}, "vision_pool: 'max'; class or average or map"),
+        ({"vision_class_token": False}, "vision_pool: class; average or map"),
+        ({"vision_heads": 5}, "vision_heads: 5; a divisor of vision_width, 64"),
+        ({"vision_projection": "none"}, "vision_projection: none; matrix"),
+        ({"text_pool": "first"}, "text_pool: first; eot or last"),
+        ({"text_projection": "none"}, "text_projection: none; matrix or linear"),
+        ({"causal": "perhaps"}, "causal: 'perhaps'; true or false"),
+        ({"end_token": 60000}, "end_token: 60000; an id below vocab_size"),
+        ({"layer_norm_eps": 0}, "layer_norm_eps: 0.0; above 0"),
+        ({"image_std": [0, 1, 1]}, "image_std: [0.0, 1.0, 1.0]; three numbers above 0"),
+        ({"image_mean": 0.5}, "image_mean: 0.5; three numbers in brackets"),
     ],
 )
-def test_impossible_models_are_explained(tmp_path: Path, change: dict[str, object], message: str) -> None:
+def test_the_error_explains_an_impossible_model(tmp_path: Path, change: dict[str, object], message: str) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump({"odd": {**SMALL, **change}}))
     with pytest.raises(ModelError) as caught:
@@ -133,19 +143,19 @@ def test_impossible_models_are_explained(tmp_path: Path, change: dict[str, objec
         assert part in str(caught.value)
 
 
-def test_missing_fields_are_all_named() -> None:
+def test_the_error_lists_all_missing_fields() -> None:
     with pytest.raises(ModelError, match=r"vision_width: missing\n *transformer_heads: missing"):
         model_config_from_dict("m", {k: v for k, v in SMALL.items() if k not in ("vision_width", "transformer_heads")})
 
 
 @pytest.mark.parametrize("content", ["", "- a\n- b\n", "RN50: 3\n", "a: [1\n", "\x00"])
-def test_files_that_hold_no_models_are_explained(tmp_path: Path, content: str) -> None:
+def test_a_file_without_models_raises(tmp_path: Path, content: str) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(content)
     with pytest.raises(ModelError, match=r"mine\.yaml"):
         available_models(file)
 
 
-def test_a_missing_file_is_explained(tmp_path: Path) -> None:
+def test_a_missing_file_raises(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"cannot read .*nowhere\.yaml"):
         available_models(tmp_path / "nowhere.yaml")

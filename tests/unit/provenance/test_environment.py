@@ -1,4 +1,4 @@
-"""What a run computes with, as its checkpoints say it."""
+"""Test the description of code and environment in checkpoints."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from pathlib import Path
 import torch
 
 import lakeclip
-from lakeclip.training.recovery.environment import code, environment
+from lakeclip.provenance.environment import code_version, describe_environment
 
 
-def test_the_environment_is_plain_and_names_nobody() -> None:
-    found = environment()
-    assert found["torch"] == torch.__version__
-    assert found["threads"] == torch.get_num_threads()
-    text = json.dumps(found)
+def test_the_environment_is_plain_and_anonymous() -> None:
+    environment = describe_environment()
+    assert environment["torch"] == torch.__version__
+    assert environment["threads"] == torch.get_num_threads()
+    text = json.dumps(environment)
     assert str(Path.home()) not in text
     assert str(Path.cwd()) not in text
 
 
-def test_the_code_is_known_by_its_files() -> None:
-    """Another process, in another folder, finds the same; another file, something else."""
-    asked = "import json; from lakeclip.training.recovery.environment import code; print(json.dumps(code()))"
+def test_the_code_is_identified_by_its_files() -> None:
+    """Check that a process in another folder computes the same hash."""
+    code = "import json; from lakeclip.provenance.environment import code_version; print(json.dumps(code_version()))"
     root = Path(lakeclip.__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", asked],
+    result = subprocess.run(
+        [sys.executable, "-c", code],
         cwd="/",
         env={"PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert json.loads(done.stdout)["sources"] == code()["sources"]
-    assert len(code()["sources"]) == 64
+    assert json.loads(result.stdout)["sources"] == code_version()["sources"]
+    assert len(code_version()["sources"]) == 64

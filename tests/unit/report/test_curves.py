@@ -1,20 +1,12 @@
+"""Curves of a run: reading metrics.csv, smoothing, and conversion to time and pairs."""
+
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
 
-from lakeclip.evaluation.pages.history import (
-    CLOCK,
-    Curves,
-    axes_of,
-    over_pairs,
-    over_time,
-    read_curves,
-    smooth,
-    thin,
-    time_axis,
-)
+from lakeclip.report.curves import CLOCK, Curves, axes_of, over_pairs, over_time, read_curves, smooth, thin, time_axis
 
 METRICS = """epoch,step,train/loss,train/lr,val/loss
 0,9,4.5,0.001,
@@ -34,20 +26,20 @@ def test_one_curve_per_metric(tmp_path: Path) -> None:
     assert curves["train/loss"] == [
         (9, 4.4),
         (19, 3.5),
-    ]  # the resumed run logged step 9 again; nan and inf are left out
+    ]  # the resumed run logged step 9 again; nan and inf are skipped
     assert curves["train/lr"] == [(9, 0.001), (19, 0.002), (29, 0.001), (39, 0.0)]
     assert curves["val/loss"] == [(19, 3.9), (39, 3.1)]
 
 
 @pytest.mark.parametrize("content", [None, "", "step,epoch\n", "no,steps\n1,2\n", "step,a\nx,1\n"])
-def test_nothing_to_read_is_no_curve(tmp_path: Path, content: str | None) -> None:
+def test_files_without_metrics_give_no_curves(tmp_path: Path, content: str | None) -> None:
     file = tmp_path / "metrics.csv"
     if content is not None:
         file.write_text(content)
     assert read_curves(file).get("train/loss") is None
 
 
-def test_a_line_that_was_cut_off_is_no_problem(tmp_path: Path) -> None:
+def test_truncated_last_line_is_skipped(tmp_path: Path) -> None:
     file = tmp_path / "metrics.csv"
     file.write_text("step,train/loss\n1,2.5\n2")
     assert read_curves(file) == {"train/loss": [(1, 2.5)]}
@@ -58,7 +50,7 @@ def test_smoothing_keeps_steps_and_a_constant() -> None:
     assert smooth([(1, 0.0), (2, 3.0), (3, 6.0)], 3) == [(1, 1.5), (2, 3.0), (3, 4.5)]
 
 
-def test_over_time_what_was_logged_between_two_readings_lies_between_them() -> None:
+def test_times_between_clock_readings_are_interpolated() -> None:
     curves: Curves = {CLOCK: [(0, 10.0), (10, 30.0)], "val/loss": [(5, 3.0), (10, 2.0)]}
     assert over_time(curves)["val/loss"] == [(20.0, 3.0), (30.0, 2.0)]
     assert over_time(curves, 10.0)["val/loss"] == [(2.0, 3.0), (3.0, 2.0)]
@@ -67,17 +59,17 @@ def test_over_time_what_was_logged_between_two_readings_lies_between_them() -> N
     assert [axis.key for axis, _ in axes_of({"val/loss": [(5, 3.0)]})] == ["steps"]
 
 
-def test_time_never_runs_backwards() -> None:
+def test_time_is_monotonic() -> None:
     clock = over_time({CLOCK: [(0, 1.0), (1, 9.0), (2, 5.0), (3, 12.0)], "a": [(step, 0.0) for step in range(4)]})["a"]
     assert [x for x, _ in clock] == [1.0, 9.0, 9.0, 12.0]
 
 
-def test_over_pairs_the_first_step_ends_with_the_first_batch() -> None:
+def test_first_step_ends_after_the_first_batch_of_pairs() -> None:
     assert over_pairs({"a": [(0, 1.0), (9, 2.0)]}, 64.0) == {"a": [(64.0, 1.0), (640.0, 2.0)]}
 
 
 @pytest.mark.parametrize(("seconds", "unit"), [(0, "seconds"), (179, "seconds"), (180, "minutes"), (10_800, "hours")])
-def test_the_unit_of_time_fits_the_run(seconds: float, unit: str) -> None:
+def test_unit_of_time_depends_on_the_duration(seconds: float, unit: str) -> None:
     assert time_axis(seconds)[0].label == unit
 
 

@@ -10,17 +10,17 @@ import pytest
 from PIL import Image
 
 from lakeclip.errors import OutputError
-from lakeclip.evaluation.pages.lake_page import write_lake_page
-from lakeclip.lake.survey.census import Duplicates, TokenCount
-from lakeclip.lake.survey.contents import ColumnContent
-from lakeclip.lake.survey.samples import LakeSample
-from lakeclip.lake.survey.summary import Problem, Summary
-from lakeclip.lake.survey.tally import Bin, Spread
-from tests.unit.evaluation.test_report import EVIL, Page
-from tests.unit.lake.pairs import picture
+from lakeclip.lake.statistics.caption_stats import Duplicates, TokenCount
+from lakeclip.lake.statistics.contents import ColumnContent
+from lakeclip.lake.statistics.counters import Bin, Stats
+from lakeclip.lake.statistics.samples import LakeSample
+from lakeclip.lake.statistics.summary import LakeSummary, Problem
+from lakeclip.report.lake_page import write_lake_page
+from tests.unit.lake.sample_files import picture
+from tests.unit.report.test_run_page import EVIL, Page
 
 EVIL_TOO = f"{EVIL}</style></title><img src=http://x/y onerror=alert(1)>' onclick=alert(2) "
-EMPTY = Summary("/lakes/x", "id@1", None, 0, 0, {})
+EMPTY = LakeSummary("/lakes/x", "id@1", None, 0, 0, {})
 FULL = replace(
     EMPTY,
     query="width > 3",
@@ -34,10 +34,10 @@ FULL = replace(
     rows_looked_at=100_000,
     with_captions=99_000,
     num_captions=198_000,
-    captions_per_row=Spread(2, 2.0, 2.0, 2),
-    caption_words=Spread(1, 9.0, 9.5, 120),
+    captions_per_row=Stats(2, 2.0, 2.0, 2),
+    caption_words=Stats(1, 9.0, 9.5, 120),
     words_histogram=[Bin(0, 9, 150_000), Bin(10, None, 48_000)],
-    caption_tokens=Spread(3, 12.0, 14.0, 200),
+    caption_tokens=Stats(3, 12.0, 14.0, 200),
     tokens_histogram=[Bin(0, 77, 197_000), Bin(78, None, 1_000)],
     token_limit=77,
     truncated=1_000,
@@ -46,8 +46,8 @@ FULL = replace(
     duplicate_images=Duplicates(100_000, 0.0625),
     unusable={"not downloaded": 12_000},
     formats={"jpeg": 88_000},
-    width=Spread(20, 300.0, 333.0, 2_000),
-    height=Spread(10, 200.0, 222.0, 1_000),
+    width=Stats(20, 300.0, 333.0, 2_000),
+    height=Stats(10, 200.0, 222.0, 1_000),
     common_sizes=[("640×480", 1_234)],
     shapes={"about square": 88_000},
     shorter_side_below={64: 77, 224: 7_777},
@@ -63,16 +63,16 @@ def sample(**given: object) -> LakeSample:
     return plain._replace(**given)  # type: ignore[arg-type]
 
 
-def write(tmp_path: Path, summary: Summary, *shown: LakeSample, **given: object) -> Page:
+def write(tmp_path: Path, summary: LakeSummary, *shown: LakeSample, **given: object) -> Page:
     path = tmp_path / "page.html"
     write_lake_page(path, summary, shown, **given)  # type: ignore[arg-type]
     assert [entry.name for entry in tmp_path.iterdir()] == ["page.html"]
     return Page(path.read_text("utf-8"))
 
 
-def test_the_page_says_what_the_figures_are_and_where_they_are_from(tmp_path: Path) -> None:
+def test_page_shows_the_statistics_and_their_source(tmp_path: Path) -> None:
     page = write(tmp_path, FULL, sample(), faulty=[sample(row=9, problem="truncated image: 3 bytes")])
-    for said in (
+    for text in (
         "2,000,000 rows of 3,000,000",
         "width > 3",
         "87.5%",
@@ -88,19 +88,19 @@ def test_the_page_says_what_the_figures_are_and_where_they_are_from(tmp_path: Pa
         "shorter side below 224 7,777",
         "cat (997); 3 missing",
         "Of 100,000 rows, spread evenly",
-        "Cannot be trained on: truncated image: 3 bytes",
+        "Unusable: truncated image: 3 bytes",
         "row 7 · key-7 · JPEG 300×200",
         "1 more value label cat",
     ):
-        assert said in page.text, said
+        assert text in page.text, text
     assert page.tags.count("svg") == 2
     assert page.tags.count("rect") == 4
     assert [value for tag, name, value in page.attributes if (tag, name) == ("rect", "class")] == ["over"]
 
 
-def test_it_fetches_nothing_and_runs_nothing(tmp_path: Path) -> None:
+def test_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
     url = "https://pictures.example/1.jpg"
-    page = write(tmp_path, FULL, sample(), sample(image=b"", address=url, metadata={"url": url}))
+    page = write(tmp_path, FULL, sample(), sample(image=b"", url=url, metadata={"url": url}))
     assert not {"script", "link", "iframe", "object", "embed", "a"} & set(page.tags)
     for tag, name, value in page.attributes:
         assert not name.startswith("on")
@@ -110,10 +110,10 @@ def test_it_fetches_nothing_and_runs_nothing(tmp_path: Path) -> None:
     text = (tmp_path / "page.html").read_text("utf-8")
     assert "default-src 'none'" in text
     assert not re.search(r"@import|url\(", text)
-    assert f"not here, but at {url}" in page.text
+    assert f"image address, not downloaded {url}" in page.text
 
 
-def test_whatever_comes_from_data_is_escaped(tmp_path: Path) -> None:
+def test_text_from_data_is_escaped(tmp_path: Path) -> None:
     evil = EVIL_TOO
     summary = replace(
         FULL,
@@ -132,7 +132,7 @@ def test_whatever_comes_from_data_is_escaped(tmp_path: Path) -> None:
     )
     row = sample(key=evil, captions=(evil,) * 9, problem=evil, metadata={evil: evil})
     tokens = TokenCount(lambda text: len(text.split()) + 2, 4)
-    page = write(tmp_path, summary, row, row._replace(image=b"", address=evil), faulty=[row], tokens=tokens)
+    page = write(tmp_path, summary, row, row._replace(image=b"", url=evil), faulty=[row], tokens=tokens)
     assert not {"script", "a"} & set(page.tags)
     assert page.tags.count("img") == 2
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
@@ -140,17 +140,17 @@ def test_whatever_comes_from_data_is_escaped(tmp_path: Path) -> None:
     assert " ".join(evil.split()) in page.text
 
 
-def test_a_caption_shows_where_it_is_cut(tmp_path: Path) -> None:
+def test_long_captions_show_the_truncated_part(tmp_path: Path) -> None:
     tokens = TokenCount(lambda text: len(text.split()) + 2, 5)
     page = write(tmp_path, FULL, sample(captions=("one two three four five", "one two")), tokens=tokens)
-    assert "one two three [cut here] four five" in page.text
-    assert page.text.count("[cut here]") == 1
+    assert "one two three [truncated here] four five" in page.text
+    assert page.text.count("[truncated here]") == 1
     long = "x" * 50_000
     page = write(tmp_path, FULL, sample(captions=(long,)))
     assert "48,000 more characters" in page.text
 
 
-def test_pictures_are_small_and_in_the_page(tmp_path: Path) -> None:
+def test_thumbnails_are_embedded(tmp_path: Path) -> None:
     page = write(tmp_path, FULL, sample(image=picture(size=(1600, 900))))
     (source,) = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
     assert source is not None
@@ -159,23 +159,23 @@ def test_pictures_are_small_and_in_the_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bomb", "cut", "text", "empty"])
-def test_what_is_no_picture_is_named_and_not_decoded(tmp_path: Path, kind: str) -> None:
+def test_invalid_images_are_reported_and_not_decoded(tmp_path: Path, kind: str) -> None:
     bomb = picture(kind="PNG")
     header = bomb[:16] + (60_000).to_bytes(4, "big") * 2 + bomb[24:]
     data = {"bomb": header, "cut": picture()[:-300], "text": b"no image", "empty": b""}[kind]
     page = write(tmp_path, FULL, sample(image=data, problem="no image"))
     assert "img" not in page.tags
-    assert "no picture" in page.text
+    assert "no image" in page.text
 
 
 @pytest.mark.parametrize("changes", [{}, {"columns": {"n": "int64"}, "num_rows": 5, "total_rows": 5}])
-def test_a_lake_of_nothing_has_a_page_too(tmp_path: Path, changes: dict[str, object]) -> None:
+def test_page_of_an_empty_lake(tmp_path: Path, changes: dict[str, object]) -> None:
     page = write(tmp_path, replace(EMPTY, **changes))  # type: ignore[arg-type]
-    assert "No column of images that can be used" in page.text
+    assert "No column with usable images was found" in page.text
     assert "svg" not in page.tags
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+def test_unwritable_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "page.html").mkdir()
     with pytest.raises(OutputError, match="cannot write"):
         write_lake_page(tmp_path / "page.html", EMPTY, [])

@@ -1,4 +1,4 @@
-"""Plots: of every result, in every format, with what they are to show; and the same figures make the same file."""
+"""Plots of every result in every format; equal results give equal files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from PIL import Image
 from torch.nn import functional as F
 
 from lakeclip.errors import OutputError
-from lakeclip.evaluation.calibration import calibration
-from lakeclip.evaluation.pages.plots import plot_probe, plot_retrieval, plot_robustness, plot_zero_shot, save_plot
+from lakeclip.evaluation.calibration import compute_calibration
 from lakeclip.evaluation.probe import ProbeResult
 from lakeclip.evaluation.prompts import TemplateSet
-from lakeclip.evaluation.retrieval import LONGEST_CURVE, retrieval_metrics
+from lakeclip.evaluation.retrieval import MAX_CURVE_K, retrieval_metrics
 from lakeclip.evaluation.robustness import RobustnessResult, Shift
 from lakeclip.evaluation.zeroshot import ZeroShotResult
+from lakeclip.report.plots import plot_probe, plot_retrieval, plot_robustness, plot_zero_shot, save_plot
 
 TEMPLATES = TemplateSet("t", "", ("{}",))
 
@@ -27,8 +27,8 @@ def zero_shot_plot(num_classes: int = 3) -> Figure:
     confusion = np.eye(num_classes, dtype=np.int64) * 3
     confusion[0, 1] = 3
     names = tuple(f"class ${number}$" for number in range(num_classes))
-    said = calibration(torch.tensor([0.9, 0.5, 0.2]), torch.tensor([True, True, False]))
-    return plot_zero_shot(ZeroShotResult(names, confusion, 0.75, 1.0, TEMPLATES, calibration=said))
+    calibration = compute_calibration(torch.tensor([0.9, 0.5, 0.2]), torch.tensor([True, True, False]))
+    return plot_zero_shot(ZeroShotResult(names, confusion, 0.75, 1.0, TEMPLATES, calibration=calibration))
 
 
 def retrieval_plot() -> Figure:
@@ -52,7 +52,7 @@ PLOTS = (zero_shot_plot, retrieval_plot, probe_plot, robustness_plot)
 
 @pytest.mark.parametrize("plot", PLOTS)
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf", ".PNG"])
-def test_every_result_in_every_format(plot: type, suffix: str, tmp_path: Path) -> None:
+def test_every_plot_in_every_format(plot: type, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"plot{suffix}"
     save_plot(plot(), path)
     content = path.read_bytes()
@@ -64,7 +64,7 @@ def test_every_result_in_every_format(plot: type, suffix: str, tmp_path: Path) -
     assert path.read_bytes() == content
 
 
-def test_zero_shot_shows_the_bins_and_every_class() -> None:
+def test_zero_shot_plot_shows_bins_and_classes() -> None:
     left, right = zero_shot_plot().axes
     heights = [bar.get_height() for bar in left.patches]
     assert len(heights) == 15
@@ -79,21 +79,21 @@ def test_many_classes_become_a_curve() -> None:
     assert zero_shot_plot(40).axes[1].patches
 
 
-def test_retrieval_shows_both_ways_and_chance() -> None:
+def test_retrieval_plot_shows_both_directions_and_chance() -> None:
     (axes,) = retrieval_plot().axes
-    curves = [line for line in axes.lines if len(line.get_xdata()) == LONGEST_CURVE]  # type: ignore[arg-type]
+    curves = [line for line in axes.lines if len(line.get_xdata()) == MAX_CURVE_K]  # type: ignore[arg-type]
     assert len(curves) == 3
     chance = curves[-1].get_ydata()
     assert chance[0] == pytest.approx(1 / 30)  # type: ignore[index]
     assert chance[-1] == 1  # type: ignore[index]
 
 
-def test_what_was_not_asked_for_has_no_panel() -> None:
+def test_optional_panels_are_omitted() -> None:
     assert [len(probe_plot().axes), len(probe_plot({}).axes)] == [2, 1]
     assert len(robustness_plot(Shift("lakes/sketches", 0.3, 0.7, 9)).axes) == 2
     assert len(robustness_plot().axes) == 1
 
 
-def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_unwritable_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot write"):
         save_plot(probe_plot(), tmp_path / "none" / "plot.png")

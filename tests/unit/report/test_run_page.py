@@ -12,20 +12,21 @@ import torch
 from PIL import Image
 
 from lakeclip.errors import OutputError
-from lakeclip.evaluation.embedding_map import EmbeddingMap, embedding_map
-from lakeclip.evaluation.forgetting import Forgetting, Mix
-from lakeclip.evaluation.pages.account import DataAccount, LeftOut, Unusable, read_account
-from lakeclip.evaluation.pages.charts import draw_charts
-from lakeclip.evaluation.pages.facts import FactGroup, RunFacts, run_facts
-from lakeclip.evaluation.pages.gallery import CaptionQuery, Gallery, ImageHit, ImageQuery, Picture, TextHit
-from lakeclip.evaluation.pages.history import Curves
-from lakeclip.evaluation.pages.report import RetrievalSection, ZeroShotSection, write_report
+from lakeclip.evaluation.forgetting import Forgetting, InterpolationPoint
 from lakeclip.evaluation.prompts import TemplateSet
 from lakeclip.evaluation.retrieval import Ranking, RetrievalResult
+from lakeclip.evaluation.run import ZeroShotTestResult
 from lakeclip.evaluation.zeroshot import ZeroShotResult
+from lakeclip.report.charts import draw_charts
+from lakeclip.report.curves import Curves
+from lakeclip.report.data_summary import DataSummary, SkippedStep, Unusable, read_data_summary
+from lakeclip.report.embedding_map import EmbeddingMap, embedding_map
+from lakeclip.report.gallery import CaptionQuery, Gallery, ImageHit, ImageQuery, Picture, TextHit
+from lakeclip.report.run_page import RetrievalSection, write_report
+from lakeclip.report.run_summary import RunSummary, SummaryGroup, summarize_run
 
 EVIL = "<script>alert(1)</script>\" onload='x' & {{ 7*7 }}"
-FACTS = RunFacts("run-1", "ViT-B/32", (FactGroup("Data", (("lake", "/lakes/x"), ("rows", "1,234"))),))
+SUMMARY = RunSummary("run-1", "ViT-B/32", (SummaryGroup("Data", (("lake", "/lakes/x"), ("rows", "1,234"))),))
 CURVES: Curves = {
     "train/loss": [(step, 5.0 - step / 50) for step in range(1, 101)],
     "train/lr": [(step, 1e-3) for step in range(1, 101)],
@@ -33,7 +34,7 @@ CURVES: Curves = {
     "val/image_to_text_R@1": [(50, 0.1), (100, 0.25)],
 }
 TIMED: Curves = CURVES | {"train/seconds": [(step, 3.0 * step) for step in range(1, 101)]}
-ACCOUNT = DataAccount(
+DATA = DataSummary(
     (("/lakes/x", "abc@3"),),
     "a > 1",
     total_rows=2000,
@@ -43,7 +44,7 @@ ACCOUNT = DataAccount(
     val_lake=None,
     samples_seen=2450,
     unusable=(Unusable("the image cannot be decoded (… bytes)", 7, ("3", "14")),),
-    left_out=(LeftOut(12, "the loss is nan"),),
+    skipped_steps=(SkippedStep(12, "the loss is nan"),),
 )
 VOID = {"meta", "img", "link", "br", "hr", "input"}
 
@@ -70,7 +71,7 @@ def gallery(caption: str) -> Gallery:
 
 
 class Page(HTMLParser):
-    """Tags in balance, and what stands in them."""
+    """A parser that checks that tags are balanced, and collects tags, attributes and texts."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -105,34 +106,43 @@ class Page(HTMLParser):
 
 
 def write(tmp_path: Path, **parts: object) -> Page:
-    given = {"facts": FACTS, "curves": {}} | parts
+    given = {"summary": SUMMARY, "curves": {}} | parts
     path = write_report(tmp_path, **given)  # type: ignore[arg-type]
     assert path == tmp_path / "report.html"
     return Page(path.read_text("utf-8"))
 
 
-def test_the_whole_page(tmp_path: Path) -> None:
+def test_page_with_all_sections(tmp_path: Path) -> None:
     ranking = Ranking({1: 0.5, 5: 0.75, 10: 1.0}, 2.0, 0.625)
     page = write(
         tmp_path,
         curves=CURVES,
-        zeroshot=[ZeroShotSection("Unseen pairs", result(), "Never shown."), ZeroShotSection("Seen pairs", result())],
+        zeroshot=[
+            ZeroShotTestResult("Unseen pairs", result(), "Never shown."),
+            ZeroShotTestResult("Seen pairs", result()),
+        ],
         retrieval=RetrievalSection(RetrievalResult(ranking, ranking, 600, 1200), "Rows held out."),
         gallery=gallery("a dog"),
     )
     assert "Unseen pairs: 80.0%, 2.4× chance" in page.text
-    assert "Guessing would get 33.3%" in page.text
-    for words in ("Loss", "Retrieval on the validation split", "Commonest mistakes", "Class by class", "What it finds"):
-        assert words in page.text
+    assert "Random guessing would reach 33.3%" in page.text
+    for text in (
+        "Loss",
+        "Retrieval on the validation split",
+        "Most common mistakes",
+        "Classes, hardest first",
+        "Images found by captions",
+    ):
+        assert text in page.text
     assert "/lakes/x" in page.text
     assert "rank 1 of 600" in page.text
     assert "Rows held out." in page.text
     assert page.tags.count("svg") == 3
-    assert "input" not in page.tags, "there is one axis, so there is nothing to switch"
+    assert "input" not in page.tags, "a single axis needs no switch"
 
 
-def test_it_fetches_nothing_and_runs_nothing(tmp_path: Path) -> None:
-    page = write(tmp_path, curves=CURVES, zeroshot=[ZeroShotSection("x", result(30))], gallery=gallery("a dog"))
+def test_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
+    page = write(tmp_path, curves=CURVES, zeroshot=[ZeroShotTestResult("x", result(30))], gallery=gallery("a dog"))
     assert not {"script", "link", "iframe", "object", "embed"} & set(page.tags)
     for tag, name, value in page.attributes:
         assert not name.startswith("on")
@@ -145,26 +155,26 @@ def test_it_fetches_nothing_and_runs_nothing(tmp_path: Path) -> None:
     assert not re.search(r"url\((?!#)", text)
 
 
-def test_whatever_comes_from_data_is_escaped(tmp_path: Path) -> None:
-    facts = RunFacts(EVIL, EVIL, (FactGroup("Data", (("lake", EVIL),)),))
-    section = ZeroShotSection(EVIL, result(name=EVIL + "{}"), EVIL)
-    page = write(tmp_path, facts=facts, curves=CURVES, zeroshot=[section], gallery=gallery(EVIL))
+def test_text_from_data_is_escaped(tmp_path: Path) -> None:
+    summary = RunSummary(EVIL, EVIL, (SummaryGroup("Data", (("lake", EVIL),)),))
+    section = ZeroShotTestResult(EVIL, result(name=EVIL + "{}"), EVIL)
+    page = write(tmp_path, summary=summary, curves=CURVES, zeroshot=[section], gallery=gallery(EVIL))
     assert "script" not in page.tags
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
     assert EVIL in page.text
     assert ("img", "alt", EVIL) in page.attributes
 
 
-def test_right_and_wrong_are_told_without_colour(tmp_path: Path) -> None:
+def test_correct_and_wrong_hits_do_not_rely_on_colour(tmp_path: Path) -> None:
     page = write(tmp_path, gallery=gallery("a dog"))
-    assert page.text.count("✓ right") == page.text.count("✗ wrong") == 2
+    assert page.text.count("✓ correct") == page.text.count("✗ wrong") == 2
     frames = [
         value for tag, name, value in page.attributes if (tag, name) == ("div", "class") and "frame" in str(value)
     ]
     assert frames == ["frame", "frame wrong"]
 
 
-def test_pictures_are_in_the_page(tmp_path: Path) -> None:
+def test_images_are_embedded(tmp_path: Path) -> None:
     page = write(tmp_path, gallery=gallery("a dog"))
     sources = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
     assert len(sources) == 3
@@ -172,17 +182,17 @@ def test_pictures_are_in_the_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("num_classes", [2, 8, 24])
-def test_few_classes_are_a_table_with_their_names(tmp_path: Path, num_classes: int) -> None:
-    page = write(tmp_path, zeroshot=[ZeroShotSection("x", result(num_classes))])
+def test_few_classes_are_a_table_with_names(tmp_path: Path, num_classes: int) -> None:
+    page = write(tmp_path, zeroshot=[ZeroShotTestResult("x", result(num_classes))])
     titles = [value for tag, name, value in page.attributes if (tag, name) == ("td", "title")]
     assert len(titles) == num_classes**2
-    assert f"class 0 called class 1: 1 of {8 + num_classes - 1}" in titles
+    assert f"class 0 predicted as class 1: 1 of {8 + num_classes - 1}" in titles
     assert "img" not in page.tags
     assert "details" not in page.tags
 
 
-def test_many_classes_are_a_picture_and_a_folded_table(tmp_path: Path) -> None:
-    page = write(tmp_path, zeroshot=[ZeroShotSection("x", result(100))])
+def test_many_classes_are_an_image_and_a_collapsed_table(tmp_path: Path) -> None:
+    page = write(tmp_path, zeroshot=[ZeroShotTestResult("x", result(100))])
     source = next(str(value) for tag, name, value in page.attributes if (tag, name) == ("img", "src"))
     image = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
     assert (image.size, image.mode) == ((100, 100), "RGBA")
@@ -194,45 +204,45 @@ def test_many_classes_are_a_picture_and_a_folded_table(tmp_path: Path) -> None:
 def test_classes_without_images_and_without_mistakes(tmp_path: Path) -> None:
     confusion = np.array([[4, 0, 0], [0, 4, 0], [0, 0, 0]])
     perfect = ZeroShotResult(("a", "b", "c"), confusion, 1.0, 1.0, TemplateSet("t", "", ("{}",)))
-    page = write(tmp_path, zeroshot=[ZeroShotSection("x", perfect)])
+    page = write(tmp_path, zeroshot=[ZeroShotTestResult("x", perfect)])
     assert "no images" in page.text
     assert "None." in page.text
 
 
-def test_a_score_within_chance_is_called_that(tmp_path: Path) -> None:
-    page = write(tmp_path, zeroshot=[ZeroShotSection("x", result(3, right=1))])
-    assert "not distinguishable from guessing" in page.text
+def test_score_within_chance_is_reported(tmp_path: Path) -> None:
+    page = write(tmp_path, zeroshot=[ZeroShotTestResult("x", result(3, right=1))])
+    assert "does not differ significantly from guessing" in page.text
 
 
-def test_a_run_with_nothing_but_facts(tmp_path: Path) -> None:
+def test_page_without_scores(tmp_path: Path) -> None:
     page = write(tmp_path)
-    assert "ViT-B/32, trained" in page.text
+    assert "Trained ViT-B/32" in page.text
     assert "Training" not in page.text
 
 
-def test_retrieval_alone_is_the_headline(tmp_path: Path) -> None:
+def test_headline_without_zero_shot_is_retrieval(tmp_path: Path) -> None:
     ranking = Ranking({1: 0.5, 5: 0.75, 10: 1.0}, 2.5, 0.625)
     page = write(tmp_path, retrieval=RetrievalSection(RetrievalResult(ranking, ranking, 10, 20)))
-    assert "Finds the right image first for 50.0% of captions" in page.text
+    assert "Text → image retrieval: 50.0% R@1" in page.text
 
 
-def test_an_old_report_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
+def test_old_report_is_replaced_without_leftovers(tmp_path: Path) -> None:
     write(tmp_path)
     write(tmp_path, curves=CURVES)
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+def test_unwritable_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot write"):
-        write_report(tmp_path / "gone", facts=FACTS, curves={})
+        write_report(tmp_path / "gone", summary=SUMMARY, curves={})
 
 
-def test_charts_take_their_colours_from_the_page_and_share_no_ids() -> None:
+def test_charts_use_the_page_colours_and_unique_ids() -> None:
     charts = draw_charts(TIMED)
     assert [chart.title for chart in charts] == ["Loss", "Retrieval on the validation split", "Learning rate"]
     assert charts[0].latest == ("3", "3.4")
     assert charts[1].latest == ("25.0%",)
-    assert "training 4.98 at first, 3 at last" in charts[0].summary
+    assert "training 4.98 at the start, 3 at the end" in charts[0].summary
     assert [[axis.label for axis, _ in chart.views] for chart in charts] == [["step", "minutes"]] * 3
     ids = [name for chart in charts for _, svg in chart.views for name in re.findall(r'\bid="([^"]+)"', svg)]
     assert len(ids) == len(set(ids))
@@ -244,8 +254,12 @@ def test_charts_take_their_colours_from_the_page_and_share_no_ids() -> None:
             assert used in ids
 
 
-def test_the_curves_are_switched_by_radio_buttons_alone(tmp_path: Path) -> None:
-    page = write(tmp_path, curves=TIMED, forgetting=Forgetting("x", 0.9, (Mix(0.0, 0.1, 0.9), Mix(1.0, 0.5, 0.6))))
+def test_axes_are_switched_without_scripts(tmp_path: Path) -> None:
+    page = write(
+        tmp_path,
+        curves=TIMED,
+        forgetting=Forgetting("x", 0.9, (InterpolationPoint(0.0, 0.1, 0.9), InterpolationPoint(1.0, 0.5, 0.6))),
+    )
     names = [value for tag, name, value in page.attributes if (tag, name) == ("input", "id")]
     assert names == ["over-steps", "over-time"]
     assert [value for tag, name, value in page.attributes if (tag, name) == ("label", "for")] == names
@@ -260,29 +274,29 @@ def dots(num: int = 40) -> EmbeddingMap:
     torch.manual_seed(0)
     features = torch.nn.functional.normalize(torch.randn(num, 8), dim=1)
     labels = [f"{EVIL}{index % 12}" for index in range(num)]
-    found = embedding_map(features, [()] * num, labels=labels, answers=labels[1:] + labels[:1], about=EVIL)
-    assert found is not None
-    return found
+    embeddings = embedding_map(features, [()] * num, labels=labels, predictions=labels[1:] + labels[:1], about=EVIL)
+    assert embeddings is not None
+    return embeddings
 
 
-def test_the_map_is_in_the_page_and_escaped(tmp_path: Path) -> None:
+def test_map_is_embedded_and_escaped(tmp_path: Path) -> None:
     page = write(tmp_path, embeddings=dots())
     assert page.tags.count("circle") == page.tags.count("title") - 1 == 40
     assert "script" not in page.tags
     assert "2 more" in page.text
-    assert f"{EVIL}0, taken for {EVIL}1" in page.text
+    assert f"{EVIL}0, predicted as {EVIL}1" in page.text
     radii = [value for tag, name, value in page.attributes if (tag, name) == ("circle", "class")]
     assert all("ring" in str(value) for value in radii if "s0" not in str(value))
 
 
-def test_what_became_of_the_rows(tmp_path: Path) -> None:
-    page = write(tmp_path, facts=RunFacts("a", "b", (), ACCOUNT))
+def test_use_of_the_rows(tmp_path: Path) -> None:
+    page = write(tmp_path, summary=RunSummary("a", "b", (), DATA))
     assert "in the lake 2,000 100.0% kept by the query 1,000 50.0% trained on 980 49.0%" in page.text
     assert "the image cannot be decoded (… bytes) 7 rows: 3, 14, …" in page.text
-    assert "1 step left out step 12 the loss is nan" in page.text
+    assert "1 step skipped step 12 the loss is nan" in page.text
 
 
-def test_facts_from_a_lineage() -> None:
+def test_summary_from_a_lineage() -> None:
     lineage = {
         "version": "0.1.0",
         "model": {"name": "ViT-B/32", "config": {"embed_dim": 512}},
@@ -296,10 +310,10 @@ def test_facts_from_a_lineage() -> None:
         },
         "progress": {"step": 1500, "epoch": 3, "samples_seen": 2500, "seconds": 3725.2},
     }
-    account = read_account(Path("nowhere"), lineage)
-    facts = run_facts("demo", lineage, num_parameters=151_277_313, curves=CURVES, account=account)
-    values = {label: value for group in facts.groups for label, value in group.rows}
-    assert facts.model == "ViT-B/32"
+    data = read_data_summary(Path("nowhere"), lineage)
+    summary = summarize_run("demo", lineage, num_parameters=151_277_313, curves=CURVES, data=data)
+    values = {label: value for group in summary.groups for label, value in group.rows}
+    assert summary.model == "ViT-B/32"
     assert values["lake"] == "/lakes/x"
     assert values["query"] == "a > 1"
     assert values["parameters"] == "151.3 million"

@@ -15,13 +15,14 @@ from transformers import BertConfig, BertModel
 
 from lakeclip.config.schema import FinetuneOptimizerConfig, KeepConfig, TeacherConfig
 from lakeclip.errors import ConfigError
-from lakeclip.models.clip import CLIP, unit
+from lakeclip.losses.registry import LOSSES
+from lakeclip.models.clip import CLIP, l2_normalize
 from lakeclip.training.finetune import CustomCLIPWrapper, FinetuneModule
-from lakeclip.training.microbatch import backward_through_batch
+from lakeclip.training.grad_cache import backward_through_batch
 from tests.unit.losses.dense import dense_distillation, dense_softmax, dense_transport
-from tests.unit.training.test_microbatch import VIT, batch_of
+from tests.unit.training.optim.test_optimizers import SMALL
+from tests.unit.training.test_grad_cache import VIT, batch_of
 from tests.unit.training.test_module import pairs, trainer
-from tests.unit.training.test_optimizers import SMALL
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(many workers|logging interval|val_dataloader|LeafSpec)")
 SGD = FinetuneOptimizerConfig(algorithm="sgd", lr=0.1)
@@ -53,12 +54,12 @@ def custom(**settings: Any) -> CustomCLIPWrapper:
 
 
 def definition(made: FinetuneModule, images: Tensor, ids: Tensor) -> Tensor:
-    """The loss by its formulas."""
+    """Return the loss by its formulas."""
     assert made.teacher is not None
-    student = [unit(made.model.encode_image(images)), unit(made.model.encode_text(ids))]
+    student = [l2_normalize(made.model.encode_image(images)), l2_normalize(made.model.encode_text(ids))]
     with torch.no_grad():
         teacher = made.teacher.model
-        views = [unit(teacher.encode_image(images)), unit(teacher.encode_text(ids))]
+        views = [l2_normalize(teacher.encode_image(images)), l2_normalize(teacher.encode_text(ids))]
         logits = teacher.logit_scale.exp() * views[0] @ views[1].T
         settings = made.teacher_config
         targets = (
@@ -74,20 +75,20 @@ def definition(made: FinetuneModule, images: Tensor, ids: Tensor) -> Tensor:
 @pytest.mark.parametrize("minibatch_size", [None, 4, 16, 1])
 @pytest.mark.parametrize("teacher", [TeacherConfig(), TeacherConfig(targets="softmax", alpha=0.3)])
 def test_gradients_of_the_step_equal_the_definition(minibatch_size: int | None, teacher: TeacherConfig) -> None:
-    """Float64, for any micro-batch, both temperatures included: defects 13, 14 and 15."""
+    """Compare in float64, for any micro-batch size and including both temperatures."""
     made = module(minibatch_size=minibatch_size, teacher=teacher)
     images, ids = batch_of(10)
     definition(made, images, ids).backward()
     trained = {name: value for name, value in made.named_parameters() if value.requires_grad}
     expected = {name: value.grad.clone() for name, value in trained.items() if value.grad is not None}
-    assert expected.keys() == trained.keys(), "no dead parameter (defect 17)"
+    assert expected.keys() == trained.keys(), "every trained parameter has a gradient"
     made.zero_grad()
     result = backward_through_batch(
         images,
         ids,
         model=made.model,
         embed=made.embed,
-        loss=made.objective((images, ids)),
+        loss=made.loss_fn((images, ids)),
         scalars=made.scalars,
         minibatch_size=minibatch_size,
         backward=lambda scalar: scalar.backward(),
@@ -100,7 +101,7 @@ def test_gradients_of_the_step_equal_the_definition(minibatch_size: int | None, 
     torch.testing.assert_close(result.loss, definition(made, images, ids).detach(), rtol=1e-12, atol=0)
 
 
-def test_a_run_moves_what_it_should(tmp_path: Path) -> None:
+def test_a_run_trains_every_parameter_and_updates_the_teacher(tmp_path: Path) -> None:
     made = module(replace(VIT, vocab_size=49408, context_length=77)).float()
     assert made.teacher is not None
     before = {name: value.clone() for name, value in made.state_dict().items()}
@@ -111,7 +112,7 @@ def test_a_run_moves_what_it_should(tmp_path: Path) -> None:
 
 
 def test_temperatures_are_learned_logarithms_within_bounds() -> None:
-    """Defect 14: both as exp(x), alike at first (3.9 in OTTER), and the teacher's never below 1 or above 100."""
+    """Both factors are exp(x) and start equal (3.9 in OTTER); the distillation's stays between 1 and 100."""
     made = module()
     assert float(made.distillation_scale.detach()) == pytest.approx(math.log(1 / 0.07))
     made = module(teacher=TeacherConfig(initial_scale=3.9))
@@ -120,15 +121,15 @@ def test_temperatures_are_learned_logarithms_within_bounds() -> None:
     with torch.no_grad():
         for value, bound in ((-1.0, 0.0), (9.0, 4.60517)):
             made.distillation_scale.fill_(value)
-            made.settle(is_taken=False)
+            made.after_step(is_taken=False)
             assert float(made.distillation_scale.detach()) == pytest.approx(bound)
 
 
 # ── the teacher ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_teacher_only_follows() -> None:
-    """Defect 16: no gradients, evaluation mode, not in the optimiser; buffers averaged as the weights are."""
+def test_the_teacher_is_only_updated_by_averaging() -> None:
+    """The teacher has no gradients, is in evaluation mode and not in the optimiser; its buffers are averaged too."""
     made = custom(teacher=TeacherConfig(teacher_decay=0.9))
     assert made.teacher is not None
     made.train()
@@ -145,7 +146,7 @@ def test_the_teacher_only_follows() -> None:
         norm.weight.add_(1)
         norm.running_mean.add_(1)  # type: ignore[union-attr]
         norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-    made.teacher.follow(made.model)
+    made.teacher.update(made.model)
     # The first step's decay is 2/11.
     torch.testing.assert_close(mean_norm.weight, weight + 9 / 11)
     torch.testing.assert_close(mean_norm.running_mean, mean + 9 / 11)
@@ -162,34 +163,34 @@ def test_the_teachers_decay_warms_up() -> None:
             student.add_(0.1)
         decay = min(0.5, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * float(student.detach())
-        made.teacher.follow(made.model)
+        made.teacher.update(made.model)
         assert float(teacher) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_step_that_is_left_out_teaches_nobody() -> None:
+def test_a_skipped_step_does_not_update_the_teacher() -> None:
     made = module()
     assert made.teacher is not None
     before = made.teacher.model.visual.proj.clone()
     with torch.no_grad():
-        made.settle(is_taken=False)
+        made.after_step(is_taken=False)
     assert torch.equal(before, made.teacher.model.visual.proj)
     assert int(made.teacher.steps) == 0
 
 
 @pytest.mark.parametrize("settings", [{"kl_coeff": 0.0}, {"teacher": TeacherConfig(targets="none")}])
-def test_without_a_teacher_nothing_is_kept_of_one(settings: dict[str, Any]) -> None:
+def test_a_model_without_a_teacher_has_no_teacher_state(settings: dict[str, Any]) -> None:
     made = custom(**settings)
     assert made.teacher is None
     assert not any("teacher" in name or "distillation" in name for name in made.state_dict())
     assert made.scalars == (made.model.logit_scale,)
 
 
-def test_the_teacher_alone(tmp_path: Path) -> None:
+def test_alpha_zero_trains_on_the_teachers_targets_only(tmp_path: Path) -> None:
     made = module(replace(VIT, vocab_size=49408, context_length=77), teacher=TeacherConfig(alpha=0.0)).float()
     trainer(tmp_path, max_steps=2, enable_checkpointing=False).fit(made, pairs(8, 4))
 
 
-# ── what is refused ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── refused settings ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -202,7 +203,7 @@ def test_the_teacher_alone(tmp_path: Path) -> None:
         ({"keep": KeepConfig(lock_text=9)}, "9 lower layers"),
     ],
 )
-def test_what_does_not_go_together_is_refused(settings: dict[str, Any], what: str) -> None:
+def test_conflicting_settings_are_refused(settings: dict[str, Any], what: str) -> None:
     with pytest.raises(ConfigError, match=what):
         custom(**settings)
 
@@ -212,14 +213,19 @@ def test_both_towers_of_a_clip_locked_leave_nothing() -> None:
         module(SMALL, keep=KeepConfig(lock_image="all", lock_text="all"))
 
 
-def test_a_sigmoid_model_is_refused() -> None:
-    with pytest.raises(ConfigError, match="sigmoid"):
-        FinetuneModule(CLIP(SMALL, sigmoid=True), model_name="siglip")
+def test_a_sigmoid_model_goes_on_with_the_sigmoid_loss() -> None:
+    model = CLIP(SMALL, scalars=LOSSES["sigmoid"].scalars)
+    made = FinetuneModule(model, model_name="siglip", teacher=TeacherConfig(targets="none"))
+    images, texts = (torch.nn.functional.normalize(torch.randn(4, SMALL.embed_dim), dim=1) for _ in range(2))
+    logits = model.logit_scale.exp() * images @ texts.T + model.scalars["logit_bias"]
+    signs = 2 * torch.eye(4) - 1
+    expected = -torch.nn.functional.logsigmoid(signs * logits).sum() / 4
+    torch.testing.assert_close(made.compute_loss(images, texts, positive_ids=None), expected)
 
 
 @pytest.mark.parametrize("locked", ["lock_image", "lock_text"])
-def test_a_locked_tower_is_seen_once_and_the_gradients_are_the_same(locked: str) -> None:
-    """The teacher's and the student's features of that side are equal, so nobody computes them twice."""
+def test_a_locked_tower_runs_once_with_the_same_gradients(locked: str) -> None:
+    """The teacher's and the student's features of that side are equal, so they are computed once."""
     images, ids = batch_of(6)
     made = module(keep=KeepConfig(**{locked: "all"}), minibatch_size=4)
     assert made.teacher is not None
@@ -235,7 +241,7 @@ def test_a_locked_tower_is_seen_once_and_the_gradients_are_the_same(locked: str)
         ids,
         model=made.model,
         embed=made.embed,
-        loss=made.objective((images, ids)),
+        loss=made.loss_fn((images, ids)),
         scalars=made.scalars,
         minibatch_size=4,
         backward=lambda scalar: scalar.backward(),

@@ -1,4 +1,4 @@
-"""Micro-batches: the gradients of the whole batch, in float64, however it is cut."""
+"""Micro-batches: any division of a batch gives the gradients of the whole batch, in float64."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lakeclip.losses import contrastive_loss
+from lakeclip.models.activation_checkpointing import Recompute, set_recompute
 from lakeclip.models.clip import CLIP
-from lakeclip.models.recompute import Recompute, set_recompute
-from lakeclip.training.microbatch import StepResult, backward_through_batch
-from tests.unit.training.test_optimizers import SMALL
+from lakeclip.training.grad_cache import StepResult, backward_through_batch
+from tests.unit.training.optim.test_optimizers import SMALL
 
 VIT = replace(SMALL, vision_layers=2, vision_width=64, vision_patch_size=16)
 
 
 class Towers(nn.Module):
-    """A CLIP in float64, and optionally dropout behind it."""
+    """CLIP in float64, optionally with dropout on the features."""
 
     def __init__(self, config: Any, dropout: float = 0.0) -> None:
         super().__init__()
@@ -70,8 +70,8 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize(("size", "minibatch_size"), [(10, 4), (7, 16), (1, 1), (6, 1), (4, 2)])
-def test_gradients_equal_the_whole_batchs(size: int, minibatch_size: int) -> None:
-    """Defects 4 and 5: sizes that do not divide, and the scale's gradient counted once."""
+def test_gradients_equal_those_of_the_whole_batch(size: int, minibatch_size: int) -> None:
+    """Includes sizes that the micro-batch does not divide. The scale's gradient must be counted once."""
     towers = Towers(VIT)
     images, ids = batch_of(size)
     loss = contrastive_loss(*towers.embed(images, ids), towers.clip.logit_scale)
@@ -89,7 +89,7 @@ def test_every_parameter_gets_a_gradient() -> None:
 
 
 def test_dropout_masks_are_replayed() -> None:
-    """Defect 8: with dropout, the gradients are those of one graph that holds the same micro-batches."""
+    """With dropout, the gradients equal those of one graph that holds the same micro-batches."""
     towers = Towers(VIT, dropout=0.5)
     images, ids = batch_of(6)
     torch.manual_seed(2)
@@ -102,8 +102,8 @@ def test_dropout_masks_are_replayed() -> None:
     assert_equal(gradients(towers), expected)
 
 
-def test_batch_statistics_move_once_by_those_of_the_whole_batch() -> None:
-    """Defect 8: they moved in every pass. The first layer sees the same in micro-batches as in one."""
+def test_running_statistics_are_updated_once_by_the_whole_batch() -> None:
+    """The first layer's statistics are the same with micro-batches as without."""
     whole, cut = Towers(SMALL), Towers(SMALL)
     step(whole, 8, None)
     step(cut, 8, 3)
@@ -116,7 +116,7 @@ def test_batch_statistics_move_once_by_those_of_the_whole_batch() -> None:
 
 
 def test_gradients_with_batch_norm_equal_one_graph_of_the_same_micro_batches() -> None:
-    """Defect 8: the layers normalise by their micro-batch, in both passes."""
+    """Layers normalise by their micro-batch in both passes."""
     towers, kept = Towers(SMALL), Towers(SMALL)
     images, ids = batch_of(8)
     longest_first = ids.argmax(dim=-1).argsort(descending=True, stable=True)
@@ -127,7 +127,7 @@ def test_gradients_with_batch_norm_equal_one_graph_of_the_same_micro_batches() -
     assert_equal(gradients(towers), gradients(kept))
 
 
-def test_mappings_are_cut_like_tensors() -> None:
+def test_mappings_are_divided_like_tensors() -> None:
     towers = Towers(VIT)
     step(towers, 5, 2)
     expected = gradients(towers)
@@ -136,7 +136,7 @@ def test_mappings_are_cut_like_tensors() -> None:
 
 
 def test_patch_dropout_is_replayed() -> None:
-    """Defect 8: the second pass leaves out the patches that the first left out."""
+    """The second pass drops the same patches as the first."""
     towers = Towers(VIT)
     towers.clip.visual.patch_dropout = 0.5
     images, ids = batch_of(6)
@@ -155,7 +155,7 @@ def test_patch_dropout_is_replayed() -> None:
 def test_recomputed_activations_change_neither_gradients_nor_batch_norm(
     recompute: Recompute, minibatch_size: int | None
 ) -> None:
-    """Defect 8: a batch norm that is computed again must not move its statistics again."""
+    """A recomputed batch norm must not update its statistics again."""
     kept, lean = Towers(SMALL), Towers(SMALL)
     set_recompute(lean, recompute)
     for towers in (kept, lean):
@@ -166,10 +166,10 @@ def test_recomputed_activations_change_neither_gradients_nor_batch_norm(
 
 
 @pytest.mark.parametrize(("size", "minibatch_size", "backwards"), [(6, 2, 3), (5, 2, 3), (4, None, 1), (1, 1, 1)])
-def test_processes_average_gradients_in_the_last_backward_alone(
+def test_gradients_are_synchronized_only_in_the_last_backward(
     size: int, minibatch_size: int | None, backwards: int
 ) -> None:
-    """Defect 7: a backward per chunk averaged gradients each time; the last one has every parameter's."""
+    """The last backward contains the gradient of every parameter."""
     towers = Towers(VIT)
     images, ids = batch_of(size)
     held: list[bool] = []
@@ -188,7 +188,7 @@ def test_processes_average_gradients_in_the_last_backward_alone(
         scalar.backward()
         if depth == 0:
             unchanged = [name for name in before if before[name].equal(gradients(towers)[name])]
-            assert unchanged == [], "a gradient that this backward does not reach is not averaged"
+            assert unchanged == [], "a gradient that the last backward does not reach is not averaged"
 
     towers.zero_grad()
     backward_through_batch(

@@ -1,4 +1,4 @@
-"""Gradients of a step: their norms and clipping, and the mean over the batches that are accumulated."""
+"""Gradient norms, clipping, and gradient accumulation."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from lakeclip.losses import contrastive_loss
 from lakeclip.models.clip import CLIP
-from lakeclip.training.gradients import agree, clip
+from lakeclip.training.gradients import clip_gradients, reduce_step_stats
 from lakeclip.training.module import CLIPWrapper
+from tests.unit.training.optim.test_optimizers import SMALL
 from tests.unit.training.test_module import Rates, pairs, trainer, wrapper
-from tests.unit.training.test_optimizers import SMALL
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(many workers|logging interval|val_dataloader|LeafSpec)")
 
@@ -33,9 +33,9 @@ def norm_of(*tensors: Tensor | None) -> float:
     return math.sqrt(sum(float(tensor.square().sum()) for tensor in tensors if tensor is not None))
 
 
-def test_norms_are_those_of_the_towers_and_of_all() -> None:
+def test_norms_of_each_tower_and_of_all_gradients() -> None:
     model = with_gradients()
-    agreed = agree(model, torch.tensor(1.5), scalars=[model.logit_scale], stop=False, factor=0.5)
+    agreed = reduce_step_stats(model, torch.tensor(1.5), scalars=[model.logit_scale], stop=False, factor=0.5)
     image = [p.grad for p in model.visual.parameters()]
     everything = [p.grad for p in model.parameters()]
     text = [p.grad for n, p in model.named_parameters() if not n.startswith("visual.") and n != "logit_scale"]
@@ -47,29 +47,33 @@ def test_norms_are_those_of_the_towers_and_of_all() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("name", ["visual.conv1.weight", "logit_scale"])
-def test_one_bad_gradient_shows_in_the_norm(bad: float, name: str) -> None:
+def test_a_nonfinite_gradient_makes_the_norm_nonfinite(bad: float, name: str) -> None:
     model = with_gradients()
     gradient = model.get_parameter(name).grad
     assert gradient is not None
     gradient[(0,) * gradient.ndim] = bad
     assert not math.isfinite(
-        agree(model, torch.tensor(1.0), scalars=[model.logit_scale], stop=True, factor=1.0).grad_norm
+        reduce_step_stats(model, torch.tensor(1.0), scalars=[model.logit_scale], stop=True, factor=1.0).grad_norm
     )
 
 
-def test_clipping_is_by_the_norm_of_all() -> None:
+def test_clipping_equals_pytorchs() -> None:
     model, other = with_gradients(), with_gradients()
-    clip(model, agree(model, torch.tensor(1.0), scalars=[model.logit_scale], stop=False, factor=1.0).grad_norm, 0.3)
+    clip_gradients(
+        model,
+        reduce_step_stats(model, torch.tensor(1.0), scalars=[model.logit_scale], stop=False, factor=1.0).grad_norm,
+        0.3,
+    )
     torch.nn.utils.clip_grad_norm_(other.parameters(), 0.3)
     for one, expected in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(one.grad, expected.grad, rtol=1e-6, atol=0)
     before = norm_of(*(p.grad for p in model.parameters()))
-    clip(model, before, 10.0)
-    assert norm_of(*(p.grad for p in model.parameters())) == before, "short enough already"
+    clip_gradients(model, before, 10.0)
+    assert norm_of(*(p.grad for p in model.parameters())) == before, "below the maximum already"
 
 
 class Gradients(L.Callback):
-    """The gradients of every step."""
+    """Callback that records the gradients of every step."""
 
     def __init__(self) -> None:
         self.seen: list[dict[str, Tensor]] = []
@@ -79,7 +83,7 @@ class Gradients(L.Callback):
 
 
 def mean_gradients(module: CLIPWrapper, batches: list[Any]) -> dict[str, Tensor]:
-    """Each batch compared within itself, one graph for all."""
+    """Compute the gradients of the mean loss of the batches in one graph."""
     module.zero_grad()
     losses = [contrastive_loss(*module.embed(images, ids), module.model.logit_scale) for images, ids in batches]
     torch.stack(losses).mean().backward()  # type: ignore[no-untyped-call]
@@ -88,12 +92,11 @@ def mean_gradients(module: CLIPWrapper, batches: list[Any]) -> dict[str, Tensor]
 
 @pytest.mark.parametrize("minibatch_size", [None, 3])
 def test_accumulated_batches_give_the_mean_of_their_gradients(minibatch_size: int | None, tmp_path: Path) -> None:
-    """Five batches, two a step: the last of the epoch is a step of its own. The rate is too small to move a weight."""
+    """Five batches, two per step, so the last step of the epoch has one. The learning rate is too small to matter."""
     module, gradients = (
-        wrapper(minibatch_size=minibatch_size, lr=1e-30, weight_decay=0.0, max_grad_norm=1e9),
+        wrapper(minibatch_size=minibatch_size, accumulate=2, lr=1e-30, weight_decay=0.0, max_grad_norm=1e9),
         Gradients(),
     )
-    module.accumulate = 2
     loader = pairs(20, 4)
     fit = trainer(tmp_path, max_epochs=1, enable_checkpointing=False, precision="64-true", callbacks=[gradients])
     fit.fit(module, loader)
@@ -106,17 +109,15 @@ def test_accumulated_batches_give_the_mean_of_their_gradients(minibatch_size: in
             torch.testing.assert_close(found[name], expected[name], rtol=1e-10, atol=1e-13)
 
 
-def test_the_schedule_and_the_counters_count_steps(tmp_path: Path) -> None:
+def test_schedule_and_counters_count_optimizer_steps(tmp_path: Path) -> None:
     rates = Rates()
-    module = wrapper(lr=1.0, warmup_steps=0)
-    module.accumulate = 2
+    module = wrapper(accumulate=2, lr=1.0, warmup_steps=0)
     fit = trainer(tmp_path, max_epochs=2, callbacks=[rates])
     fit.fit(module, pairs(20, 4))
     assert (fit.global_step, module.total_steps, module.samples_seen) == (6, 6, 40)
     steps = [rates.rates[batch] for batch in (0, 2, 4, 5, 7, 9)]
     assert steps == pytest.approx([0.5 * (1 + math.cos(math.pi * step / 6)) for step in range(6)])
     limited = trainer(tmp_path, max_epochs=2, max_steps=4, enable_checkpointing=False)
-    module = wrapper()
-    module.accumulate = 2
+    module = wrapper(accumulate=2)
     limited.fit(module, pairs(20, 4))
     assert (limited.global_step, module.total_steps) == (4, 4)

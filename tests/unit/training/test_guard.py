@@ -1,4 +1,4 @@
-"""The guard: steps that are left out, what is said of them, the way back, and that it leaves a good run alone."""
+"""The guard: skipped steps, the report of their rows, the rollback, and no skips in a good run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lakeclip.checkpoints.folder import LAST
+from lakeclip.checkpoints.folder import LAST, SKIPPED
 from lakeclip.errors import ConfigError
-from lakeclip.evaluation.pages.account import SKIPPED
 from lakeclip.text.tokenizer import tokenize
-from lakeclip.training.guard import Guard, Spikes
+from lakeclip.training.guard import Guard
+from lakeclip.training.loss_spikes import LossSpikeDetector
 from lakeclip.types import Batch
 from tests.unit.training.test_module import trainer, wrapper
 
@@ -49,8 +49,8 @@ class Weights(L.Callback):
         self.seen.append({name: value.clone() for name, value in module.state_dict().items()})
 
 
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return all(torch.equal(one[name], other[name]) for name in one)
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first)
 
 
 def skipped(folder: Path) -> list[dict[str, Any]]:
@@ -58,14 +58,13 @@ def skipped(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ["tiny-vit", "tiny-resnet"])
-def test_a_step_that_is_not_finite_is_left_out_and_its_row_named(
+def test_a_step_that_is_not_finite_is_skipped_and_its_row_named(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    module, weights = wrapper(name, lr=1e-3), Weights()
-    module.guard = Guard(3, tmp_path)
+    module, weights = wrapper(name, lr=1e-3, guard=Guard(3, tmp_path)), Weights()
     fit = trainer(tmp_path, max_epochs=1, enable_checkpointing=False, callbacks=[weights])
     fit.fit(module, batches(6, bad=[2]))
-    assert fit.global_step == 6, "a step that is left out counts"
+    assert fit.global_step == 6, "a skipped step counts"
     assert same(weights.seen[1], weights.seen[2]), "batch norm's statistics too"
     assert not same(weights.seen[2], weights.seen[3])
     assert all(bool(value.isfinite().all()) for value in weights.seen[-1].values())
@@ -74,12 +73,11 @@ def test_a_step_that_is_not_finite_is_left_out_and_its_row_named(
     assert entry["rows"] == {"rows": [8, 9, 10, 11]}
     if name == "tiny-vit":
         assert entry["suspects"] == {"rows": [10]}
-    assert "step 3 is left out: the loss is nan" in caplog.text
+    assert "step 3 is skipped: the loss is nan" in caplog.text
 
 
-def test_of_accumulated_batches_all_are_left_out_and_the_rows_of_all_named(tmp_path: Path) -> None:
-    module, weights = wrapper(lr=1e-3), Weights()
-    module.guard, module.accumulate = Guard(3, tmp_path), 2
+def test_all_batches_of_an_accumulated_step_are_skipped_and_named(tmp_path: Path) -> None:
+    module, weights = wrapper(lr=1e-3, guard=Guard(3, tmp_path), accumulate=2), Weights()
     trainer(tmp_path, max_epochs=1, enable_checkpointing=False, callbacks=[weights]).fit(module, batches(6, bad=[2]))
     assert same(weights.seen[1], weights.seen[3])
     assert not same(weights.seen[3], weights.seen[5])
@@ -88,7 +86,7 @@ def test_of_accumulated_batches_all_are_left_out_and_the_rows_of_all_named(tmp_p
 
 
 class Save(L.Callback):
-    """A checkpoint after the second batch, as a validation would leave."""
+    """Callback that saves a checkpoint after the second batch, as a validation would."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -98,11 +96,10 @@ class Save(L.Callback):
             trainer.save_checkpoint(self.path)
 
 
-def test_after_some_in_a_row_the_weights_and_the_optimiser_go_back(
+def test_weights_and_optimiser_roll_back_after_several_skips_in_a_row(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    module, weights = wrapper(lr=1e-3), Weights()
-    module.guard = Guard(2, tmp_path)
+    module, weights = wrapper(lr=1e-3, guard=Guard(2, tmp_path)), Weights()
     callbacks = [weights, Save(tmp_path / LAST)]
     fit = trainer(tmp_path, max_epochs=1, enable_checkpointing=False, callbacks=callbacks)
     fit.fit(module, batches(8, bad=[4, 5]))
@@ -114,22 +111,21 @@ def test_after_some_in_a_row_the_weights_and_the_optimiser_go_back(
     # Two steps to the checkpoint, two after it: the averages know of no others.
     (state,) = {int(state["step"]) for state in fit.optimizers[0].state.values()}
     assert state == 4
-    assert "go back to step 2" in caplog.text
+    assert "roll back to step 2" in caplog.text
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_when_there_is_no_way_back_the_run_ends_with_advice(checkpointed: bool, tmp_path: Path) -> None:
-    module = wrapper(lr=1e-3)
-    module.guard = Guard(2, tmp_path)
+def test_without_a_checkpoint_to_roll_back_to_the_run_ends_with_advice(checkpointed: bool, tmp_path: Path) -> None:
+    module = wrapper(lr=1e-3, guard=Guard(2, tmp_path))
     callbacks = [Save(tmp_path / LAST)] if checkpointed else []
-    said = "did not help" if checkpointed else "no checkpoint"
+    reason = "did not help" if checkpointed else "no checkpoint"
     fit = trainer(tmp_path, max_epochs=1, enable_checkpointing=False, callbacks=callbacks)
-    with pytest.raises(ConfigError, match=f"{said}[\\s\\S]*--lr"):
+    with pytest.raises(ConfigError, match=f"{reason}[\\s\\S]*--lr"):
         fit.fit(module, batches(10, bad=range(3, 10)))
 
 
-def test_a_gradient_that_is_not_finite_is_enough(tmp_path: Path) -> None:
-    """The loss may be a number all the same."""
+def test_a_gradient_that_is_not_finite_skips_the_step(tmp_path: Path) -> None:
+    """The loss itself may be finite."""
 
     class Spoil(L.Callback):
         def on_after_backward(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -138,8 +134,7 @@ def test_a_gradient_that_is_not_finite_is_enough(tmp_path: Path) -> None:
                 assert gradient is not None
                 gradient.view(-1)[0] = math.inf
 
-    module, weights = wrapper(lr=1e-3), Weights()
-    module.guard = Guard(3, tmp_path)
+    module, weights = wrapper(lr=1e-3, guard=Guard(3, tmp_path)), Weights()
     fit = trainer(tmp_path, max_epochs=1, enable_checkpointing=False, callbacks=[weights, Spoil()])
     fit.fit(module, batches(4))
     assert same(weights.seen[1], weights.seen[2])
@@ -148,13 +143,12 @@ def test_a_gradient_that_is_not_finite_is_enough(tmp_path: Path) -> None:
     assert (entry["fault"], entry["suspects"]) == ("the gradient's norm is inf", {})
 
 
-def test_a_loss_far_above_those_before_is_a_spike(tmp_path: Path) -> None:
-    """What was learned, with the captions of others."""
+def test_a_loss_far_above_the_recent_ones_skips_the_step(tmp_path: Path) -> None:
+    """One batch has images that the model has learned, with captions of other images."""
     images = torch.eye(3)[:, :, None, None].expand(3, 3, 32, 32)
     ids = tokenize(["a red page", "green", "the colour blue"])
     made = [Batch(images, ids.roll(1, 0) if number == 110 else ids, torch.arange(3)) for number in range(112)]
-    module, weights = wrapper(lr=1e-3), Weights()
-    module.guard = Guard(3, tmp_path)
+    module, weights = wrapper(lr=1e-3, guard=Guard(3, tmp_path)), Weights()
     fit = trainer(tmp_path, max_epochs=1, enable_checkpointing=False, callbacks=[weights])
     fit.fit(module, DataLoader(made, batch_size=None))  # type: ignore[arg-type]
     (entry,) = skipped(tmp_path)
@@ -164,20 +158,20 @@ def test_a_loss_far_above_those_before_is_a_spike(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batch", [8, 64, 32768])
-def test_the_losses_of_a_run_that_goes_well_are_no_spikes(batch: int) -> None:
+def test_a_good_run_has_no_spikes(batch: int) -> None:
     """A noisy start above ln N, a fall, and the noise of the batch's size, now and then three times that."""
-    draw, spikes = random.Random(batch), Spikes()
+    draw, spikes = random.Random(batch), LossSpikeDetector()
     start = math.log(batch)
     for step in range(5000):
         noise = draw.gauss(0, 2 / math.sqrt(batch)) * (3 if draw.random() < 0.01 else 1)
         loss = start * (0.2 + 0.8 * math.exp(-step / 1000)) + math.exp(-step / 20) * abs(draw.gauss(0, 1)) + noise
-        assert loss <= spikes.limit()
+        assert loss <= spikes.threshold()
         spikes.add(loss)
 
 
-def test_a_spike_is_seen_though_there_was_one_before() -> None:
-    spikes = Spikes()
+def test_a_spike_is_detected_after_an_earlier_one() -> None:
+    spikes = LossSpikeDetector()
     for step in range(100):
         spikes.add(1.0 + 0.01 * (step % 7) + 9.0 * (step == 90))
-    assert spikes.limit() < 3
-    assert Spikes().limit() == math.inf
+    assert spikes.threshold() < 3
+    assert LossSpikeDetector().threshold() == math.inf

@@ -13,13 +13,14 @@ import yaml
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lakeclip.checkpoints.native import build, read_checkpoint
-from lakeclip.config.schema import LossConfig, OptimizerConfig
+from lakeclip.checkpoints.native import build_model, read_checkpoint
+from lakeclip.config.schema import LossConfig, OptimizerConfig, TrainConfig
 from lakeclip.errors import ConfigError, ModelError
+from lakeclip.losses.registry import MAX_LOGIT_SCALE
 from lakeclip.models.clip import CLIP
 from lakeclip.text.tokenizer import tokenize
+from lakeclip.training.guard import Guard
 from lakeclip.training.module import CLIPWrapper, ContrastiveModule
-from lakeclip.training.optimizers import MAX_LOGIT_SCALE
 from lakeclip.types import Batch
 from tests.conftest import TINY, TINY_MODELS
 from tests.unit.losses.dense import dense_sigmoid, dense_softmax
@@ -28,13 +29,29 @@ CONFIGS = yaml.safe_load(TINY_MODELS)
 pytestmark = pytest.mark.filterwarnings("ignore:.*(many workers|logging interval|val_dataloader|LeafSpec)")
 
 
-def wrapper(name: str = "tiny-vit", minibatch_size: int | None = None, **optimizer: Any) -> CLIPWrapper:
+def wrapper(
+    name: str = "tiny-vit",
+    minibatch_size: int | None = None,
+    *,
+    accumulate: int = 1,
+    guard: Guard | None = None,
+    run_config: TrainConfig | None = None,
+    **optimizer: Any,
+) -> CLIPWrapper:
     torch.manual_seed(0)
-    return CLIPWrapper(name, CONFIGS[name], minibatch_size, optimizer=OptimizerConfig(**optimizer))
+    return CLIPWrapper(
+        name,
+        CONFIGS[name],
+        minibatch_size,
+        optimizer=OptimizerConfig(**optimizer),
+        accumulate=accumulate,
+        guard=guard,
+        run_config=run_config,
+    )
 
 
 def pairs(num: int, batch: int) -> DataLoader[Any]:
-    """What a user of the seed might bring: item 0 is the image batch, item 1 the text batch, in a plain list."""
+    """A dataloader of plain lists, as a user of train-CLIP has: item 0 is the image batch, item 1 the text batch."""
     images = torch.rand(num, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     ids = tokenize([f"photo number {index}" for index in range(num)])
     return DataLoader(list(zip(images, ids, strict=True)), batch_size=batch)  # type: ignore[arg-type]
@@ -64,6 +81,30 @@ def test_any_dataloader_trains(name: str, minibatch_size: int | None, tmp_path: 
     unmoved = [key for key, value in model.model.named_parameters() if torch.equal(value, before[key])]
     # The gain that opens a residual branch starts at zero and so does what lies behind it, for one step.
     assert not unmoved
+
+
+def test_in_a_users_own_trainer_pytorchs_random_state_is_left_alone(tmp_path: Path) -> None:
+    class Seeds(L.Callback):
+        """Callback that records PyTorch's seed after each step."""
+
+        def __init__(self) -> None:
+            self.seen: list[int] = []
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.seen.append(torch.initial_seed())
+
+    alone, ours = Seeds(), Seeds()
+    trainer(tmp_path, max_epochs=1, enable_checkpointing=False, callbacks=[alone]).fit(wrapper(), pairs(16, 8))
+    assert alone.seen == [0, 0], "the seed that `wrapper` set"
+    settings = {"max_epochs": 1, "enable_checkpointing": False, "callbacks": [ours]}
+    trainer(tmp_path, **settings).fit(wrapper(run_config=TrainConfig()), pairs(16, 8))
+    assert len(set(ours.seen)) == 2, "a run of lakeclip's seeds each step by its position"
+
+
+@pytest.mark.parametrize("accumulate", [0, -1])
+def test_steps_have_at_least_one_batch(accumulate: int) -> None:
+    with pytest.raises(ConfigError, match="accumulate cannot be"):
+        wrapper(accumulate=accumulate)
 
 
 def test_the_loss_falls(tmp_path: Path) -> None:
@@ -99,7 +140,7 @@ def test_a_run_without_an_end_is_refused(tmp_path: Path) -> None:
 
 
 def test_validation_runs(tmp_path: Path) -> None:
-    """Defect 10: loss and retrieval both ways, over the whole split whatever its batches."""
+    """Loss and retrieval in both directions cover the whole split, whatever its batches."""
     fit = trainer(tmp_path, max_epochs=1, enable_checkpointing=False)
     fit.fit(wrapper(), pairs(8, 4), pairs(7, 3))
     metrics = fit.callback_metrics
@@ -110,7 +151,7 @@ def test_validation_runs(tmp_path: Path) -> None:
 
 
 def test_the_logged_loss_is_the_loss(tmp_path: Path) -> None:
-    """Defect 9: it was divided by the number of processes."""
+    """It is not divided by the number of processes."""
     model = wrapper(lr=1e-9)
     loader = pairs(4, 4)
     images, ids = next(iter(loader))
@@ -126,7 +167,7 @@ def test_the_logged_loss_is_the_loss(tmp_path: Path) -> None:
 
 
 def test_the_scale_is_capped_at_100_and_may_fall(tmp_path: Path) -> None:
-    """Defect 3: the logarithm was clamped on both sides."""
+    """The logarithm is clamped from above only."""
     for start, settled in ((9.0, 100.0), (-9.0, math.exp(-9.0))):
         model = wrapper(lr=1e-9)
         with torch.no_grad():
@@ -196,7 +237,7 @@ def test_a_sigmoid_checkpoint_loads_again(tmp_path: Path) -> None:
     (file,) = tmp_path.rglob("*.ckpt")
     bias = torch.load(file, weights_only=True)["state_dict"]["model.logit_bias"]
     assert float(bias) != -10
-    assert build(read_checkpoint(file)).logit_bias == bias
+    assert build_model(read_checkpoint(file)).logit_bias == bias
     restored = CLIPWrapper.load_from_checkpoint(file, weights_only=True)
     assert restored.model.logit_bias == bias
     assert restored.loss_config.objective == "sigmoid"
@@ -225,7 +266,9 @@ def test_shared_ids_and_smoothing_reach_the_step(smoothing: float, tmp_path: Pat
     )
     with torch.no_grad():
         features = model(images, ids)
-        expected = [dense_softmax(*features, model.model.logit_scale, batch.same, share) for share in (smoothing, 0.0)]
+        expected = [
+            dense_softmax(*features, model.model.logit_scale, batch.positive_ids, share) for share in (smoothing, 0.0)
+        ]
     fit = trainer(tmp_path, max_steps=1, enable_checkpointing=False)
     loader = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
     fit.fit(model, loader, loader)

@@ -1,4 +1,4 @@
-"""A web server on loopback that does what it likes: each path has a handler that writes raw bytes."""
+"""HTTP server on loopback for tests of misbehaving servers: each path has a handler that writes raw bytes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Request(NamedTuple):
     path: str
     host: str
     headers: dict[str, str]
-    at: float
+    time: float
 
 
 def respond(body: bytes = b"", status: str = "200 OK", delay: float = 0.0, **headers: str) -> Handler:
-    """Well-behaved, but for what `headers` say (underscores become hyphens; Content_Length="" leaves it out)."""
+    """Send a valid response. `headers` change it (underscores become hyphens; Content_Length="" omits that header)."""
     lines = {"Content-Length": str(len(body)), **{name.replace("_", "-"): value for name, value in headers.items()}}
     head = "".join(f"{name}: {value}\r\n" for name, value in lines.items() if value)
 
@@ -39,17 +39,17 @@ def redirect(location: str, status: str = "302 Found") -> Handler:
 
 
 def in_turn(*handlers: Handler) -> Handler:
-    """One after the other, and then the last for ever."""
-    left = list(handlers)
+    """Use one handler per request, and the last one for all further requests."""
+    remaining = list(handlers)
 
     async def handle(writer: asyncio.StreamWriter) -> None:
-        await (left.pop(0) if len(left) > 1 else left[0])(writer)
+        await (remaining.pop(0) if len(remaining) > 1 else remaining[0])(writer)
 
     return handle
 
 
 def raw(*pieces: bytes, pause: float = 0.0, hang_up: bool = False) -> Handler:
-    """These bytes and no others, with pauses between them."""
+    """Send exactly these bytes, with pauses between the pieces."""
 
     async def handle(writer: asyncio.StreamWriter) -> None:
         for piece in pieces:
@@ -77,12 +77,39 @@ async def reset(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
+def once(condition: Callable[[], bool], handler: Handler) -> Handler:
+    """Respond once the condition holds, so that a test depends on the order of events and not on their duration."""
+
+    async def handle(writer: asyncio.StreamWriter) -> None:
+        while not condition():
+            await asyncio.sleep(0.01)
+        await handler(writer)
+
+    return handle
+
+
+def together(number: int, handler: Handler) -> Handler:
+    """Delay responses until `number` requests have arrived, then respond to all; repeat for further requests."""
+    arrived: list[asyncio.Event] = []
+
+    async def handle(writer: asyncio.StreamWriter) -> None:
+        arrived.append(event := asyncio.Event())
+        if len(arrived) == number:
+            for waiting in arrived:
+                waiting.set()
+            arrived.clear()
+        await event.wait()
+        await handler(writer)
+
+    return handle
+
+
 class Server:
-    """Serves in a thread while its `with` block lasts.
+    """HTTP server that runs in a thread during its `with` block.
 
     Attributes:
-        requests: what was asked, in order.
-        most_at_once: by Host header without its port.
+        requests: all requests, in order.
+        most_at_once: highest number of simultaneous requests, by Host header without port.
     """
 
     def __init__(self, routes: Mapping[str, Handler], addresses: tuple[str, ...] = ("127.0.0.1",)) -> None:
@@ -122,7 +149,7 @@ class Server:
         await self._stop.wait()
         for server in servers:
             server.close()
-        for _ in range(3):  # also what was accepted a moment ago
+        for _ in range(3):  # repeat for connections that were accepted just now
             connections = asyncio.all_tasks() - {asyncio.current_task()}
             for task in connections:
                 task.cancel()
@@ -157,7 +184,7 @@ class Server:
 
     @staticmethod
     async def _until_gone(handler: Handler, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """A client that hangs up ends the request, also where its handler only sleeps."""
+        """Run a handler until it is done or the client closes the connection."""
         serving = asyncio.ensure_future(handler(writer))
         while not serving.done():
             await asyncio.wait([serving], timeout=0.02)

@@ -1,4 +1,4 @@
-"""Another lake as a source: ours, one from elsewhere, one of Deep Lake 3."""
+"""Lakes as sources: written by lakeclip, by other programs, and by Deep Lake 3."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ import numpy as np
 import pytest
 
 from lakeclip.errors import LakeError, SourceError
+from lakeclip.ingestion.run import fill_lake
+from lakeclip.ingestion.sources.base import Sample, Samples
+from lakeclip.ingestion.sources.lakes import DeepLake3Rows, LakeRows, is_deeplake3, is_lake
 from lakeclip.lake import engine
 from lakeclip.lake.dataset import open_lake
-from lakeclip.lake.ingest import fill_lake
-from lakeclip.lake.sources.base import Rejected, Sample, Samples
-from lakeclip.lake.sources.lakes import LakeRows, OldLakeRows, is_lake, is_old_lake
-from tests.unit.lake.pairs import picture, sample
+from lakeclip.lake.folder.records import Rejected
+from tests.unit.lake.sample_files import picture, sample
 
 URL = "https://example.org/1.jpg"
-OLD = Path(__file__).parents[2] / "data/v3/dataset.zip"
+DEEPLAKE3_ZIP = Path(__file__).parents[3] / "data/v3/dataset.zip"
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Rows 0 … 5, of which 4 is an address and 5 one that gave nothing."""
+def native_lake(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Write a lake of six rows; row 4 has only a URL, and the download of row 5 failed."""
     path = tmp_path_factory.mktemp("lakes") / "ours"
     source = Samples("x", [sample(i, ("a cat", f"no. {i}"), width=i, label="cat") for i in range(4)], 4)
     source.part = "a.tar"
@@ -39,8 +40,8 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def test_rows_of_a_lake_of_ours_are_what_was_ingested(ours: str) -> None:
-    source = LakeRows(ours)
+def test_rows_of_a_native_lake_are_the_ingested_samples(native_lake: str) -> None:
+    source = LakeRows(native_lake)
     rows = [item for item in source if isinstance(item, Sample)]
     assert [row.key for row in rows] == [f"a.tar/key{i}" for i in range(4)] + ["4", "5"]
     assert rows[1].image == picture(1)
@@ -61,24 +62,24 @@ def test_rows_of_a_lake_of_ours_are_what_was_ingested(ours: str) -> None:
     assert not source.ignored
 
 
-def test_a_lake_made_from_a_lake_has_the_same_columns(ours: str, tmp_path: Path) -> None:
-    fill_lake([LakeRows(ours, query="label == 'cat'")], str(tmp_path / "new"))
-    before, after = open_lake(ours), open_lake(tmp_path / "new")
+def test_a_copied_lake_has_the_same_columns(native_lake: str, tmp_path: Path) -> None:
+    fill_lake([LakeRows(native_lake, query="label == 'cat'")], str(tmp_path / "new"))
+    before, after = open_lake(native_lake), open_lake(tmp_path / "new")
     assert after.columns.keys() == before.columns.keys() - {"unusable"}
     assert len(after) == 4
     assert after.read([2])[0].image == before.read([2])[0].image
     assert after.captions([2]) == before.captions([2])
 
 
-def test_a_query_chooses_rows(ours: str) -> None:
-    source = LakeRows(ours, query="width_meta > 1 and label == 'cat'")
+def test_a_query_selects_rows(native_lake: str) -> None:
+    source = LakeRows(native_lake, query="width_meta > 1 and label == 'cat'")
     assert source.size == 2
     assert [item.key for item in source] == ["a.tar/key2", "a.tar/key3"]
     with pytest.raises(LakeError, match="cannot be used"):
-        LakeRows(ours, query="nothing == 3")
+        LakeRows(native_lake, query="nothing == 3")
 
 
-def make(path: Path, schema: dict[str, Any], rows: dict[str, list[Any]]) -> str:
+def make_lake(path: Path, schema: dict[str, Any], rows: dict[str, list[Any]]) -> str:
     deeplake = engine.deeplake()
     dataset = deeplake.create(str(path), schema=schema)
     dataset.append(rows)
@@ -86,9 +87,9 @@ def make(path: Path, schema: dict[str, Any], rows: dict[str, list[Any]]) -> str:
     return str(path)
 
 
-def test_a_lake_from_elsewhere(tmp_path: Path) -> None:
+def test_a_foreign_lake(tmp_path: Path) -> None:
     types = engine.deeplake().types
-    path = make(
+    path = make_lake(
         tmp_path / "foreign",
         {
             "key": "text",
@@ -115,7 +116,7 @@ def test_a_lake_from_elsewhere(tmp_path: Path) -> None:
     )
     source = LakeRows(path)
     first, second = source
-    # Nothing says that a column called `key` names rows for good.
+    # A column called `key` need not identify a row.
     assert first == Sample(
         "0",
         picture(1),
@@ -131,30 +132,32 @@ def test_a_lake_from_elsewhere(tmp_path: Path) -> None:
     }
 
 
-def test_addresses_in_a_lake_from_elsewhere(tmp_path: Path) -> None:
+def test_urls_in_a_foreign_lake(tmp_path: Path) -> None:
     types = engine.deeplake().types
-    path = make(tmp_path / "urls", {"link": "text", "caption": "text"}, {"link": [URL, "x"], "caption": ["a", "b"]})
+    path = make_lake(
+        tmp_path / "urls", {"link": "text", "caption": "text"}, {"link": [URL, "x"], "caption": ["a", "b"]}
+    )
     assert list(LakeRows(path)) == [
         Sample("0", b"", ("a",), {"link": URL}, URL),
         Rejected("urls: row 1", "not an address: x"),
     ]
     schema = {"picture": types.Link(types.Image()), "caption": "text"}
-    path = make(tmp_path / "links", schema, {"picture": [URL], "caption": ["a"]})
+    path = make_lake(tmp_path / "links", schema, {"picture": [URL], "caption": ["a"]})
     (item,) = LakeRows(path)
     assert isinstance(item, Sample)
     assert (item.url, item.captions) == (URL, ("a",))
 
 
-def test_columns_can_be_named_and_are_listed_where_none_fits(tmp_path: Path) -> None:
+def test_columns_can_be_chosen_and_are_listed_in_errors(tmp_path: Path) -> None:
     schema, rows = {"a": "bytes", "b": "text"}, {"a": [picture(1)], "b": ["a cat"]}
-    path = make(tmp_path / "odd", schema, rows)
-    (item,) = LakeRows(path, image_column="a", caption_column="b")
+    path = make_lake(tmp_path / "odd", schema, rows)
+    (item,) = LakeRows(path, image_column="a", caption_columns=["b"])
     assert item == Sample("0", picture(1), ("a cat",), {})
     with pytest.raises(SourceError, match=r"a \(bytes\), b \(text\)"):
         LakeRows(path)
 
 
-def test_a_damaged_image_is_left_out(tmp_path: Path) -> None:
+def test_a_damaged_image_is_rejected(tmp_path: Path) -> None:
     path = str(tmp_path / "lake")
     fill_lake([Samples("x", [sample(i) for i in range(3)], 3)], path)
     dataset = engine.deeplake().open(path)
@@ -167,27 +170,27 @@ def test_a_damaged_image_is_left_out(tmp_path: Path) -> None:
     assert bad.reason.startswith("damaged image: its checksum")
 
 
-def test_what_is_a_lake(ours: str, tmp_path: Path) -> None:
-    assert is_lake(ours)
-    assert is_lake(f"{ours}@main")
+def test_is_lake(native_lake: str, tmp_path: Path) -> None:
+    assert is_lake(native_lake)
+    assert is_lake(f"{native_lake}@main")
     assert is_lake("hub://someone/photos")
     assert is_lake("s3://bucket/photos")
     assert not is_lake(str(tmp_path))
     assert not is_lake("https://example.org/photos.tar")
-    assert not is_old_lake(ours)
+    assert not is_deeplake3(native_lake)
 
 
 @pytest.fixture
-def old(tmp_path: Path) -> str:
-    with zipfile.ZipFile(OLD) as archive:
+def deeplake3_folder(tmp_path: Path) -> str:
+    with zipfile.ZipFile(DEEPLAKE3_ZIP) as archive:
         archive.extractall(tmp_path / "old")
     return str(tmp_path / "old")
 
 
-def test_a_dataset_of_deep_lake_3_is_converted(old: str, tmp_path: Path) -> None:
-    assert is_old_lake(old)
-    assert not is_lake(old)
-    source = OldLakeRows(old)
+def test_a_deep_lake_3_dataset_is_converted(deeplake3_folder: str, tmp_path: Path) -> None:
+    assert is_deeplake3(deeplake3_folder)
+    assert not is_lake(deeplake3_folder)
+    source = DeepLake3Rows(deeplake3_folder)
     rows = [item for item in source if isinstance(item, Sample)]
     assert [row.captions for row in rows] == [
         ("a red circle",),
@@ -203,20 +206,20 @@ def test_a_dataset_of_deep_lake_3_is_converted(old: str, tmp_path: Path) -> None
     }
     assert all(row.image.startswith(b"\xff\xd8\xff") for row in rows)
     assert [suffix.partition(" (")[0] for suffix in source.ignored] == ["column masks"]
-    report = fill_lake([OldLakeRows(old)], str(tmp_path / "new"))
+    report = fill_lake([DeepLake3Rows(deeplake3_folder)], str(tmp_path / "new"))
     assert (report.rows, report.rejected) == (4, [])
     lake = open_lake(tmp_path / "new", query="labels_name == 'square'")
     assert [row.captions for row in lake.read([0, 1])] == [("a green square",), ("a red square",)]
     assert lake.images([0]) == [rows[1].image]
 
 
-def test_a_query_on_deep_lake_3(old: str) -> None:
-    assert [item.key for item in OldLakeRows(old, query="labels == 0")] == ["0", "2"]
+def test_a_query_on_a_deep_lake_3_dataset(deeplake3_folder: str) -> None:
+    assert [item.key for item in DeepLake3Rows(deeplake3_folder, query="labels == 0")] == ["0", "2"]
     with pytest.raises(LakeError, match="cannot be used"):
-        OldLakeRows(old, query="label == 0")
+        DeepLake3Rows(deeplake3_folder, query="label == 0")
 
 
-def test_a_damaged_dataset_of_deep_lake_3(tmp_path: Path) -> None:
+def test_a_damaged_deep_lake_3_dataset_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "dataset_meta.json").write_text("{")
     with pytest.raises(LakeError, match="cannot read the Deep Lake 3 dataset"):
-        OldLakeRows(str(tmp_path))
+        DeepLake3Rows(str(tmp_path))

@@ -1,4 +1,4 @@
-"""Parquet: LAION's metadata, Hugging Face's images, and odd types."""
+"""Parquet tables: LAION metadata, Hugging Face images, and unusual types."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ import pyarrow.parquet as pq
 import pytest
 
 from lakeclip.errors import SourceError
+from lakeclip.ingestion.run import fill_lake
+from lakeclip.ingestion.sources.base import Sample
+from lakeclip.ingestion.sources.tables import Tables
 from lakeclip.lake.dataset import open_lake
-from lakeclip.lake.ingest import fill_lake
-from lakeclip.lake.sources.base import Rejected, Sample
-from lakeclip.lake.sources.tables import Tables
-from tests.unit.lake.pairs import picture, write_files
+from lakeclip.lake.folder.records import Rejected
+from tests.unit.lake.sample_files import picture, write_files
 
 URL = "https://example.org/1.jpg"
 HF_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
-def write(path: Path, columns: dict[str, Any], **options: Any) -> Tables:
+def write_table(path: Path, columns: dict[str, Any], **options: Any) -> Tables:
     pq.write_table(pa.table(columns), path, **options)
-    return Tables(str(path), [str(path)])
+    return Tables([str(path)])
 
 
-def test_laions_metadata(tmp_path: Path) -> None:
-    source = write(
+def test_laion_metadata(tmp_path: Path) -> None:
+    source = write_table(
         tmp_path / "laion.parquet",
         {
             "SAMPLE_ID": [7, 8, 9],
@@ -55,7 +56,7 @@ def test_laions_metadata(tmp_path: Path) -> None:
     assert third == Rejected("laion.parquet: row 2", "no image in this row")
 
 
-def test_hugging_faces_images(tmp_path: Path) -> None:
+def test_hugging_face_images(tmp_path: Path) -> None:
     write_files(tmp_path, {"beside/3.jpg": picture(3)})
     features = {"label": {"names": ["frog", "toad"], "_type": "ClassLabel"}, "image": {"_type": "Image"}}
     schema = pa.schema(
@@ -71,19 +72,19 @@ def test_hugging_faces_images(tmp_path: Path) -> None:
     ]
     table = pa.table({"image": images, "label": [0, 1, -1, 0, 0]}, schema=schema)
     pq.write_table(table, tmp_path / "train.parquet")
-    source = Tables("hf", [str(tmp_path / "train.parquet")])
+    source = Tables([str(tmp_path / "train.parquet")])
     assert source.mapping == {"image": "image", "caption": "none", "also kept": "label, label_name"}
     assert list(source) == [
         Sample("0", picture(1), (), {"label": 0, "label_name": "frog"}),
         Sample("1", picture(2), (), {"label": 1, "label_name": "toad"}),
         Sample("2", picture(3), (), {"label": -1, "label_name": None}),
-        Rejected("train.parquet: row 3", "cannot be read: No such file or directory (beside/4.jpg)"),
+        Rejected("train.parquet: row 3", f"image not found: beside/4.jpg (tried in {tmp_path})"),
         Rejected("train.parquet: row 4", "no image in this row"),
     ]
 
 
 def test_several_captions_and_plain_bytes(tmp_path: Path) -> None:
-    source = write(
+    source = write_table(
         tmp_path / "t.parquet",
         {"jpg": [picture(1), picture(2)], "caption": [["a cat", "a dog"], []], "thumbnail": [b"x", b"y"]},
     )
@@ -94,9 +95,9 @@ def test_several_captions_and_plain_bytes(tmp_path: Path) -> None:
     assert source.ignored == {"column thumbnail (bytes)": 1}
 
 
-def test_of_several_images_in_a_row_none_is_chosen(tmp_path: Path) -> None:
+def test_rows_with_several_images_are_rejected(tmp_path: Path) -> None:
     images = [[picture(1)], [picture(1), picture(2)], []]
-    source = write(tmp_path / "t.parquet", {"images": images, "text": ["a", "b", "c"]})
+    source = write_table(tmp_path / "t.parquet", {"images": images, "text": ["a", "b", "c"]})
     assert list(source) == [
         Sample("0", picture(1), ("a",), {}),
         Rejected("t.parquet: row 1", "2 images in one row"),
@@ -104,7 +105,7 @@ def test_of_several_images_in_a_row_none_is_chosen(tmp_path: Path) -> None:
     ]
 
 
-def test_odd_types_become_text_or_json(tmp_path: Path) -> None:
+def test_unusual_types_become_text_or_json(tmp_path: Path) -> None:
     moment = datetime.datetime(2024, 5, 6, 7, 8, 9, tzinfo=datetime.timezone.utc)
     columns = {
         "url": [URL],
@@ -122,7 +123,7 @@ def test_odd_types_become_text_or_json(tmp_path: Path) -> None:
         "big": pa.array([2**64 - 1], pa.uint64()),
         "nothing": pa.nulls(1),
     }
-    (item,) = write(tmp_path / "t.parquet", columns)
+    (item,) = write_table(tmp_path / "t.parquet", columns)
     assert isinstance(item, Sample)
     assert item.captions == ("a cat",)
     assert item.metadata == {
@@ -142,9 +143,9 @@ def test_odd_types_become_text_or_json(tmp_path: Path) -> None:
     }
 
 
-def test_they_all_land_in_a_lake(tmp_path: Path) -> None:
+def test_rows_are_written_to_a_lake(tmp_path: Path) -> None:
     rows = 300
-    source = write(
+    source = write_table(
         tmp_path / "t.parquet",
         {
             "image": [picture(i) for i in range(rows)],
@@ -162,31 +163,31 @@ def test_they_all_land_in_a_lake(tmp_path: Path) -> None:
     assert set(lake.column("source")) == {"t.parquet"}
 
 
-def test_a_broken_file_is_named_and_the_next_is_read(tmp_path: Path) -> None:
+def test_reading_continues_after_a_broken_file(tmp_path: Path) -> None:
     paths = [str(tmp_path / f"{i}.parquet") for i in range(3)]
     for path in paths:
-        write(Path(path), {"url": [URL] * 1000, "caption": [f"{os.urandom(20).hex()}" for _ in range(1000)]})
+        write_table(Path(path), {"url": [URL] * 1000, "caption": [f"{os.urandom(20).hex()}" for _ in range(1000)]})
     data = bytearray(Path(paths[1]).read_bytes())
     data[1000:20000] = b"\xff" * 19000
     Path(paths[1]).write_bytes(data)
     Path(paths[0]).write_bytes(b"not Parquet")
-    source = Tables("three", paths)
+    source = Tables(paths)
     items = list(source)
     bad = [item for item in items if isinstance(item, Rejected)]
     assert [item.key for item in bad] == paths[:2]
     assert bad[0].reason.startswith("not a usable table")
     assert bad[1].reason.startswith("broken file")
     assert len(items) >= 1002
-    assert [part for part, _ in source.ended] == ["2.parquet"]
+    assert [part for part, _ in source.completed] == ["2.parquet"]
     with pytest.raises(SourceError, match="cannot be read as a Parquet file"):
-        Tables("one", paths[:1])
+        Tables(paths[:1])
 
 
-def test_files_may_differ_in_their_columns(tmp_path: Path) -> None:
+def test_files_may_have_different_columns(tmp_path: Path) -> None:
     first, second = str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")
-    write(Path(first), {"url": [URL], "caption": ["a cat"]})
+    write_table(Path(first), {"url": [URL], "caption": ["a cat"]})
     pq.write_table(pa.table({"x": [1]}), second)
-    _, bad = Tables("two", [first, second])
+    _, bad = Tables([first, second])
     assert isinstance(bad, Rejected)
     assert bad.reason.startswith("not a usable table")
     assert "x (int64)" in bad.reason

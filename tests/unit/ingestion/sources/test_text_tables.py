@@ -1,4 +1,4 @@
-"""CSV, TSV and JSON lines, as the world writes them."""
+"""CSV, TSV and JSON Lines tables in the variants that are found in practice."""
 
 from __future__ import annotations
 
@@ -10,44 +10,46 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lakeclip.errors import SourceError
-from lakeclip.lake.sources.base import Rejected, Sample, stamp
-from lakeclip.lake.sources.delimited import DelimitedTable
-from lakeclip.lake.sources.jsonlines import JsonLinesTable
-from lakeclip.lake.sources.tables import Tables
-from tests.unit.lake.pairs import picture, write_files
+from lakeclip.ingestion.sources.base import Sample, file_fingerprint
+from lakeclip.ingestion.sources.csv import DelimitedTable
+from lakeclip.ingestion.sources.jsonlines import JsonLinesTable
+from lakeclip.ingestion.sources.tables import Tables
+from lakeclip.lake.folder.records import Rejected
+from tests.unit.lake.sample_files import picture, write_files
 
 URL = "https://example.org/1.jpg"
 
 
-def read(path: Path, content: str | bytes, **columns: str) -> list[Sample | Rejected]:
+def read(path: Path, content: str | bytes, **columns: Any) -> list[Sample | Rejected]:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return list(Tables(str(path), [str(path)], **columns))
+    return list(Tables([str(path)], **columns))
 
 
-def linked(key: str, caption: str, url: str = URL, **metadata: object) -> Sample:
+def url_sample(key: str, caption: str, url: str = URL, **metadata: object) -> Sample:
     return Sample(key, b"", (caption,), {"url": url, **metadata}, url)
 
 
-def test_cc3m_has_no_header_and_its_quotes_are_characters(tmp_path: Path) -> None:
+def test_cc3m_has_no_header_and_literal_quotes(tmp_path: Path) -> None:
     found = read(tmp_path / "cc3m.tsv", f'a cat\t{URL}\n"quoted\t{URL}/2\nhe said "no"\t{URL}/3\n')
     assert found == [
-        linked("0", "a cat"),
-        linked("1", '"quoted', f"{URL}/2"),
-        linked("2", 'he said "no"', f"{URL}/3"),
+        url_sample("0", "a cat"),
+        url_sample("1", '"quoted', f"{URL}/2"),
+        url_sample("2", 'he said "no"', f"{URL}/3"),
     ]
 
 
-def test_an_address_first_and_no_header(tmp_path: Path) -> None:
-    assert read(tmp_path / "t.csv", f'{URL},"a cat, a dog"\n') == [linked("0", "a cat, a dog")]
+def test_urls_in_the_first_column_without_header(tmp_path: Path) -> None:
+    assert read(tmp_path / "t.csv", f'{URL},"a cat, a dog"\n') == [url_sample("0", "a cat, a dog")]
 
 
-def test_open_clips_csv_names_files_beside_it(tmp_path: Path) -> None:
+def test_open_clip_csv_with_relative_paths(tmp_path: Path) -> None:
     write_files(tmp_path / "images", {"1.jpg": picture(1)})
     write_files(tmp_path / "elsewhere", {"2.jpg": picture(2)})
     other = tmp_path / "elsewhere/2.jpg"
@@ -55,13 +57,16 @@ def test_open_clips_csv_names_files_beside_it(tmp_path: Path) -> None:
     assert found == [
         Sample("0", picture(1), ("a cat",), {"filepath": "images/1.jpg"}),
         Sample("1", picture(2), ("a dog",), {"filepath": str(other)}),
-        Rejected("train.csv: line 4", "cannot be read: No such file or directory (images/3.jpg)"),
+        Rejected(
+            "train.csv: line 4",
+            f"image not found: images/3.jpg (tried in {tmp_path}, {tmp_path}/images)",
+        ),
     ]
 
 
-def test_the_columns_that_are_taken_can_be_shown(tmp_path: Path) -> None:
+def test_the_mapping_shows_column_roles(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(f"URL,TEXT,NSFW,similarity\n{URL},a cat,UNLIKELY,0.31\n")
-    table = Tables("t", [str(tmp_path / "t.csv")])
+    table = Tables([str(tmp_path / "t.csv")])
     assert table.mapping == {"image address": "URL", "caption": "TEXT", "also kept": "NSFW, similarity"}
     (item,) = table
     assert item == Sample("0", b"", ("a cat",), {"URL": URL, "NSFW": "UNLIKELY", "similarity": 0.31}, URL)
@@ -71,7 +76,7 @@ def test_the_columns_that_are_taken_can_be_shown(tmp_path: Path) -> None:
     ("cell", "value"),
     [("7", 7), ("-0.5", -0.5), ("007", "007"), ("1e5", "1e5"), ("", None), ("NaN", None), ("true", "true")],
 )
-def test_cells_that_read_as_numbers_are_numbers(tmp_path: Path, cell: str, value: object) -> None:
+def test_numeric_cells_are_converted(tmp_path: Path, cell: str, value: object) -> None:
     (item,) = read(tmp_path / "t.csv", f"url,caption,x\n{URL},a cat,{cell}\n")
     assert isinstance(item, Sample)
     assert item.metadata["x"] == value
@@ -88,51 +93,53 @@ def test_cells_that_read_as_numbers_are_numbers(tmp_path: Path, cell: str, value
     ],
 )
 def test_encodings_and_separators(tmp_path: Path, content: bytes) -> None:
-    assert read(tmp_path / "t.csv", content) == [linked("0", "träume")]
+    assert read(tmp_path / "t.csv", content) == [url_sample("0", "träume")]
 
 
-def test_compressed_tables_read_the_same(tmp_path: Path) -> None:
-    assert read(tmp_path / "t.csv.gz", gzip.compress(f"url,caption\n{URL},a cat\n".encode())) == [linked("0", "a cat")]
+def test_compressed_tables(tmp_path: Path) -> None:
+    assert read(tmp_path / "t.csv.gz", gzip.compress(f"url,caption\n{URL},a cat\n".encode())) == [
+        url_sample("0", "a cat")
+    ]
     line = json.dumps({"url": URL, "caption": "a cat"})
-    assert read(tmp_path / "t.jsonl.gz", gzip.compress(line.encode())) == [linked("0", "a cat")]
+    assert read(tmp_path / "t.jsonl.gz", gzip.compress(line.encode())) == [url_sample("0", "a cat")]
 
 
-def test_a_gzip_that_was_cut_short_is_named_and_not_ended(tmp_path: Path) -> None:
+def test_a_truncated_gzip_file_is_reported_and_not_completed(tmp_path: Path) -> None:
     path = tmp_path / "t.csv.gz"
     rows = "".join(f"{os.urandom(20).hex()},{URL}/{i}\n" for i in range(2000))
     path.write_bytes(gzip.compress(f"caption,url\n{rows}".encode())[:30_000])
-    table = Tables("t", [str(path)])
+    table = Tables([str(path)])
     *good, last = table
     assert len(good) > 500
     assert all(isinstance(item, Sample) for item in good)
     assert isinstance(last, Rejected)
     assert last.reason.startswith("broken file")
-    assert table.ended == []
+    assert table.completed == []
 
 
-def test_broken_lines_are_named_and_the_next_are_read(tmp_path: Path) -> None:
+def test_reading_continues_after_broken_lines(tmp_path: Path) -> None:
     found = read(
         tmp_path / "t.csv",
-        f'url,caption\n{URL}\n{URL},a,b\n{URL},"not closed\n{URL},a cat\n{URL},"two\nlines"\n{URL},"x"y\n',
+        f'url,caption\n{URL}\nx,{URL},b\n{URL},"not closed\n{URL},a cat\n{URL},"two\nlines"\n{URL},"x"y\n',
     )
     assert found == [
         Rejected("t.csv: line 2", "wrong number of columns: 1, not 2"),
         Rejected("t.csv: line 3", "wrong number of columns: 3, not 2"),
-        linked("2", '"not closed'),
-        linked("3", "a cat"),
-        linked("4", "two\nlines"),
-        linked("5", '"x"y'),
+        url_sample("2", '"not closed'),
+        url_sample("3", "a cat"),
+        url_sample("4", "two\nlines"),
+        url_sample("5", '"x"y'),
     ]
 
 
-def test_a_comma_within_quotes_is_never_taken_for_one_between_columns(tmp_path: Path) -> None:
+def test_a_quoted_comma_is_not_a_separator(tmp_path: Path) -> None:
     (item,) = read(tmp_path / "t.csv", f'url,caption,x\n{URL},"a,b"\n')
     assert item == Rejected("t.csv: line 2", "wrong number of columns: 2, not 3")
 
 
-def test_a_line_without_end_is_passed_over(tmp_path: Path) -> None:
+def test_an_oversized_line_is_skipped(tmp_path: Path) -> None:
     found = read(tmp_path / "t.csv", b"url,caption\n" + b"x" * (40 * 2**20) + f"\n{URL},a cat\n".encode())
-    assert found == [Rejected("t.csv: line 2", "broken line: longer than 16 MB"), linked("1", "a cat")]
+    assert found == [Rejected("t.csv: line 2", "broken line: longer than 16 MB"), url_sample("1", "a cat")]
 
 
 def test_json_lines(tmp_path: Path) -> None:
@@ -162,23 +169,23 @@ def test_json_lines(tmp_path: Path) -> None:
     assert isinstance(unlabelled, Sample)
     assert (unlabelled.captions, unlabelled.metadata["id"]) == ((), 8)
     assert isinstance(zero, Rejected)
-    assert "cannot be read" in zero.reason
+    assert "image not found" in zero.reason
 
 
-def test_a_row_whose_caption_is_empty_needs_something_else_to_be_kept(tmp_path: Path) -> None:
+def test_a_row_without_caption_is_kept_if_it_has_other_data(tmp_path: Path) -> None:
     assert read(tmp_path / "t.csv", f"url,caption\n{URL},\n") == [Rejected("t.csv: line 2", "caption is empty")]
     (item,) = read(tmp_path / "t.csv", f"url,caption,label\n{URL},,frog\n")
     assert item == Sample("0", b"", (), {"url": URL, "label": "frog"}, URL)
 
 
-def test_columns_that_the_user_names(tmp_path: Path) -> None:
+def test_columns_can_be_chosen(tmp_path: Path) -> None:
     write_files(tmp_path, {"1.jpg": picture(1)})
     content = f"Bild,Satz,url\n1.jpg,eine Katze,x\n{URL},ein Hund,x\n"
-    found = read(tmp_path / "t.csv", content, image_column="Bild", caption_column="Satz")
+    found = read(tmp_path / "t.csv", content, image_column="Bild", caption_columns=["Satz"])
     assert [item.url if isinstance(item, Sample) else item for item in found] == ["", URL]
     assert [item.captions for item in found if isinstance(item, Sample)] == [("eine Katze",), ("ein Hund",)]
-    (item,) = read(tmp_path / "t.csv", f"url,Satz\n{URL},1984\n", caption_column="Satz")
-    assert item == linked("0", "1984"), "a caption is text even where it reads as a number"
+    (item,) = read(tmp_path / "t.csv", f"url,Satz\n{URL},1984\n", caption_columns=["Satz"])
+    assert item == url_sample("0", "1984"), "a caption stays text even if it looks like a number"
     with pytest.raises(SourceError, match="'Foto' does not exist"):
         read(tmp_path / "t.csv", content, image_column="Foto")
 
@@ -192,7 +199,7 @@ def test_columns_that_the_user_names(tmp_path: Path) -> None:
         ("", ["is empty"]),
     ],
 )
-def test_columns_that_do_not_fit_are_listed(tmp_path: Path, content: str, words: list[str]) -> None:
+def test_unsuitable_columns_are_listed(tmp_path: Path, content: str, words: list[str]) -> None:
     if not words:
         assert read(tmp_path / "t.csv", content) == []
         return
@@ -201,27 +208,27 @@ def test_columns_that_do_not_fit_are_listed(tmp_path: Path, content: str, words:
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-def test_no_object_in_json_lines(tmp_path: Path) -> None:
+def test_json_lines_without_an_object_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="holds no JSON object"):
         read(tmp_path / "t.jsonl", "[]\n3\n")
 
 
-def test_position_and_parts_that_have_ended(tmp_path: Path) -> None:
+def test_position_and_completed_parts(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("a.csv", "b.jsonl")]
     paths[0].write_text(f"url,caption\n{URL},a cat\n")
     paths[1].write_text(json.dumps({"url": URL, "caption": "a dog"}))
-    table = Tables("both", [str(path) for path in paths])
+    table = Tables([str(path) for path in paths])
     assert [table.part for _ in table] == ["a.csv", "b.jsonl"]
-    ended = [(path.name, stamp(str(path))) for path in paths]
-    assert table.ended == ended
+    completed = [(path.name, file_fingerprint(str(path))) for path in paths]
+    assert table.completed == completed
     assert table.position == table.size == sum(path.stat().st_size for path in paths)
-    again = Tables("both", [str(path) for path in paths])
-    again.skip_parts(ended[:1])
+    again = Tables([str(path) for path in paths])
+    again.skip_parts(completed[:1])
     assert [again.part for _ in again] == ["b.jsonl"]
     assert again.position == again.size
 
 
-# What csv.writer writes; no text that a reader must strip, nor half of a surrogate pair.
+# Text that csv.writer can write: no surrogates and no zero bytes.
 _TEXT = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), max_size=20)
 
 
@@ -232,8 +239,8 @@ _TEXT = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters
     st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
 )
 @settings(max_examples=100)
-def test_what_csv_writes_comes_back(rows: Sequence[tuple[str, str]], separator: str, end: str, quoting: int) -> None:
-    # The writer leaves a lone carriage return unquoted where lines end in newlines.
+def test_csv_round_trip(rows: Sequence[tuple[str, str]], separator: str, end: str, quoting: int) -> None:
+    # csv.writer does not quote a lone carriage return if lines end in newlines.
     assume(quoting == csv.QUOTE_ALL or end == "\r\n" or not any("\r" in text for row in rows for text in row))
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, delimiter=separator, lineterminator=end, quoting=quoting)  # type: ignore[arg-type]
@@ -244,14 +251,14 @@ def test_what_csv_writes_comes_back(rows: Sequence[tuple[str, str]], separator: 
         Path(path).write_bytes(buffer.getvalue().encode())
         table = DelimitedTable(path)
         found = [record.values for record in table.read(["alt", "url", "caption"])]
-        samples = list(Tables("t", [path]))
+        samples = list(Tables([path]))
     assert found == [{"alt": key, "url": URL, "caption": caption} for key, caption in rows]
     assert [item.captions for item in samples if isinstance(item, Sample)] == [(text.strip(),) for _, text in rows]
 
 
 @given(st.lists(st.dictionaries(_TEXT, st.none() | st.integers() | _TEXT | st.lists(_TEXT)), min_size=1, max_size=6))
 @settings(max_examples=100)
-def test_json_lines_come_back(rows: list[dict[str, object]]) -> None:
+def test_json_lines_round_trip(rows: list[dict[str, object]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "t.jsonl")
         path.write_text(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 import os
 import tarfile
@@ -12,21 +13,22 @@ from pathlib import Path
 import pytest
 
 from lakeclip.errors import SourceError
-from lakeclip.lake.sources import webdataset
-from lakeclip.lake.sources.base import Rejected, Sample
-from lakeclip.lake.sources.images import MAX_FILE_BYTES
-from lakeclip.lake.sources.webdataset import Shards, expand
-from tests.unit.lake.pairs import picture, write_tar
+from lakeclip.ingestion.sources import webdataset
+from lakeclip.ingestion.sources.base import Sample
+from lakeclip.ingestion.sources.webdataset import Shards
+from lakeclip.lake.folder.records import Rejected
+from lakeclip.lake.images import MAX_FILE_BYTES
+from tests.unit.lake.sample_files import picture, write_tar
 
 JPG = picture()
 COMPRESS = {"tar": bytes, "tar.gz": gzip.compress, "tar.bz2": bz2.compress, "tar.xz": lzma.compress}
 
 
 def read(path: Path) -> list[Sample | Rejected]:
-    return list(Shards(str(path), [str(path)]))
+    return list(Shards([str(path)]))
 
 
-def test_neighbouring_members_with_one_key_are_a_sample(tmp_path: Path) -> None:
+def test_consecutive_members_with_the_same_key_form_a_sample(tmp_path: Path) -> None:
     path = write_tar(
         tmp_path / "s.tar",
         [
@@ -44,14 +46,14 @@ def test_neighbouring_members_with_one_key_are_a_sample(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.bz2", "tar.xz"])
-def test_reading_is_the_same_compressed(tmp_path: Path, suffix: str) -> None:
+def test_compressed_tars_contain_the_same_samples(tmp_path: Path, suffix: str) -> None:
     members = [(f"{i}.{e}", JPG if e == "jpg" else "x") for i in range(50) for e in ("jpg", "txt")]
     plain = write_tar(tmp_path / "s.tar", members).read_bytes()
     path = tmp_path / f"s.{suffix}"
     half = len(plain) // 2
-    # Files that were compressed in parts and joined are still one.
+    # Two compressed streams in one file are read as one.
     path.write_bytes(COMPRESS[suffix](plain[:half]) + COMPRESS[suffix](plain[half:]))
-    source = Shards(str(path), [str(path)])
+    source = Shards([str(path)])
     assert [item.key for item in source] == [str(i) for i in range(50)]
     assert source.position == source.size == os.path.getsize(path)
 
@@ -61,7 +63,7 @@ def test_reading_is_the_same_compressed(tmp_path: Path, suffix: str) -> None:
     [
         ({"json": {"caption": "a cat", "x": 1}}, ("a cat",), {"x": 1}),
         ({"json": {"text": "a cat"}}, ("a cat",), {}),
-        ({"json": {"captions": ["a", " ", "b"]}}, (), {"captions": ["a", " ", "b"]}),
+        ({"json": {"captions": ["a", " ", "b"]}}, ("a", "b"), {}),
         ({"json": {"captions": ["a", "b"], "caption": "a"}}, ("a", "b"), {}),
         ({"txt": "a cat", "json": {"caption": "a cat", "key": "0"}}, ("a cat",), {"key": "0"}),
         ({"txt": "a cat", "json": {"caption": "another"}}, ("a cat",), {"caption": "another"}),
@@ -71,7 +73,7 @@ def test_reading_is_the_same_compressed(tmp_path: Path, suffix: str) -> None:
         ({"cls": "7\n"}, (), {"cls": 7}),
     ],
 )
-def test_captions_come_from_text_or_json(
+def test_captions_are_read_from_text_or_json(
     tmp_path: Path, files: dict[str, str | dict[str, object]], captions: tuple[str, ...], metadata: dict[str, object]
 ) -> None:
     path = write_tar(tmp_path / "s.tar", [("0.jpg", JPG), *((f"0.{end}", content) for end, content in files.items())])
@@ -87,7 +89,7 @@ def test_captions_come_from_text_or_json(
         ([("0.jpg", JPG), ("0.json", "{")], "broken JSON"),
     ],
 )
-def test_samples_that_cannot_be_rows_are_named(
+def test_unusable_samples_are_rejected_with_a_reason(
     tmp_path: Path, members: list[tuple[str, bytes | str]], reason: str
 ) -> None:
     (item,) = read(write_tar(tmp_path / "s.tar", [*members]))
@@ -96,7 +98,7 @@ def test_samples_that_cannot_be_rows_are_named(
     assert item.reason.startswith(reason)
 
 
-def test_odd_members(tmp_path: Path) -> None:
+def test_unusual_members(tmp_path: Path) -> None:
     path = write_tar(
         tmp_path / "s.tar",
         [
@@ -111,7 +113,7 @@ def test_odd_members(tmp_path: Path) -> None:
             ("0.txt", "b"),
         ],
     )
-    source = Shards("s", [str(path)])
+    source = Shards([str(path)])
     assert list(source) == [
         Rejected("s.tar: 0.txt", "name is not unique: it is in the archive twice"),
         Sample("0", JPG, ("a",), {}),
@@ -124,7 +126,7 @@ def members(count: int) -> list[tuple[str, bytes | str | dict[str, object]]]:
 
 
 @pytest.mark.parametrize("end", ["within a file", "within a header", "between members"])
-def test_a_tar_that_was_cut_short_is_reported(tmp_path: Path, end: str) -> None:
+def test_a_truncated_tar_is_reported(tmp_path: Path, end: str) -> None:
     path = write_tar(tmp_path / "s.tar", members(20))
     per_file = [512 + 512 * -(-len(JPG) // 512), 1024]
     ten = 10 * sum(per_file)
@@ -139,8 +141,8 @@ def test_a_tar_that_was_cut_short_is_reported(tmp_path: Path, end: str) -> None:
 def test_a_damaged_header_does_not_end_the_archive_silently(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "s.tar", members(20))
     data = bytearray(path.read_bytes())
-    at = data.index(b"0010.jpg")
-    data[at : at + 200] = b"\xff" * 200
+    start = data.index(b"0010.jpg")
+    data[start : start + 200] = b"\xff" * 200
     path.write_bytes(data)
     *good, last = read(path)
     assert len(good) == 10
@@ -149,7 +151,7 @@ def test_a_damaged_header_does_not_end_the_archive_silently(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("content", [b"", b"not a tar at all" * 100, b"\x1f\x8b but not gzip"])
-def test_what_is_no_tar_is_reported(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_tar_is_reported(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "s.tar"
     path.write_bytes(content)
     (item,) = read(path)
@@ -157,29 +159,19 @@ def test_what_is_no_tar_is_reported(tmp_path: Path, content: bytes) -> None:
     assert item.reason.startswith("broken archive")
 
 
-def test_the_next_shard_is_read_after_a_broken_one(tmp_path: Path) -> None:
+def test_reading_continues_after_a_broken_shard(tmp_path: Path) -> None:
     paths = [write_tar(tmp_path / f"{i}.tar", members(3)) for i in range(3)]
     os.truncate(paths[1], 700)
-    source = Shards("three", [str(path) for path in paths])
+    source = Shards([str(path) for path in paths])
     assert sum(isinstance(item, Sample) for item in source) == 6
 
 
-def test_patterns(tmp_path: Path) -> None:
-    for name in ("t-0008.tar", "t-0009.tar", "t-0010.tar", "v-1.tar"):
-        (tmp_path / name).touch()
-    base = str(tmp_path)
-    assert expand(f"{base}/t-{{0008..0010}}.tar") == [f"{base}/t-{n}.tar" for n in ("0008", "0009", "0010")]
-    assert expand(f"{base}/t-*.tar") == [f"{base}/t-{n}.tar" for n in ("0008", "0009", "0010")]
-    assert expand(f"{base}/{{v-1,t-0009}}.tar") == [f"{base}/v-1.tar", f"{base}/t-0009.tar"]
-    assert expand(f"{base}/x{{9..11}}") == [f"{base}/x9", f"{base}/x10", f"{base}/x11"]
-    assert expand(f"{base}/{{once}}") == [f"{base}/{{once}}"]
-    with pytest.raises(SourceError, match="no file matches"):
-        expand(f"{base}/w-*.tar")
+def test_a_missing_tar_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="there is no tar file"):
-        Shards("x", [f"{base}/gone.tar"])
+        Shards([f"{tmp_path}/gone.tar"])
 
 
-# ── tars that were made to do harm ──────────────────────────────────────────────────────────────────────────────────
+# Malicious tar files
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, **more: str) -> bytes:
@@ -193,7 +185,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, **more: str)
 PAIR = [("0.jpg", JPG), ("0.txt", "a cat")]
 
 
-def test_names_that_lead_out_of_the_folder_are_only_names(tmp_path: Path) -> None:
+def test_paths_outside_the_folder_are_never_written(tmp_path: Path) -> None:
     """Nothing is unpacked to disk."""
     inner = tmp_path / "a" / "b"
     inner.mkdir(parents=True)
@@ -205,7 +197,7 @@ def test_names_that_lead_out_of_the_folder_are_only_names(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE])
-def test_links_and_devices_are_passed_over(tmp_path: Path, kind: bytes) -> None:
+def test_links_and_devices_are_skipped(tmp_path: Path, kind: bytes) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text("a secret")
     path = write_tar(tmp_path / "s.tar", PAIR)
@@ -225,8 +217,8 @@ def test_links_and_devices_are_passed_over(tmp_path: Path, kind: bytes) -> None:
     ],
     ids=["long name", "pax", "global pax", "sparse"],
 )
-def test_headers_that_would_fill_memory_end_the_archive(tmp_path: Path, header: bytes) -> None:
-    """From a compressed tar of a few kilobytes tarfile would read such a header whole."""
+def test_oversized_headers_end_the_archive(tmp_path: Path, header: bytes) -> None:
+    """Without a limit, tarfile would read the whole header of a small compressed tar into memory."""
     path = tmp_path / "s.tar.gz"
     path.write_bytes(gzip.compress(write_tar(tmp_path / "a.tar", PAIR).read_bytes()[:-10240] + header + bytes(2**23)))
     tracemalloc.start()
@@ -238,8 +230,8 @@ def test_headers_that_would_fill_memory_end_the_archive(tmp_path: Path, header: 
 
 
 @pytest.mark.parametrize("kind", [lzma.FORMAT_XZ, lzma.FORMAT_ALONE])
-def test_a_dictionary_of_any_size_is_refused(tmp_path: Path, kind: int) -> None:
-    """Of xz a header says how much memory unpacking takes. A few bytes may ask for 4 GB."""
+def test_an_oversized_lzma_dictionary_is_rejected(tmp_path: Path, kind: int) -> None:
+    """The header of an xz file determines the memory for decompression: a few bytes can request 4 GB."""
     filters = [{"id": lzma.FILTER_LZMA2 if kind == lzma.FORMAT_XZ else lzma.FILTER_LZMA1, "dict_size": 2**20}]
     data = bytearray(lzma.compress(write_tar(tmp_path / "a.tar", PAIR).read_bytes(), kind, filters=filters))
     if kind == lzma.FORMAT_XZ:
@@ -257,7 +249,7 @@ def test_a_dictionary_of_any_size_is_refused(tmp_path: Path, kind: int) -> None:
         assert "Memory usage limit" in reason.reason
 
 
-def test_a_file_of_any_size_is_not_unpacked(tmp_path: Path) -> None:
+def test_an_oversized_member_is_not_decompressed_into_memory(tmp_path: Path) -> None:
     path = tmp_path / "s.tar.gz"
     with gzip.open(path, "wb", compresslevel=1) as file:
         file.write(member("0.jpg", size=MAX_FILE_BYTES + 1))
@@ -265,24 +257,138 @@ def test_a_file_of_any_size_is_not_unpacked(tmp_path: Path) -> None:
             file.write(bytes(2**22))
         file.write(bytes(10240))
     tracemalloc.start()
-    found = read(path)
+    items = read(path)
     assert tracemalloc.get_traced_memory()[1] < 4_000_000
     tracemalloc.stop()
-    assert isinstance(found[0], Rejected)
-    assert "too large" in found[0].reason
+    assert isinstance(items[0], Rejected)
+    assert "too large" in items[0].reason
 
 
-def test_a_sample_of_any_number_of_files_is_not_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_total_size_of_a_sample_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webdataset, "MAX_FILE_BYTES", 3 * len(JPG))
     path = write_tar(tmp_path / "s.tar", [(f"0.{number}.jpg", JPG) for number in range(5)] + [("0.txt", "a cat")])
-    reasons = [one.reason.partition(":")[0] for one in read(path) if isinstance(one, Rejected)]
+    reasons = [item.reason.partition(":")[0] for item in read(path) if isinstance(item, Rejected)]
     assert reasons == ["too large", "too large", "too large", "no caption"]
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000], ids=["lists", "objects"])
-def test_metadata_nested_without_end_is_a_reason(tmp_path: Path, text: str) -> None:
+def test_deeply_nested_metadata_is_rejected(tmp_path: Path, text: str) -> None:
     path = write_tar(tmp_path / "s.tar", [("0.jpg", JPG), ("0.json", text), ("1.jpg", JPG), ("1.txt", "a dog")])
     first, second = read(path)
     assert isinstance(first, Rejected)
     assert first.reason.startswith("broken JSON")
     assert isinstance(second, Sample)
+
+
+def write_links(path: Path, links: list[tuple[str, str, bytes]], compress: str = "") -> Path:
+    """Write a tar in which two pairs are regular files, and links (name, target, type) are among them."""
+    with tarfile.open(path, f"w:{compress}") as tar:  # type: ignore[call-overload]
+        for name, content in (("./0.jpg", JPG), ("./0.txt", b"a cat")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+        for name, target, kind in links:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            tar.addfile(info)
+        info = tarfile.TarInfo("z/late.txt")
+        info.size = 6
+        tar.addfile(info, io.BytesIO(b"a lion"))
+    return path
+
+
+@pytest.mark.parametrize("compress", ["", "gz", "xz"])
+def test_links_have_the_content_of_the_members_that_they_refer_to(tmp_path: Path, compress: str) -> None:
+    """A tar of a folder in which a tool has replaced equal files by links."""
+    links = [
+        ("./1.jpg", "./0.jpg", tarfile.LNKTYPE),
+        ("./1.txt", "0.txt", tarfile.LNKTYPE),
+        ("b/2.jpg", "../1.jpg", tarfile.SYMTYPE),  # a link to a link
+        ("b/2.txt", "../z/late.txt", tarfile.SYMTYPE),  # a later member
+        ("3.jpg", "0.jpg", tarfile.SYMTYPE),
+        ("3.txt", "nowhere.txt", tarfile.SYMTYPE),
+    ]
+    source = Shards([str(write_links(tmp_path / f"s.tar.{compress}".rstrip("."), links, compress))])
+    items = list(source)
+    assert [item for item in items if isinstance(item, Sample)] == [
+        Sample("./0", JPG, ("a cat",), {}),
+        Sample("./1", JPG, ("a cat",), {}),
+        Sample("b/2", JPG, ("a lion",), {}),
+    ]
+    assert [(item.key.rpartition(": ")[2], item.reason) for item in items if isinstance(item, Rejected)] == [
+        ("3.txt", "link to something that is not a file of the archive: nowhere.txt"),
+        ("3", "no caption"),
+        ("z/late", "no image: only .txt"),
+    ]
+    source.account.check("s.tar")
+    assert source.account.to_dict()["members"] == {
+        "read": 9,
+        "used": 6,
+        "left_out": {
+            "link to something that is not a file of the archive": 1,
+            "no caption": 1,
+            "no image": 1,
+        },
+    }
+
+
+@pytest.mark.parametrize("target", ["1.jpg", "2.jpg", "/etc/hostname", "../0.jpg", "."])
+def test_links_that_lead_nowhere_are_named(tmp_path: Path, target: str) -> None:
+    """A circle, a path outside the archive, a folder."""
+    links = [("1.jpg", "2.jpg", tarfile.SYMTYPE), ("2.jpg", target, tarfile.SYMTYPE), ("2.txt", "0.txt", b"2")]
+    source = Shards([str(write_links(tmp_path / "s.tar", links))])
+    assert [item.key for item in source if isinstance(item, Sample)] == ["./0"]
+    source.account.check("s.tar")
+    assert source.account.left_out["members", "link to something that is not a file of the archive"] == 2
+
+
+def test_every_member_is_used_or_left_out_with_a_reason(tmp_path: Path) -> None:
+    """Further images, keys with dots, folders, unused files and captions without an image."""
+    path = write_tar(
+        tmp_path / "s.tar",
+        [
+            ("__meta__.json", "{}"),
+            (".hidden.jpg", JPG),
+            ("shoe.left.jpg", JPG),
+            ("shoe.right.jpg", picture(2)),
+            ("shoe.txt", "a shoe"),
+            ("shirt.jpg", JPG),
+            ("shirt.txt", "a shirt"),
+            ("shirt.2.txt", "another"),
+            ("lone.txt", "x"),
+            ("lone.npy", "x"),
+            ("twice.jpg", JPG),
+            ("twice.jpg", JPG),
+            ("twice.txt", "x"),
+        ],
+    )
+    data = member("folder", tarfile.DIRTYPE) + member("pipe", tarfile.FIFOTYPE) + path.read_bytes()
+    path.write_bytes(data)
+    source = Shards([str(path)])
+    assert len([item for item in source if isinstance(item, Sample)]) == 3
+    source.account.check("s.tar")
+    assert source.account.to_dict()["members"] == {
+        "read": 15,
+        "used": 6,
+        "left_out": {
+            "folders": 1,
+            "devices and pipes": 1,
+            "files called __NAME__, which describe the archive": 1,
+            "hidden files and files without a suffix": 1,
+            "further image of a sample that has one": 1,
+            ".2.txt files, which are not used": 1,
+            ".npy files, which are not used": 1,
+            "no image": 1,
+            "name is not unique": 1,
+        },
+    }
+
+
+@pytest.mark.parametrize("length", [600, 3000, 4096, 5000, 7000])
+def test_the_members_of_a_cut_archive_add_up(tmp_path: Path, length: int) -> None:
+    path = write_tar(tmp_path / "s.tar", members(5))
+    os.truncate(path, length)
+    source = Shards([str(path)])
+    list(source)
+    source.account.check("s.tar")
+    assert source.account.read["members"]

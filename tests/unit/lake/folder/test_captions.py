@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lakeclip.lake.sources.captions import parse_captions
+from lakeclip.lake.folder.captions import parse_captions
 
 
 @pytest.mark.parametrize(
@@ -21,10 +21,10 @@ from lakeclip.lake.sources.captions import parse_captions
         (b"", ()),
     ],
 )
-def test_one_caption_a_line_in_any_encoding(data: bytes, captions: tuple[str, ...]) -> None:
+def test_one_caption_per_line_in_any_encoding(data: bytes, captions: tuple[str, ...]) -> None:
     assert parse_captions(data) == captions
 
 
 @given(st.binary())
-def test_no_bytes_are_too_strange(data: bytes) -> None:
+def test_any_bytes_can_be_decoded(data: bytes) -> None:
     assert all(caption.strip() for caption in parse_captions(data))

@@ -9,25 +9,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lakeclip.errors import SourceError
-from lakeclip.lake.sources.base import Rejected, Sample
-from lakeclip.lake.sources.folder import FolderPairs, open_folder
-from lakeclip.lake.sources.pairing import Pair, _closest, list_pairs
-from tests.unit.lake.pairs import picture, write_files
+from lakeclip.ingestion.sources.base import Sample
+from lakeclip.ingestion.sources.folder import FolderPairs
+from lakeclip.lake.folder.pairing import Pair, list_pairs
+from lakeclip.lake.folder.records import Rejected
+from lakeclip.lake.folder.source import open_folder
+from lakeclip.lake.folder.stems import pair_closest
+from tests.unit.lake.sample_files import picture, write_files
 
 
-def listed(tmp_path: Path, *names: str) -> list[Pair]:
+def pairs_of(tmp_path: Path, *names: str) -> list[Pair]:
     return list_pairs(str(write_files(tmp_path, dict.fromkeys(names, b"x")))).pairs
 
 
 def test_a_stem_is_found_anywhere_below_one_parent(tmp_path: Path) -> None:
-    pairs = listed(tmp_path, "foo/bar/image1.jpg", "mystery/folder/image1.txt", "a.b.png", "deep/a.b.txt")
+    pairs = pairs_of(tmp_path, "foo/bar/image1.jpg", "mystery/folder/image1.txt", "a.b.png", "deep/a.b.txt")
     assert pairs == [Pair("a.b.png", "deep/a.b.txt"), Pair("foo/bar/image1.jpg", "mystery/folder/image1.txt")]
 
 
 def test_any_image_suffix_in_any_case(tmp_path: Path) -> None:
-    """Defect 28: upper-case suffixes were skipped."""
     images = ["a.JPG", "b.Png", "c.webp", "d.GIF", "e.TIFF", "f.bmp"]
-    assert len(listed(tmp_path, *images, *(f"{name[0]}.TXT" for name in images))) == len(images)
+    assert len(pairs_of(tmp_path, *images, *(f"{name[0]}.TXT" for name in images))) == len(images)
 
 
 def test_hidden_files_are_skipped_and_others_counted(tmp_path: Path) -> None:
@@ -45,8 +47,7 @@ def test_hidden_files_are_skipped_and_others_counted(tmp_path: Path) -> None:
         ["train/images/1.jpg", "train/texts/1.txt", "val/images/1.jpg", "val/texts/1.txt"],
     ],
 )
-def test_colliding_stems_pair_with_what_is_closest(tmp_path: Path, names: list[str]) -> None:
-    """Defect 28: colliding stems overwrote each other silently."""
+def test_colliding_stems_pair_with_what_is_pair_closest(tmp_path: Path, names: list[str]) -> None:
     write_files(tmp_path, dict.fromkeys(names, b"x"))
     listing = list_pairs(str(tmp_path))
     assert listing.pairs == [Pair(names[0], names[1]), Pair(names[2], names[3])]
@@ -67,10 +68,9 @@ def test_colliding_stems_pair_with_what_is_closest(tmp_path: Path, names: list[s
         (["a/1.jpg", "a/1.txt", "b/1.txt"], [Pair("a/1.jpg", "a/1.txt")], {"b/1.txt"}),
     ],
 )
-def test_ambiguous_stems_are_left_out_and_named(
+def test_ambiguous_stems_are_excluded_and_reported(
     tmp_path: Path, names: list[str], paired: list[Pair], left_out: set[str]
 ) -> None:
-    """Defect 28: colliding stems overwrote each other silently."""
     write_files(tmp_path, dict.fromkeys([*names, "good.jpg", "good.txt"], b"x"))
     listing = list_pairs(str(tmp_path))
     assert listing.pairs == [*paired, Pair("good.jpg", "good.txt")]
@@ -81,7 +81,7 @@ def test_ambiguous_stems_are_left_out_and_named(
     assert "left out" in listing.collisions[0].outcome
 
 
-def test_lone_files_are_named(tmp_path: Path) -> None:
+def test_unpaired_files_are_reported(tmp_path: Path) -> None:
     write_files(tmp_path, dict.fromkeys(["a.jpg", "a.txt", "b.jpg", "c.txt"], b"x"))
     assert list_pairs(str(tmp_path)).rejected == [
         Rejected("b.jpg", "no caption file"),
@@ -89,14 +89,56 @@ def test_lone_files_are_named(tmp_path: Path) -> None:
     ]
 
 
-def test_names_that_look_the_same_are_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("names", "paired", "left_out"),
+    [
+        (["a.jpg", "a.jpg.txt"], [Pair("a.jpg", "a.jpg.txt")], []),
+        (["a.jpg", "b/a.jpg.txt"], [Pair("a.jpg", "b/a.jpg.txt")], []),
+        (["a.jpg", "a.caption"], [Pair("a.jpg", "a.caption")], []),
+        (["a.jpg", "a.CAP"], [Pair("a.jpg", "a.CAP")], []),
+        (["a.jpg", "a.json"], [Pair("a.jpg", "a.json")], []),
+        (["a.jpg", "a.jpg.json"], [Pair("a.jpg", "a.jpg.json")], []),
+        (["a.jpg", "texts/a.json"], [Pair("a.jpg", "texts/a.json")], []),
+        (["a.jpg", "a.txt", "a.json"], [Pair("a.jpg", "a.txt", "a.json")], []),
+        (["a.jpg", "a.txt", "a.caption"], [Pair("a.jpg", "a.txt")], ["a.caption"]),
+        (["a.jpg", "a.txt", "a.jpg.txt"], [Pair("a.jpg", "a.txt")], ["a.jpg.txt"]),
+        (
+            ["a.jpg", "a.png", "a.jpg.txt", "a.png.txt"],
+            [Pair("a.jpg", "a.jpg.txt"), Pair("a.png", "a.png.txt")],
+            [],
+        ),
+        (["a.jpg", "a.png", "a.txt", "a.png.txt"], [Pair("a.jpg", "a.txt"), Pair("a.png", "a.png.txt")], []),
+        (["a.jpg.png", "a.jpg.txt"], [Pair("a.jpg.png", "a.jpg.txt")], []),
+        (
+            ["x/a.jpg", "x/a.json", "y/a.jpg", "y/a.json"],
+            [Pair("x/a.jpg", "x/a.json"), Pair("y/a.jpg", "y/a.json")],
+            [],
+        ),
+    ],
+)
+def test_names_of_caption_files(tmp_path: Path, names: list[str], paired: list[Pair], left_out: list[str]) -> None:
+    listing = list_pairs(str(write_files(tmp_path, dict.fromkeys([*names, "data.json"], b"x"))))
+    assert listing.pairs == paired
+    assert [item.key for item in listing.rejected] == left_out
+    assert listing.ignored == {".json": 1}, "data.json belongs to no image"
+
+
+def test_images_alone(tmp_path: Path) -> None:
+    write_files(tmp_path, dict.fromkeys(["cats/1.jpg", "dogs/1.jpg", "dogs/2.jpg", "dogs/2.txt"], b"x"))
+    listing = list_pairs(str(tmp_path), all_images=True)
+    assert listing.pairs == [Pair("cats/1.jpg", ""), Pair("dogs/1.jpg", ""), Pair("dogs/2.jpg", "dogs/2.txt")]
+    assert not listing.rejected
+    assert not listing.collisions, "each image has a folder of its own"
+
+
+def test_unicode_names_are_normalized(tmp_path: Path) -> None:
     composed, decomposed = unicodedata.normalize("NFC", "café"), unicodedata.normalize("NFD", "café")
-    assert len(listed(tmp_path, f"{composed}.jpg", f"{decomposed}.txt")) == 1
+    assert len(pairs_of(tmp_path, f"{composed}.jpg", f"{decomposed}.txt")) == 1
 
 
-def test_names_that_are_no_text(tmp_path: Path) -> None:
+def test_file_names_that_are_not_valid_text(tmp_path: Path) -> None:
     stem = os.fsdecode(b"\xff\xe9")
-    assert listed(tmp_path, f"{stem}.jpg", f"{stem}.txt", "é.jpg", "é.txt") == [
+    assert pairs_of(tmp_path, f"{stem}.jpg", f"{stem}.txt", "é.jpg", "é.txt") == [
         Pair("é.jpg", "é.txt"),
         Pair(f"{stem}.jpg", f"{stem}.txt"),
     ]
@@ -113,12 +155,15 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
 @given(
     st.dictionaries(
         st.tuples(st.sampled_from(["", "a", "b", "a/c"]), st.sampled_from("xyz")),
-        st.sets(st.sampled_from([".jpg", ".PNG", ".txt", ".md"]), min_size=1),
+        st.sets(
+            st.sampled_from([".jpg", ".PNG", ".txt", ".md", ".caption", ".cap", ".jpg.txt", ".json", ".jpg.json"]),
+            min_size=1,
+        ),
         min_size=1,
     )
 )
-@settings(max_examples=60)
-def test_every_file_is_paired_or_named(
+@settings(max_examples=80)
+def test_every_file_is_paired_or_reported(
     tmp_path_factory: pytest.TempPathFactory, tree: dict[tuple[str, str], set[str]]
 ) -> None:
     folder = tmp_path_factory.mktemp("tree")
@@ -128,34 +173,40 @@ def test_every_file_is_paired_or_named(
         listing = list_pairs(str(folder))
     except SourceError:
         return
-    paired = [path for pair in listing.pairs for path in pair]
+    used = [path for pair in listing.pairs for path in pair if path]
     rejected = [item.key for item in listing.rejected]
-    known = [name for name in names if not name.endswith(".md")]
-    assert sorted(paired + rejected) == sorted(known)
-    assert listing.ignored.total() == len(names) - len(known)
+    assert len(set(used + rejected)) == len(used + rejected)
+    unused = set(names) - set(used + rejected)
+    assert all(name.endswith((".md", ".json")) for name in unused)
+    assert listing.ignored.total() == len(unused)
+    images = [name for name in names if name.endswith((".jpg", ".PNG"))]
+    with_images = [pair.image for pair in list_pairs(str(folder), all_images=True).pairs]
+    assert sorted(with_images) == sorted(images), "with all_images every image is in a pair"
 
 
 @pytest.mark.parametrize(
     ("files", "words"),
     [
         ({}, ["is empty"]),
-        ({"a.txt": b"x", "b.md": b"x"}, ["holds no images", "1 caption files", "1 .md"]),
-        ({"a.jpg": b"x", "b.csv": b"x"}, ["holds no captions", "1 images", "1 .csv", ".txt"]),
+        ({"a.txt": b"x", "b.md": b"x"}, ["contains no images", "1 caption files", "1 .md"]),
+        ({"a.jpg": b"x", "b.csv": b"x"}, ["contains no captions", "1 images", "1 .csv", ".txt"]),
         ({"a.jpg": b"x", "b.txt": b"x"}, ["no image in", "a.jpg", "b.txt"]),
     ],
 )
-def test_a_folder_without_pairs_says_what_it_holds(tmp_path: Path, files: dict[str, bytes], words: list[str]) -> None:
+def test_a_folder_without_pairs_raises_and_lists_its_files(
+    tmp_path: Path, files: dict[str, bytes], words: list[str]
+) -> None:
     with pytest.raises(SourceError) as caught:
         list_pairs(str(write_files(tmp_path, files)))
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_folder_raises(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="there is no folder"):
         list_pairs(str(tmp_path / "nowhere"))
 
 
-def test_samples_carry_the_bytes_and_bad_files_a_reason(tmp_path: Path) -> None:
+def test_samples_have_the_bytes_and_bad_files_a_reason(tmp_path: Path) -> None:
     write_files(tmp_path, {"a.jpg": picture(), "a.txt": "a cat\n\na dog\n", "b.jpg": picture(), "b.txt": " \n"})
     (tmp_path / "c.jpg").symlink_to(tmp_path / "gone")
     (tmp_path / "c.txt").write_text("x")
@@ -194,15 +245,15 @@ def test_a_folders_version_changes_with_its_files(tmp_path: Path) -> None:
     assert open_folder(tmp_path).version != first
 
 
-def test_a_file_that_goes_while_it_is_read(tmp_path: Path) -> None:
+def test_a_file_that_is_removed_while_the_folder_is_open(tmp_path: Path) -> None:
     source = open_folder(write_files(tmp_path, {"a.jpg": picture(1), "a.txt": "x"}))
     (tmp_path / "a.jpg").unlink()
-    with pytest.raises(SourceError, match="cannot be now"):
+    with pytest.raises(SourceError, match="can no longer be read"):
         source.read([0])
 
 
-def test_many_folders_with_the_same_names_take_no_time() -> None:
+def test_many_folders_with_the_same_names_are_paired_quickly() -> None:
     names = [f"{i}/photo" for i in range(20_000)]
-    pairs, lone, clashes = _closest([f"{name}.jpg" for name in names], [f"{name}.txt" for name in names])
+    pairs, unpaired, ambiguous = pair_closest([f"{name}.jpg" for name in names], [f"{name}.txt" for name in names])
     assert len(pairs) == 20_000
-    assert not any((*lone, *clashes))
+    assert not any((*unpaired, *ambiguous))

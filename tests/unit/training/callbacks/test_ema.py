@@ -1,4 +1,4 @@
-"""The average of the weights: what it is, where it is used, and that a resumed run goes on with it exactly."""
+"""Averaged weights: their values, their place in a checkpoint, and an exact resume."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lakeclip.training.ema import AveragedWeights
-from lakeclip.training.guard import Guard
+from lakeclip.training.callbacks.ema import AveragedWeights
 from lakeclip.training.module import CLIPWrapper
 from tests.unit.training.test_guard import Weights, batches
 from tests.unit.training.test_module import trainer, wrapper
@@ -23,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def averaged(seen: list[dict[str, Tensor]], decay: float) -> dict[str, Tensor]:
-    """In closed form: decay^(n-1) · first + Σ (1 - decay) decay^(n-k) · k-th."""
+    """Compute the average in closed form: decay^(n-1) · first + Σ (1 - decay) decay^(n-k) · k-th."""
     last = len(seen) - 1
     shares = [decay**last] + [(1 - decay) * decay ** (last - number) for number in range(1, last + 1)]
     return {
@@ -37,7 +36,6 @@ def run(
     folder: Path, epochs: int, name: str = "tiny-vit", bad: tuple[int, ...] = (), twice: bool = False, **resume: Any
 ) -> Any:
     module, weights = wrapper(name, lr=1e-2), Weights()
-    module.guard = Guard()
     callbacks = [AveragedWeights(0.8), weights, Halfway()]
     fit = trainer(folder, max_epochs=epochs, max_steps=8, enable_checkpointing=False, callbacks=callbacks)
     made = list(batches(4, bad=bad).dataset) * (2 if twice else 1)  # type: ignore[call-overload]
@@ -47,7 +45,7 @@ def run(
 
 
 @pytest.mark.parametrize("name", ["tiny-vit", "tiny-resnet"])
-def test_a_checkpoint_holds_the_average_and_the_weights(name: str, tmp_path: Path) -> None:
+def test_a_checkpoint_contains_average_and_raw_weights(name: str, tmp_path: Path) -> None:
     _, seen, content = run(tmp_path, 2, name)
     for key, value in averaged(seen, 0.8).items():
         torch.testing.assert_close(content["state_dict"][key].double(), value, rtol=1e-5, atol=1e-6)
@@ -58,7 +56,7 @@ def test_a_checkpoint_holds_the_average_and_the_weights(name: str, tmp_path: Pat
     )
 
 
-def test_a_step_that_is_left_out_is_not_averaged(tmp_path: Path) -> None:
+def test_a_skipped_step_is_not_averaged(tmp_path: Path) -> None:
     _, seen, content = run(tmp_path, 1, bad=(2,))
     expected = averaged([seen[0], seen[1], seen[3]], 0.8)
     for key, value in expected.items():
@@ -66,7 +64,7 @@ def test_a_step_that_is_left_out_is_not_averaged(tmp_path: Path) -> None:
 
 
 class Halfway(L.Callback):
-    """A checkpoint after the fourth step, as a validation within an epoch leaves."""
+    """Callback that saves a checkpoint after the fourth step, in the middle of an epoch."""
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         if trainer.global_step == 4:
@@ -74,7 +72,7 @@ class Halfway(L.Callback):
 
 
 def test_a_resumed_run_ends_with_the_same_weights_and_average(tmp_path: Path) -> None:
-    """The loader skips nothing on a resume, so it holds the same four batches twice."""
+    """The loader does not skip batches on a resume, so it yields the same four batches twice."""
     (tmp_path / "resumed").mkdir()
     _, _, whole = run(tmp_path, 1, twice=True)
     cut = torch.load(tmp_path / "half.ckpt", weights_only=True)

@@ -1,4 +1,4 @@
-"""What decays, and what each model of the paper is trained with."""
+"""Parameter groups, the paper's hyperparameters, and low-precision states."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import nn
 
 from lakeclip.config.schema import ModelConfig, OptimizerConfig
 from lakeclip.errors import ConfigError
+from lakeclip.losses.registry import MAX_LOGIT_SCALE
 from lakeclip.models.clip import CLIP
-from lakeclip.training.adam import eight_bit
-from lakeclip.training.optimizers import (
-    MAX_LOGIT_SCALE,
+from lakeclip.training.optim import eight_bit
+from lakeclip.training.optim.optimizers import (
     adamw,
     parameter_groups,
     state_bytes,
@@ -38,8 +38,7 @@ SMALL = ModelConfig(
 )
 
 
-def test_gains_biases_and_the_scale_do_not_decay() -> None:
-    """Defect 2: weight decay on every parameter."""
+def test_gains_biases_and_the_scale_have_no_weight_decay() -> None:
     model = CLIP(SMALL)
     decayed, kept = (group["params"] for group in parameter_groups(model, 0.2))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -58,7 +57,7 @@ def test_gains_biases_and_the_scale_do_not_decay() -> None:
     assert len(decayed) + len(kept) == len(list(model.parameters()))
 
 
-def test_frozen_parameters_are_left_out() -> None:
+def test_frozen_parameters_are_in_no_group() -> None:
     model = CLIP(SMALL)
     model.visual.requires_grad_(False)
     held = {id(p) for group in parameter_groups(model, 0.2) for p in group["params"]}
@@ -66,7 +65,7 @@ def test_frozen_parameters_are_left_out() -> None:
 
 
 def test_scale_is_capped_at_100_only() -> None:
-    """Defect 3: the paper caps the scale above and not below."""
+    """The paper caps the scale above and not below."""
     assert math.exp(MAX_LOGIT_SCALE) == pytest.approx(100)
 
 
@@ -88,7 +87,7 @@ def test_paper_values(model: str, resnet: bool, lr: float, betas: tuple[float, f
 
 
 def test_decay_is_decoupled() -> None:
-    """With no gradient at all a weight shrinks by lr × decay, and a bias stays."""
+    """With zero gradients a weight shrinks by lr × decay, and a bias does not change."""
     layer = nn.Linear(2, 2)
     before = [parameter.detach().clone() for parameter in layer.parameters()]
     optimizer = adamw(layer, with_paper_values(OptimizerConfig(lr=0.1, weight_decay=0.5), "mine", is_resnet=False))
@@ -103,7 +102,7 @@ def test_decay_is_decoupled() -> None:
 
 
 def trained(config: OptimizerConfig) -> tuple[CLIP, torch.optim.Optimizer]:
-    """A small model after one step."""
+    """Train a small model for one step."""
     torch.manual_seed(0)
     model = CLIP(SMALL)
     if config.text_weights == "bf16":
@@ -115,7 +114,7 @@ def trained(config: OptimizerConfig) -> tuple[CLIP, torch.optim.Optimizer]:
     return model, optimizer
 
 
-def test_float32_stays_with_pytorchs_fused_form() -> None:
+def test_float32_uses_pytorchs_fused_adamw() -> None:
     _, optimizer = trained(OptimizerConfig())
     assert type(optimizer) is torch.optim.AdamW
     assert all(group["fused"] for group in optimizer.param_groups)
@@ -123,7 +122,7 @@ def test_float32_stays_with_pytorchs_fused_form() -> None:
 
 @pytest.mark.parametrize("states", ["32", "bf16"])
 @pytest.mark.parametrize("text_weights", ["32", "bf16"])
-def test_states_take_the_bytes_that_are_said(
+def test_state_bytes_are_those_of_the_optimizer(
     states: Literal["32", "bf16"], text_weights: Literal["32", "bf16"]
 ) -> None:
     config = OptimizerConfig(states=states, text_weights=text_weights)
@@ -135,14 +134,15 @@ def test_states_take_the_bytes_that_are_said(
         assert parameter.dtype == (torch.bfloat16 if in_half else torch.float32), name
 
 
-def test_without_torchao_8_bits_are_refused_with_the_command_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_8_bit_states_without_torchao_show_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eight_bit, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'lakeclip\[low-bit\]'"):
         trained(OptimizerConfig(states="8bit"))
 
 
-def test_8_bit_states_are_a_quarter_and_go_on_from_plain_tensors() -> None:
-    pytest.importorskip("torchao", reason="8-bit states are torchao's")
+@pytest.mark.slow
+def test_8_bit_states_take_a_quarter_and_resume_from_plain_tensors() -> None:
+    pytest.importorskip("torchao", reason="8-bit states need torchao")
     config = with_paper_values(OptimizerConfig(states="8bit", lr=1e-2), "mine", is_resnet=False)
 
     def run(layer: nn.Linear, optimizer: torch.optim.Optimizer, seed: int) -> None:
@@ -160,7 +160,7 @@ def test_8_bit_states_are_a_quarter_and_go_on_from_plain_tensors() -> None:
     run(cut, first, 0)
     file = io.BytesIO()
     torch.save(first.state_dict(), file)
-    assert b"torchao" not in file.getvalue(), "a checkpoint can be read without it"
+    assert b"torchao" not in file.getvalue(), "a checkpoint can be read without torchao"
     weight = first.state_dict()["state"][0]["exp_avg"]
     assert weight["codes"].nbytes + weight["scale"].nbytes == state_bytes(config) / 2 * 256 * 64
     file.seek(0)

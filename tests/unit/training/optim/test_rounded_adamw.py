@@ -1,4 +1,4 @@
-"""AdamW in bfloat16: PyTorch's arithmetic, no trap for the second average, no stall of a weight, an exact resume."""
+"""AdamW in bfloat16: PyTorch's arithmetic, falling second moments, small weight updates, an exact resume."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lakeclip.training.adam import rounded_adamw
-from lakeclip.training.adam.rounded_adamw import RoundedAdamW
+from lakeclip.training.optim import rounded_adamw
+from lakeclip.training.optim.rounded_adamw import RoundedAdamW
 
 PLAIN: dict[str, Any] = {"lr": 1e-2, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.1}
 
@@ -35,7 +35,7 @@ def train(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], step
     eps=st.floats(1e-12, 1e-2),
     decay=st.floats(0, 1),
 )
-def test_in_float64_it_is_pytorchs(lr: float, beta1: float, beta2: float, eps: float, decay: float) -> None:
+def test_float64_equals_pytorchs_adamw(lr: float, beta1: float, beta2: float, eps: float, decay: float) -> None:
     flags: dict[str, Any] = {"lr": lr, "betas": (beta1, beta2), "eps": eps, "weight_decay": decay}
     start = torch.randn(3, 50, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
@@ -44,9 +44,9 @@ def test_in_float64_it_is_pytorchs(lr: float, beta1: float, beta2: float, eps: f
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-def test_pieces_of_any_layout_make_up_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Channels-last weights, a last piece that is shorter, and a gradient that lies otherwise in memory."""
-    monkeypatch.setitem(rounded_adamw._PIECE, "cpu", 7)
+def test_chunks_of_any_memory_layout_equal_pytorchs_adamw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels-last weights, a shorter last chunk, and a gradient with a different memory layout."""
+    monkeypatch.setitem(rounded_adamw._CHUNK_SIZE, "cpu", 7)
     start = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     ours = nn.Parameter(start.clone(memory_format=torch.channels_last))
     theirs = nn.Parameter(start.clone())
@@ -60,10 +60,10 @@ def averages(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tensor:
     return value
 
 
-def test_the_second_average_falls_when_the_gradients_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The trap: rounded to the nearest, at β2 = 0.999, a fall of 0.1% a step is lost every time."""
+def test_the_second_moment_falls_with_the_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With rounding to nearest, at β2 = 0.999, a decrease of 0.1% per step would be lost every time."""
 
-    def after_the_fall(state_dtype: torch.dtype) -> float:
+    def second_moment(state_dtype: torch.dtype) -> float:
         weight = nn.Parameter(torch.zeros(500))
         optimizer = RoundedAdamW([weight], **{**PLAIN, "betas": (0.9, 0.999)}, state_dtype=state_dtype)
         generator = torch.Generator().manual_seed(0)
@@ -73,16 +73,16 @@ def test_the_second_average_falls_when_the_gradients_do(monkeypatch: pytest.Monk
                 optimizer.step()
         return float(averages(optimizer, weight))
 
-    exact, ours = after_the_fall(torch.float32), after_the_fall(torch.bfloat16)
+    exact, ours = second_moment(torch.float32), second_moment(torch.bfloat16)
     assert ours == pytest.approx(exact, rel=0.01)
-    monkeypatch.setattr(rounded_adamw, "round_by_chance_", lambda values, bits: values)
-    assert after_the_fall(torch.bfloat16) > 3 * exact
+    monkeypatch.setattr(rounded_adamw, "stochastic_round_", lambda values, bits: values)
+    assert second_moment(torch.bfloat16) > 3 * exact
 
 
-def test_a_small_learning_rate_moves_weights_that_rounding_to_the_nearest_would_not(
+def test_a_small_learning_rate_moves_weights_unlike_with_rounding_to_nearest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Steps of 3e-4 towards 0 from 1, where bfloat16's next number is 4e-3 away."""
+    """Steps of 3e-4 from 1 towards 0, where the spacing of bfloat16 is 4e-3."""
 
     def after(dtype: torch.dtype) -> float:
         weight = nn.Parameter(torch.ones(1000, dtype=dtype))
@@ -96,14 +96,14 @@ def test_a_small_learning_rate_moves_weights_that_rounding_to_the_nearest_would_
     exact, ours = after(torch.float32), after(torch.bfloat16)
     assert exact == pytest.approx(0.78, abs=0.01)
     assert ours == pytest.approx(exact, rel=0.01)
-    monkeypatch.setattr(rounded_adamw, "round_by_chance_", lambda values, bits: values)
+    monkeypatch.setattr(rounded_adamw, "stochastic_round_", lambda values, bits: values)
     assert after(torch.bfloat16) == 1.0, "stalled"
 
 
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("states", [torch.bfloat16, None])
-def test_a_resume_goes_on_bit_for_bit(weights: torch.dtype, states: torch.dtype | None) -> None:
-    """Through a file read with weights_only; also float32 averages of bfloat16 weights, which PyTorch would cut."""
+def test_resume_is_exact(weights: torch.dtype, states: torch.dtype | None) -> None:
+    """Via a file, with weights_only; includes float32 averages of bfloat16 weights, which PyTorch would convert."""
     start = torch.randn(700, generator=torch.Generator().manual_seed(1)).to(weights)
     whole, cut = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     one = RoundedAdamW([whole], **PLAIN, state_dtype=states, seed=5)
@@ -123,7 +123,7 @@ def test_a_resume_goes_on_bit_for_bit(weights: torch.dtype, states: torch.dtype 
         assert torch.equal(second.state[cut][name], one.state[whole][name])
 
 
-def test_a_parameter_without_a_gradient_stays_and_has_no_states() -> None:
+def test_a_parameter_without_a_gradient_is_unchanged_and_has_no_state() -> None:
     used, unused = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     optimizer = RoundedAdamW([used, unused], **PLAIN, state_dtype=torch.bfloat16)
     train(optimizer, [used], 2)
@@ -131,7 +131,7 @@ def test_a_parameter_without_a_gradient_stays_and_has_no_states() -> None:
     assert set(optimizer.state) == {used}
 
 
-def test_a_gradient_that_is_not_a_number_is_not_hidden() -> None:
+def test_a_nan_gradient_gives_a_nan_weight() -> None:
     weight = nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
     weight.grad = torch.tensor([0x7FFF, 0x3F80, 0x3F80, 0x3F80], dtype=torch.int16).view(torch.bfloat16)
     RoundedAdamW([weight], **PLAIN, state_dtype=torch.bfloat16).step()

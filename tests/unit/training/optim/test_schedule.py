@@ -1,4 +1,4 @@
-"""The learning rate from the true number of steps."""
+"""Learning rate schedule over the number of steps of the run."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lakeclip.training.schedule import PAPER_WARMUP_STEPS, warmup_cosine, warmup_steps
+from lakeclip.training.optim.schedule import PAPER_WARMUP_STEPS, warmup_cosine, warmup_steps
 
 
 @given(total=st.integers(2, 5000), warmup=st.integers(0, 100))
 def test_rises_to_the_peak_and_falls_to_zero_within_the_run(total: int, warmup: int) -> None:
-    """Defect 12: the schedule spans the run, without restarts."""
+    """The schedule spans the run without restarts."""
     warmup = min(warmup, total - 1)
     factors = [warmup_cosine(step, warmup=warmup, total=total) for step in range(total + 1)]
     peak = max(0, warmup - 1)
@@ -23,7 +23,7 @@ def test_rises_to_the_peak_and_falls_to_zero_within_the_run(total: int, warmup: 
     assert factors[total] == pytest.approx(0.0)
 
 
-def test_half_way_down_is_half() -> None:
+def test_half_of_the_decay_is_half_of_the_peak() -> None:
     assert warmup_cosine(60, warmup=20, total=100) == pytest.approx(0.5)
 
 

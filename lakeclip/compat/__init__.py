@@ -1,0 +1,1 @@
+"""Keep the commands and classes of train-CLIP working."""

@@ -1,0 +1,1 @@
+"""Folders of image and caption files, read in place."""
