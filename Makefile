@@ -6,8 +6,8 @@ PEER   := .venv-peer
 BIN    := $(VENV)/bin
 
 # One thread a process, and one process more than two cores have: many tests wait for other processes. A process that
-# crashes ends the run: one that took its place could wait for ever for tests of the crashed one's groups.
-XDIST       := -n 3 --dist loadgroup --max-worker-restart 0
+# crashes ends the run: one that took its place could wait for ever for the tests of a file that the crashed one had.
+XDIST       := -n 3 --max-worker-restart 0
 PYTEST      := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(XDIST)
 PYTEST_PEER := OMP_NUM_THREADS=1 $(PEER)/bin/python -m pytest $(XDIST)
 

@@ -25,7 +25,7 @@ from common.machine import machine
 
 _ROOT = Path(__file__).resolve().parents[1]
 #: As in the Makefile.
-_PYTEST = ("-m", "pytest", "-n", "3", "--dist", "loadgroup", "--max-worker-restart", "0", "-q")
+_PYTEST = ("-m", "pytest", "-n", "3", "--max-worker-restart", "0", "-q")
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -28,6 +29,33 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("lakeclip")
+
+
+#: Files whose tests share what takes seconds to make: a server, a pretrained model, a run to resume.
+ONE_PROCESS_EACH = {
+    "tests/contract/test_docs.py",
+    "tests/integration/test_faults_data.py",
+    "tests/integration/test_finetune.py",
+    "tests/integration/test_remote.py",
+    "tests/integration/test_resume.py",
+    "tests/integration/test_resume_schedule.py",
+}
+
+
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each file of ONE_PROCESS_EACH to one test process, largest first, and then single tests to any.
+
+    xdist's `--dist loadgroup` with marks does the same up to pytest 8; pytest 9 no longer reads what it sets.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if file in ONE_PROCESS_EACH else nodeid
+
+    return Scheduler(config, log)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

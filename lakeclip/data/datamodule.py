@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.loops.loop import _Loop
+from lightning.pytorch.loops.progress import _ProcessedTracker
 
 from lakeclip.config.schema import check_setting
 from lakeclip.data.image_size_schedule import parse_image_size_schedule
@@ -239,6 +241,7 @@ class PairDataModule(L.LightningDataModule):
     def train_dataloader(self) -> PairLoader:
         """Return a loader whose first iteration begins at the current position; each later one is the next epoch."""
         self._require_full_batch()
+        self._begin_epoch()
         sampler = TrainSampler(
             self.train_stream,
             self.batch_size,
@@ -321,6 +324,18 @@ class PairDataModule(L.LightningDataModule):
             )
             start = DataPosition(start.step, start.epoch + 1, 0, start.samples_seen)
         self._start_position = start
+
+    def _begin_epoch(self) -> None:
+        """Make Lightning begin an epoch if it resumes at the end of one.
+
+        With `max_steps` it would continue the epoch that is over, with the first batch of the next.
+        """
+        if self.trainer is None or not self.trainer.fit_loop.restarting:
+            return
+        epochs = self.trainer.fit_loop.epoch_progress.current
+        assert isinstance(epochs, _ProcessedTracker)
+        if self.data_position.position == 0 and epochs.started == epochs.processed:
+            _Loop.restarting.fset(self.trainer.fit_loop, False)  # type: ignore[attr-defined]
 
     def _next_position(self) -> tuple[int, int]:
         """Return the epoch and position at which an iteration that begins now has to start."""

@@ -106,15 +106,18 @@ def load_progress(checkpoint: dict[str, Any], datamodule: PairDataModule) -> Tra
     if state is None:
         return TrainingProgress()
     progress = read_progress(checkpoint, state, datamodule.train_stream.plan.fingerprint)
-    counters = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    loop = checkpoint["loops"]["fit_loop"]
+    counters = loop["epoch_loop.batch_progress"]
     per_step = datamodule.batches_per_step
     if state["position"]:
         left = steps_left(
             progress.position, datamodule.num_train_rows, datamodule.samples_per_step, datamodule.max_steps_per_epoch
         )
-        # The batch that was fetched before a checkpoint may have been the epoch's last. And today's batches may be too
-        # large for the rest of the epoch.
+        # The batch that was fetched before a checkpoint may have been the epoch's last.
         counters["is_last_batch"] = left == 0
+        if not left:  # Today's batches are too large for the rest of the epoch, so it is over.
+            for count in ("total", "current"):
+                loop["epoch_progress"][count]["processed"] = loop["epoch_progress"][count]["started"]
         _shift(counters["current"], (datamodule.max_steps_per_epoch - left) * per_step)
     _shift(counters["total"], progress.step * per_step)
     return progress

@@ -39,9 +39,6 @@ _HAS = re.compile(r"<!-- the reader has: (.*) -->")
 _OF_OTHERS = "guides/coming-from.md"
 
 
-pytestmark = pytest.mark.xdist_group("docs")
-
-
 @pytest.fixture(scope="session")
 def earlier(tmp_path_factory: pytest.TempPathFactory, pairs_folder: Path, pairs_lake: Path) -> Path:
     """The files that earlier pages leave: two lakes, the quickstart's run, and a small version of the demo's."""

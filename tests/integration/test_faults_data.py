@@ -32,8 +32,6 @@ from tests.integration.faults import (
 from tests.integration.s3_server import BUCKET, S3Server
 from tests.integration.steps import HOLD_AT, release, wait_until_held
 
-pytestmark = pytest.mark.xdist_group("faults_data")  # one server for all of them
-
 NUM_ROWS = 1000
 #: Long enough that data is still to be read when the fault occurs.
 LONG = ("--max-steps", "120")

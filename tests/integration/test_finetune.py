@@ -24,8 +24,6 @@ from lakeclip.training.build import build_finetune_module, load_start
 from tests import preloaded
 from tests.integration.test_train import assert_same_weights, progress, start, stop_after, train_args
 
-pytestmark = pytest.mark.xdist_group("finetune")  # one pretrained model for all of them
-
 
 def finetune(*arguments: str) -> str:
     result = preloaded.run([preloaded.LAKECLIP, "finetune", *arguments], timeout=280)

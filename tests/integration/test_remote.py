@@ -33,8 +33,6 @@ from lakeclip.lake.remote import fetch
 from lakeclip.types import Batch
 from tests.integration.s3_server import BUCKET, S3Server
 
-pytestmark = pytest.mark.xdist_group("remote")  # one server for all of them
-
 NUM_ROWS = 900
 BATCH = 50
 ON_AMAZON = any("amazon" in path.read_text().lower() for path in Path("/sys/class/dmi/id").glob("*_vendor"))

@@ -39,8 +39,6 @@ from lakeclip.training.resume.settings import APPLIED, BY_CONTENT, FIXED, flag, 
 from tests.conftest import scene_samples
 from tests.integration.test_train import train_args
 
-pytestmark = pytest.mark.xdist_group("resume")  # the run that is resumed takes seconds to make
-
 LAST = "checkpoints/last.ckpt"
 #: Steps of an epoch of the runs here.
 EACH = 6
