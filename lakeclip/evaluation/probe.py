@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, from_numpy
 
 from lakeclip.errors import DataError
+from lakeclip.evaluation.chance import Standing, compare_with_chance
 from lakeclip.evaluation.registry import Evaluation, EvaluationData, EvaluationRows
 
 #: Decades of 1/C at which the sweep starts, and its final step.
@@ -64,11 +65,18 @@ class ProbeResult:
     num_single: int = 0
     num_unseen: int = 0
 
+    @property
+    def standing(self) -> Standing:
+        """Top-1 compared with always predicting the most frequent class."""
+        return compare_with_chance(self.top1, self.chance, self.num_test)
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values, as written by `lakeclip evaluate probe --json`."""
         return {
             "top1": self.top1,
+            "top1_interval_95": list(self.standing.interval),
             "chance": self.chance,
+            "verdict": self.standing.verdict,
             "regularisation": self.regularisation,
             "sweep": [list(point) for point in self.sweep],
             "few_shot": {str(number): share for number, share in self.few.items()},

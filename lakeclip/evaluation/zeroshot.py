@@ -56,7 +56,7 @@ class ZeroShotResult:
         classes: names, in the order of the matrix.
         confusion: (classes, classes) counts; rows are true classes, columns are predicted classes.
         top1: share of images (0…1) whose nearest class is correct.
-        top5: share whose class is among the five nearest; 1 if there are at most five classes.
+        top5: share whose class is among the five nearest; None if there are at most five classes.
         templates: prompts that the class names were inserted into.
         num_unlabelled, num_undecodable: rows that were skipped.
         calibration: calibration of the model's confidence; None if it was not computed.
@@ -67,7 +67,7 @@ class ZeroShotResult:
     classes: tuple[str, ...]
     confusion: NDArray[np.int64]
     top1: float
-    top5: float
+    top5: float | None
     templates: TemplateSet
     num_unlabelled: int = 0
     num_undecodable: int = 0
@@ -205,7 +205,7 @@ def score_predictions(
         classes=labels.classes,
         confusion=confusion,
         top1=float(np.trace(confusion) / len(targets)),
-        top5=num_top5 / len(targets),
+        top5=num_top5 / len(targets) if len(labels.classes) > predictions.nearest.shape[1] else None,
         templates=templates,
         num_unlabelled=labels.num_unlabelled,
         num_undecodable=num_undecodable,
@@ -233,7 +233,7 @@ def _score(data: EvaluationData) -> dict[str, float]:
     assert result.calibration is not None
     return {
         "zeroshot_top1": result.top1,
-        "zeroshot_top5": result.top5,
+        **({"zeroshot_top5": result.top5} if result.top5 is not None else {}),
         "zeroshot_mean_per_class": result.mean_per_class,
         "zeroshot_calibration_error": result.calibration.error,
     }

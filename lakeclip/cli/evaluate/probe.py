@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.table import Table
 
-from lakeclip.cli.output import console, plottable, save, writable
+from lakeclip.cli.output import console, plain, plottable, save, writable
 from lakeclip.evaluation.run import EncodeConfig, evaluate_probe
 
 if TYPE_CHECKING:
     from lakeclip.evaluation.probe import ProbeResult
+
+_ADVICE = (
+    "more images to score and to train on, if there are few; lakeclip inspect shows the labels; "
+    "lakeclip finetune --from openai:FILE starts from a model that knows images"
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,15 @@ def run_probe(flags: Probe) -> None:
 
 def _show(result: ProbeResult) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    low, high = result.standing.interval
+    if result.standing.is_guessing:
+        text = (
+            f"the features do no better than always predicting the most frequent class: top-1 is {result.standing}\n"
+            f"  next:  {_ADVICE}\n"
+        )
+        console().print(plain(text), soft_wrap=True)
     table.add_row("top-1", f"[bold]{result.top1:.1%}[/]", f"always the most frequent class: {result.chance:.1%}")
+    table.add_row("", "", f"95% interval {low:.1%} to {high:.1%}")
     for number, share in result.few.items():
         left_out = result.few_left_out.get(number, 0)
         rest = f"without {left_out:,} of {result.num_classes:,} classes, which have fewer images" if left_out else ""

@@ -79,7 +79,7 @@ def _show(result: ZeroShotResult) -> None:
         "top-1", f"[bold]{result.top1:.1%}[/]", f"{result.top1 / result.chance:.1f}× chance ({result.chance:.1%})"
     )
     table.add_row("", "", f"95% interval {low:.1%} to {high:.1%}")
-    if len(result.classes) > 5:
+    if result.top5 is not None:
         table.add_row("top-5", f"{result.top5:.1%}")
     table.add_row("mean per class", f"{result.mean_per_class:.1%}")
     if calibration := result.calibration:

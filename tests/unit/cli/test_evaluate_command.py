@@ -187,7 +187,12 @@ def test_probe(a_run: Path, lake: str, tmp_path: Path, capsys: pytest.CaptureFix
     content = json.loads(file.read_text())
     assert content["num_train"] == content["num_test"] == 40
     assert set(content["few_shot"]) == {"1", "2"}
-    assert f"{content['top1']:.1%}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"{content['top1']:.1%}" in shown
+    low, high = content["top1_interval_95"]
+    assert f"95% interval {low:.1%} to {high:.1%}" in shown
+    assert (content["verdict"] == "learning") == (low > content["chance"])
+    assert ("no better than always predicting the most frequent class" in shown) == (low <= content["chance"])
 
 
 def test_report(a_run: Path, lake: str, capsys: pytest.CaptureFixture[str]) -> None:
