@@ -60,6 +60,13 @@ class PretrainedWeights:
     assumed: tuple[str, ...] = ()
     tokenizer: Tokenize | None = None
 
+    def with_tokenizer(self, tokenizer: Tokenize, pad_token: int | None = None) -> PretrainedWeights:
+        """Return these weights with a tokenizer, and the token id with which it pads."""
+        config = self.model_config
+        if pad_token is not None:
+            config = dataclasses.replace(config, pad_token=pad_token)
+        return dataclasses.replace(self, tokenizer=tokenizer, model_config=config)
+
     @property
     def scalars(self) -> dict[str, float]:
         """Learned scalars of the loss by name."""
@@ -165,6 +172,7 @@ def parse_weights(
     *,
     config: ModelConfig | None = None,
     heads: int | None = None,
+    settings: Mapping[str, Any] | None = None,
     assumed: tuple[str, ...] = (),
     tokenizer: Tokenize | None = None,
 ) -> PretrainedWeights:
@@ -175,6 +183,7 @@ def parse_weights(
         weights: weights under OpenAI's names, of any floating-point type.
         config: the model that the weights must fit. Default: inferred from the shapes, with OpenAI's settings.
         heads: attention heads of the text tower, to infer the model. Default: heads 64 wide, as in OpenAI's models.
+        settings: other fields of the model, to infer the rest. Default: OpenAI's.
         assumed: assumptions to record in the result.
         tokenizer: the model's tokenizer. Default: CLIP's own.
 
@@ -183,7 +192,7 @@ def parse_weights(
     """
     allowed = f"the names, shapes and floating-point types of OpenAI's models, in the layout {layout}"
     if config is None:
-        config = _infer_config(path, layout, weights, heads)
+        config = _infer_config(path, layout, weights, heads, settings or {})
     else:
         allowed = "the names and shapes that the configuration beside the weights describes"
         if problems := size_problems(config):
@@ -208,7 +217,9 @@ def parse_weights(
     )
 
 
-def _infer_config(path: Path, layout: str, weights: Mapping[str, Tensor], heads: int | None) -> ModelConfig:
+def _infer_config(
+    path: Path, layout: str, weights: Mapping[str, Tensor], heads: int | None, settings: Mapping[str, Any]
+) -> ModelConfig:
     """Infer the model's sizes from the shapes, as OpenAI's and open_clip's code do."""
 
     def shape(key: str, dims: int) -> tuple[int, ...]:
@@ -225,6 +236,10 @@ def _infer_config(path: Path, layout: str, weights: Mapping[str, Tensor], heads:
     def count(pattern: str) -> int:
         return len({match[1] for key in weights if (match := re.match(pattern, key))})
 
+    def mlp_width(tower: str, width: int) -> int | None:
+        inner = weights.get(f"{tower}.resblocks.0.mlp.c_fc.weight")
+        return None if inner is None or len(inner) == 4 * width else len(inner)
+
     layers: int | tuple[int, int, int, int]
     if _VIT_POSITIONS in weights:
         positions, cell = _VIT_POSITIONS, shape("visual.conv1.weight", 4)[3]
@@ -235,11 +250,14 @@ def _infer_config(path: Path, layout: str, weights: Mapping[str, Tensor], heads:
         width, patch_size = shape("visual.conv3.weight", 4)[0], None
         layer1, layer2, layer3, layer4 = (count(rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
         layers = (layer1, layer2, layer3, layer4)
+    first = int(settings.get("vision_class_token", True))
     tokens = shape(positions, 2)[0]
-    side = math.isqrt(max(tokens - 1, 0))
-    if side**2 + 1 != tokens:
+    side = math.isqrt(max(tokens - first, 0))
+    if side**2 + first != tokens:
         raise _unsupported_sizes(
-            path, f"{positions} has {tokens} rows", "1 plus the number of cells of a square grid, as images are square"
+            path,
+            f"{positions} has {tokens} rows",
+            f"{'1 plus ' if first else ''}the number of cells of a square grid, as images are square",
         )
     vocab_size, text_width = shape("token_embedding.weight", 2)
     if heads is None and text_width % HEAD_WIDTH:
@@ -248,9 +266,13 @@ def _infer_config(path: Path, layout: str, weights: Mapping[str, Tensor], heads:
             f"a text tower {text_width} wide; its weights do not tell its number of attention heads",
             f"a multiple of {HEAD_WIDTH}, the width of a head in OpenAI's models",
         )
+    projection = settings.get("text_projection", "matrix")
     config = ModelConfig(
-        embed_dim=shape("text_projection", 2)[1],
-        image_resolution=side * cell,
+        embed_dim=text_width
+        if projection == "none"
+        else shape("text_projection.weight", 2)[0]
+        if projection == "linear"
+        else shape("text_projection", 2)[1],
         vision_layers=layers,
         vision_width=width,
         vision_patch_size=patch_size,
@@ -259,6 +281,12 @@ def _infer_config(path: Path, layout: str, weights: Mapping[str, Tensor], heads:
         transformer_width=text_width,
         transformer_heads=heads or text_width // HEAD_WIDTH,
         transformer_layers=count(r"transformer\.resblocks\.(\d+)\."),
+        **{
+            "image_resolution": side * cell,
+            "vision_mlp_width": mlp_width("visual.transformer", width) if patch_size else None,
+            "transformer_mlp_width": mlp_width("transformer", text_width),
+            **settings,
+        },
     )
     if problems := size_problems(config):
         raise _unsupported_sizes(path, "; ".join(problems), "")

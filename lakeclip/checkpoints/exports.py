@@ -127,6 +127,10 @@ def _write_huggingface(model: CLIP, out: Path, dtype: torch.dtype, tokenize: Tok
     write_huggingface(model, out, dtype=dtype, tokenizer=tokenize)
 
 
+def _write_open_clip(model: CLIP, out: Path, dtype: torch.dtype, tokenize: Tokenize | None) -> None:
+    write_open_clip(model, out, dtype=dtype, tokenizer=tokenize)
+
+
 def _by_lakeclip(name: str) -> Callable[[Path, CLIP], tuple[Encoders, str]]:
     """Return a function that reads an export back with lakeclip's reader."""
 
@@ -162,7 +166,7 @@ _Reader = Callable[[Path, CLIP], tuple[Encoders, str]]
 #: Layout → its writer, and the reader that checks it.
 FORMATS: dict[str, tuple[_Writer, _Reader]] = {
     "openai": (lambda model, out, dtype, _: write_openai(model, out, dtype=dtype), _by_lakeclip("openai")),
-    "open_clip": (lambda model, out, dtype, _: write_open_clip(model, out, dtype=dtype), _by_lakeclip("open_clip")),
+    "open_clip": (_write_open_clip, _by_lakeclip("open_clip")),
     "huggingface": (_write_huggingface, _by_transformers),
     "safetensors": (_write_safetensors, _by_lakeclip("safetensors")),
     "onnx": (lambda model, out, dtype, _: write_onnx(model, out, dtype=dtype), _by_onnxruntime),

@@ -197,7 +197,8 @@ def read_config(folder: Path) -> Description:
         transformer_width=width,
         transformer_heads=heads,
         transformer_layers=text["num_hidden_layers"],
-        activation=_ACTIVATIONS[text["hidden_act"]],
+        activation=(activation := _ACTIVATIONS[vision["hidden_act"]]),
+        text_activation=None if (other := _ACTIVATIONS[text["hidden_act"]]) == activation else other,
         layer_norm_eps=float(text["layer_norm_eps"]),
         # Values that follow from the others stay None, so that OpenAI's models have the configurations of the zoo.
         vision_heads=None if image_heads * HEAD_WIDTH == image_width else image_heads,
@@ -244,11 +245,11 @@ def config_content(family: Family, config: ModelConfig, dtype: str, tokens: Mapp
     """
     assert isinstance(config.vision_layers, int), "checked by the caller: no ResNet"
     common = {
-        "hidden_act": _ACTIVATION_NAMES[config.activation],
         "layer_norm_eps": config.layer_norm_eps,
         "attention_dropout": 0.0,
     }
     text = common | {
+        "hidden_act": _ACTIVATION_NAMES[config.text_activation or config.activation],
         "model_type": f"{family.model_type}_text_model",
         "hidden_size": config.transformer_width,
         "intermediate_size": config.transformer_mlp_width or 4 * config.transformer_width,
@@ -259,6 +260,7 @@ def config_content(family: Family, config: ModelConfig, dtype: str, tokens: Mapp
         **tokens,
     }
     vision = common | {
+        "hidden_act": _ACTIVATION_NAMES[config.activation],
         "model_type": f"{family.model_type}_vision_model",
         "hidden_size": config.vision_width,
         "intermediate_size": config.vision_mlp_width or 4 * config.vision_width,
@@ -416,9 +418,6 @@ def _check_towers(folder: Path, family: Family, text: Mapping[str, Any], vision:
         if values["attention_dropout"]:
             found.append(f"attention_dropout {values['attention_dropout']} in {part}")
             allowed.append("no attention_dropout")
-    if not found and _ACTIVATIONS[text["hidden_act"]] != _ACTIVATIONS[vision["hidden_act"]]:
-        found.append(f"hidden_act {text['hidden_act']!r} of texts, {vision['hidden_act']!r} of images")
-        allowed.append("one hidden_act for both")
     if text["layer_norm_eps"] != vision["layer_norm_eps"]:
         found.append(f"layer_norm_eps {text['layer_norm_eps']} of texts, {vision['layer_norm_eps']} of images")
         allowed.append("one layer_norm_eps for both")

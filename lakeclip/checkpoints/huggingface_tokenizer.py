@@ -13,6 +13,7 @@ from lakeclip.checkpoints.convert import NotNativeError
 from lakeclip.checkpoints.huggingface_config import CLIP_FAMILY, HIGHEST_ID, Description, Family, read_json
 from lakeclip.config.schema import ModelConfig
 from lakeclip.errors import CheckpointError, ConfigError
+from lakeclip.text.cleaning import Cleaning
 from lakeclip.text.huggingface import FixedLengthTokenizer, HuggingFaceTokenizer, file_bytes
 from lakeclip.text.tokenizer import VOCAB_SIZE, Tokenizer, merges, vocabulary
 from lakeclip.types import Tokenize
@@ -53,7 +54,7 @@ def read_tokenizer(folder: Path, description: Description) -> tuple[Tokenize | N
         NotNativeError: lakeclip's own model cannot compute with its token ids.
     """
     vocab_size = description.config.vocab_size
-    if not any((folder / name).is_file() for name in _FILES):
+    if not has_tokenizer(folder):
         if description.family is CLIP_FAMILY and vocab_size == VOCAB_SIZE:
             return None, (f"CLIP's tokenizer: there is none in {folder.name}, and the vocabulary is as large",)
         return MissingTokenizer(folder, "a folder without a tokenizer"), ()
@@ -156,13 +157,22 @@ def _entries(value: object) -> Iterable[Mapping[str, Any]]:
     return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
-def _huggingface_tokenizer(folder: Path, description: Description) -> FixedLengthTokenizer:
+def has_tokenizer(folder: Path) -> bool:
+    """Return True if a folder has the files of a tokenizer."""
+    return any((folder / name).is_file() for name in _FILES)
+
+
+def load_tokenizer(folder: Path, config: ModelConfig, cleaning: Cleaning = "none") -> FixedLengthTokenizer:
+    """Load the tokenizer in a folder with transformers, for a model that takes ids as long as its context.
+
+    Raises:
+        CheckpointError: it cannot be loaded, or its ids are not in the model's vocabulary.
+    """
     from transformers import AutoTokenizer
 
-    config = description.config
     try:
         loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        tokenizer = FixedLengthTokenizer(loaded, config.context_length)
+        tokenizer = FixedLengthTokenizer(loaded, config.context_length, cleaning)
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, ConfigError) as error:
         raise CheckpointError(
             f"the tokenizer in {folder} cannot be loaded",
@@ -175,6 +185,12 @@ def _huggingface_tokenizer(folder: Path, description: Description) -> FixedLengt
             found=f"{len(loaded):,} tokens, a vocabulary of {config.vocab_size:,} in the model",
             allowed="a tokenizer whose ids are all in the model's vocabulary",
         )
+    return tokenizer
+
+
+def _huggingface_tokenizer(folder: Path, description: Description) -> FixedLengthTokenizer:
+    tokenizer = load_tokenizer(folder, description.config)
+    loaded = tokenizer.tokenizer
     if description.family is CLIP_FAMILY:
         ids = loaded("a").input_ids
         _check_end(folder, description, int(ids[-1]) if ids else -1)

@@ -183,8 +183,12 @@ def restore_tokenizer(path: Path, lineage: Mapping[str, Any]) -> Tokenize:
     if tokenizer["kind"] == "clip-bpe":
         return Tokenizer(tokenizer["context_length"])
     if tokenizer["kind"] == "huggingface":
-        kind = FixedLengthTokenizer if tokenizer.get("fixed_length") else HuggingFaceTokenizer
-        return kind.from_files(tokenizer["files"], tokenizer["context_length"])
+        files, length = tokenizer["files"], tokenizer["context_length"]
+        if not tokenizer.get("fixed_length"):
+            return HuggingFaceTokenizer.from_files(files, length)
+        restored = FixedLengthTokenizer.from_files(files, length)
+        restored.cleaning = tokenizer.get("cleaning", "none")
+        return restored
     is_own = "image_class" in lineage["model"]["config"]
     arguments = "model=YOUR_MODEL, tokenize=YOUR_TOKENIZER" if is_own else "tokenize=YOUR_TOKENIZER"
     raise CheckpointError(

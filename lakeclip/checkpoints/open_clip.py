@@ -1,9 +1,8 @@
 """Read and write open_clip's layout (github.com/mlfoundations/open_clip).
 
-The names are OpenAI's; some files have the text tower under `text.`. open_clip supports more models than lakeclip. Some
-differ in their weights' names. Others do not: those with GELU instead of QuickGELU (most of open_clip's own models),
-with heads that are not 64 wide, or with another text feature than that of the end-of-text token. For these, the reader
-checks open_clip_config.json, which open_clip writes beside the weights.
+The names are OpenAI's; some files have the text tower under `text.`, and SigLIP's image tower has timm's names. What
+the weights do not reveal, such as the activation or the width of a head, is in open_clip_config.json, which open_clip
+writes beside the weights (see `open_clip_config`).
 """
 
 from __future__ import annotations
@@ -12,163 +11,156 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lakeclip.checkpoints.convert import PretrainedWeights, parse_weights, read_state_dict, unsupported_settings
+from lakeclip.checkpoints.convert import NotNativeError, PretrainedWeights, parse_weights, read_state_dict
+from lakeclip.checkpoints.huggingface_tokenizer import MissingTokenizer, has_tokenizer, load_tokenizer
+from lakeclip.checkpoints.open_clip_config import CONFIG, OpenClipSettings, config_content, read_settings
+from lakeclip.checkpoints.open_clip_names import from_open_clip, from_timm, to_custom_text, to_timm
 from lakeclip.errors import CheckpointError
-from lakeclip.models.clip import CLIP, IMAGE_MEAN, IMAGE_STD
+from lakeclip.hub import find_weights, resolve_folder
+from lakeclip.models.clip import CLIP
 from lakeclip.models.vision_transformer import HEAD_WIDTH
+from lakeclip.text.huggingface import HuggingFaceTokenizer, file_bytes
+from lakeclip.text.tokenizer import VOCAB_SIZE
+from lakeclip.types import Tokenize
 
 LAYOUT = "open_clip"
-CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+WEIGHTS = "open_clip_model.safetensors"
 
-#: Names text.X of `CustomTextCLIP` that are X in OpenAI's layout.
-_TEXT = re.compile(
-    r"text\.(token_embedding\.|positional_embedding$|transformer\.resblocks\.|ln_final\.|text_projection$)"
-)
-
-#: Unsupported kinds of models, by names that only they have.
-_UNSUPPORTED = {
-    "an image tower of timm": r"visual\.trunk\.|visual\.head\.",
+#: Models that lakeclip's own networks do not compute, by names of weights that only they have.
+_NOT_NATIVE = {
+    "an image tower of timm": r"visual\.(head|trunk\.(?!(patch_embed\.proj|pos_embed|blocks|norm|attn_pool)\b))",
     "a text tower of Hugging Face": r"text\.(transformer\.(?!resblocks\.)|proj\.|pooler\.)",
     "CoCa, which writes captions": r"text_decoder\.|text\.cls_emb$|cls_emb$",
     "attentional pooling": r"visual\.attn_pool",
-    "a text projection with a bias": r"(text\.)?text_projection\.",
-    "LayerScale": r".*\.ls_[12]\.gamma$",
+    "LayerScale": r".*\.ls_?[12]\.gamma$",
     "normalised or scaled attention": r".*\.(attn\.(ln_|logit_scale|head_scale)|ln_attn\.|mlp\.ln\.)",
     "a model in the layout of Hugging Face": r"(vision_model|text_model)\.",
+}
+#: Names of weights of models that lakeclip computes, if a configuration says how.
+_NEEDS_CONFIG = {
+    "an image tower of timm": r"visual\.trunk\.",
+    "a text projection with a bias": r"(text\.)?text_projection\.",
 }
 
 #: Width of the heads of open_clip's larger image towers, by the tower's width. All other heads are 64 wide.
 _HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
-
-#: Settings that weights do not reveal, with the values that lakeclip implements. All but the first are open_clip's
-#: defaults.
-_SUPPORTED: dict[str, dict[str, Any]] = {
-    "model_cfg": {"quick_gelu": True},
-    "vision_cfg": {
-        "head_width": HEAD_WIDTH,
-        "pool_type": "tok",
-        "no_ln_pre": False,
-        "final_ln_after_pool": False,
-        "act_kwargs": None,
-        "norm_kwargs": None,
-    },
-    "text_cfg": {
-        "pool_type": "argmax",
-        "no_causal_mask": False,
-        "final_ln_after_pool": False,
-        "act_kwargs": None,
-        "norm_kwargs": None,
-        "hf_tokenizer_name": None,
-        "tokenizer_kwargs": None,
-    },
-    "preprocess_cfg": {"mean": list(IMAGE_MEAN), "std": list(IMAGE_STD)},
-}
-_DEFAULT_TEXT_HEADS = 8
 
 
 def read_open_clip(path: str | Path) -> PretrainedWeights:
     """Read weights in open_clip's layout without building the model.
 
     Settings that weights do not reveal are read from open_clip_config.json in the same folder, which open_clip writes
-    for every model that it publishes. A model that lakeclip would compute differently is rejected, in particular one
-    without `quick_gelu`: with another activation every feature is slightly wrong, so a warning would not suffice.
-    (open_clip omits `quick_gelu` when it saves OpenAI's weights. Read those with `read_openai`.)
-
-    Without that file, QuickGELU and heads 64 wide are assumed. The result's `assumed` says so: show it to the user.
+    for every model that it publishes. Without that file, QuickGELU and heads 64 wide are assumed. The result's
+    `assumed` says so: show it to the user.
 
     Args:
-        path: a state dict by `torch.save` or safetensors, or a checkpoint of open_clip's training. Its classes `CLIP`
-            and `CustomTextCLIP` are supported, also if trained with the sigmoid objective.
+        path: a folder with weights and configuration; a state dict by `torch.save` or safetensors, or a checkpoint of
+            open_clip's training; or a model's name on the Hugging Face hub (org/name).
 
     Raises:
-        CheckpointError: missing, damaged, not only weights, or a model that lakeclip cannot reproduce exactly.
+        CheckpointError: missing, damaged, not only weights, or with settings that lakeclip does not know.
+        NotNativeError: a model that lakeclip's own networks cannot compute.
     """
-    path = Path(path)
+    path = resolve_folder(path, LAYOUT)
+    if path.is_dir():
+        path = find_weights(path, LAYOUT) or path
     weights = read_state_dict(path, LAYOUT)
-    for kind, pattern in _UNSUPPORTED.items():
-        if keys := [key for key in weights if re.match(pattern, key)]:
-            raise CheckpointError(
-                f"{path} contains a model that lakeclip does not support: {kind}",
-                found=f"{', '.join(keys[:3])}" + (f" (and {len(keys) - 3} more)" if len(keys) > 3 else ""),
-                allowed="open_clip's own VisionTransformer or ModifiedResNet, and its own text transformer",
-            )
-    weights = _rename_text_keys(weights)
+    _check_names(path, weights, _NOT_NATIVE, "open_clip's own CLIP, or its SigLIP with timm's image tower")
     config_file = path.parent / CONFIG
-    if config_file.is_file():
-        return parse_weights(path, LAYOUT, weights, heads=_text_heads(path, config_file))
-    return parse_weights(path, LAYOUT, weights, assumed=_assumptions(path, weights))
+    if not config_file.is_file():
+        needed = f"a model that its weights describe; others need {CONFIG} beside them"
+        _check_names(path, weights, _NEEDS_CONFIG, needed)
+        weights = from_open_clip(weights)
+        return parse_weights(path, LAYOUT, weights, assumed=_assumptions(path, weights))
+    described = read_settings(config_file)
+    weights = from_open_clip(weights)
+    weights = from_timm(weights) if described.timm else weights
+    found = parse_weights(
+        path, LAYOUT, weights, heads=described.heads, settings=_settings(config_file, described, weights)
+    )
+    return _with_tokenizer(found, described)
 
 
-def write_open_clip(model: CLIP, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
+def _settings(file: Path, described: OpenClipSettings, weights: Mapping[str, Tensor]) -> dict[str, object]:
+    """Return a configuration's settings, with the number of heads that follows from their width."""
+    settings = dict(described.settings)
+    head_width = settings.pop("head_width", None)
+    if head_width in (None, HEAD_WIDTH):
+        return settings
+    if "visual.positional_embedding" not in weights:
+        raise NotNativeError(
+            f"lakeclip's own model cannot compute the features of {file.parent}",
+            found=f"a ResNet with heads {head_width} wide, according to {CONFIG}",
+            allowed=f"head_width {HEAD_WIDTH}",
+        )
+    width = len(weights["visual.conv1.weight"]) if "visual.conv1.weight" in weights else 0
+    return settings | {"vision_heads": width // head_width}
+
+
+def _with_tokenizer(found: PretrainedWeights, described: OpenClipSettings) -> PretrainedWeights:
+    """Add the model's tokenizer, and the id with which it pads."""
+    config, folder = found.model_config, found.path.parent
+    if described.tokenizer is None:
+        if config.vocab_size >= VOCAB_SIZE:
+            return found
+        reason = f"CLIP's, which has {VOCAB_SIZE:,} tokens; the model has {config.vocab_size:,}"
+        return found.with_tokenizer(MissingTokenizer(folder, reason))
+    if not has_tokenizer(folder):
+        reason = f"a folder without the tokenizer {described.tokenizer}, which {CONFIG} names"
+        return found.with_tokenizer(MissingTokenizer(folder, reason))
+    tokenizer = load_tokenizer(folder, config, described.cleaning)
+    return found.with_tokenizer(tokenizer, pad_token=int(tokenizer.tokenizer.pad_token_id))
+
+
+def write_open_clip(
+    model: CLIP, folder: Path, *, dtype: torch.dtype = torch.float32, tokenizer: Tokenize | None = None
+) -> None:
     """Write a folder with configuration and weights, which open_clip loads as "local-dir:FOLDER".
 
     Args:
         folder: created if missing.
         dtype: type of the weights.
+        tokenizer: the model's tokenizer. Default: CLIP's own.
 
     Raises:
-        CheckpointError: lakeclip cannot write the model's settings in this layout.
+        CheckpointError: open_clip has no model that computes the same.
     """
-    config = model.config
-    if different := unsupported_settings(config):
-        raise CheckpointError(
-            "this model cannot be exported to open_clip's layout, for which lakeclip writes OpenAI's settings only",
-            found=different,
-            next_step="--to huggingface or --to safetensors",
-        )
-    layers = config.vision_layers
-    content: dict[str, Any] = {
-        "model_cfg": {
-            "embed_dim": config.embed_dim,
-            "quick_gelu": True,
-            "vision_cfg": {
-                "image_size": config.image_resolution,
-                "layers": layers if isinstance(layers, int) else list(layers),
-                "width": config.vision_width,
-                "patch_size": config.vision_patch_size,
-            },
-            "text_cfg": {
-                "context_length": config.context_length,
-                "vocab_size": config.vocab_size,
-                "width": config.transformer_width,
-                "heads": config.transformer_heads,
-                "layers": config.transformer_layers,
-            },
-        },
-        "preprocess_cfg": {
-            "size": config.image_resolution,
-            "mode": "RGB",
-            "mean": list(IMAGE_MEAN),
-            "std": list(IMAGE_STD),
-            "interpolation": "bicubic",
-            "resize_mode": "shortest",
-        },
-    }
-    if config.vision_patch_size is None:
-        del content["model_cfg"]["vision_cfg"]["patch_size"]
-    if model.logit_bias is not None:
-        content["model_cfg"]["init_logit_bias"] = float(model.logit_bias.detach())
+    files: dict[str, bytes] = {}
+    name = None
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        files = {file: file_bytes(text) for file, text in tokenizer.files().items()}
+        # open_clip reads the tokenizer's files beside the configuration, whatever its name.
+        name = str(tokenizer.tokenizer.name_or_path or "tokenizer")
+    bias = None if model.logit_bias is None else float(model.logit_bias.detach())
+    content = config_content(model.config, bias=bias, tokenizer=name)
+    if (cleaning := getattr(tokenizer, "cleaning", "none")) != "none":
+        content["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"clean": cleaning}
+    weights = dict(model.state_dict())
+    if content["model_cfg"].get("custom_text"):
+        weights = to_custom_text(to_timm(weights))
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
-        name: value.to(dtype).contiguous() if value.is_floating_point() else value
-        for name, value in model.state_dict().items()
+        name: value.to(dtype).contiguous() if value.is_floating_point() else value for name, value in weights.items()
     }
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    for file, data in files.items():
+        (folder / file).write_bytes(data)
     (folder / CONFIG).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _rename_text_keys(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    renamed = {}
-    for key, value in weights.items():
-        name = key.removeprefix("text.") if _TEXT.match(key) else key
-        renamed[key if name in weights else name] = value
-    return renamed
+def _check_names(path: Path, weights: Mapping[str, Tensor], kinds: Mapping[str, str], allowed: str) -> None:
+    for kind, pattern in kinds.items():
+        if keys := [key for key in weights if re.match(pattern, key)]:
+            raise NotNativeError(
+                f"{path} contains a model that lakeclip does not support: {kind}",
+                found=f"{', '.join(keys[:3])}" + (f" (and {len(keys) - 3} more)" if len(keys) > 3 else ""),
+                allowed=allowed,
+            )
 
 
 def _assumptions(path: Path, weights: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -194,57 +186,3 @@ def _assumptions(path: Path, weights: Mapping[str, Tensor]) -> tuple[str, ...]:
         f"QuickGELU, not GELU: the weights do not tell, and there is no {CONFIG} beside {path.name}",
         f"attention heads {HEAD_WIDTH} wide",
     )
-
-
-def _text_heads(path: Path, config_file: Path) -> int:
-    """Check a configuration, and return the text tower's number of heads, the one size that weights do not reveal."""
-    parts = _read_config(config_file)
-    wrong, right = [], []
-    for part, supported in _SUPPORTED.items():
-        for setting, value in supported.items():
-            given = parts[part].get(setting, False if setting == "quick_gelu" else value)
-            if given != value:
-                wrong.append(f"{setting}: {json.dumps(given)} in {part}")
-                right.append(f"{setting}: {json.dumps(value)}")
-    size = parts["vision_cfg"].get("image_size")
-    if isinstance(size, list) and len(set(size)) > 1:
-        wrong.append(f"image_size: {json.dumps(size)} in vision_cfg")
-        right.append("square images")
-    if wrong:
-        gelu = "quick_gelu" in wrong[0]
-        raise CheckpointError(
-            f"lakeclip and open_clip would compute different features from {path}",
-            found="; ".join(wrong) + f", according to {CONFIG} beside it",
-            allowed="; ".join(right),
-            next_step=f"if these are OpenAI's own weights, which have QuickGELU: openai:{path}" if gelu else "",
-        )
-    heads = parts["text_cfg"].get("heads", _DEFAULT_TEXT_HEADS)
-    if not isinstance(heads, int) or heads < 1:
-        raise CheckpointError(
-            f"{config_file} is invalid", found=f"heads: {json.dumps(heads)}", allowed="a number of heads"
-        )
-    return heads
-
-
-def _read_config(path: Path) -> dict[str, dict[str, Any]]:
-    """Read the sections of a configuration that `_SUPPORTED` lists."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read", found=str(error).splitlines()[0]) from None
-    content = content if isinstance(content, dict) else {}
-    model = content.get("model_cfg", content)
-    model = model if isinstance(model, dict) else {}
-    parts = {
-        "model_cfg": model,
-        "vision_cfg": model.get("vision_cfg"),
-        "text_cfg": model.get("text_cfg"),
-        "preprocess_cfg": content.get("preprocess_cfg", {}),
-    }
-    if missing := [name for name, part in parts.items() if not isinstance(part, dict)]:
-        raise CheckpointError(
-            f"{path} is not a configuration of open_clip",
-            found=f"no {' and no '.join(missing)}",
-            next_step="move it away if it belongs to something else",
-        )
-    return parts

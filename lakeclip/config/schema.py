@@ -46,7 +46,7 @@ class ModelConfig:
     transformer_heads: int
     transformer_layers: int
     activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
-    """Activation of both towers' MLPs."""
+    """Activation of the image transformer's MLPs, and of the text transformer's unless `text_activation` is set."""
     layer_norm_eps: float = 1e-5
     """Number that every layer norm adds to the variance."""
     vision_heads: int | None = None
@@ -64,6 +64,8 @@ class ModelConfig:
     """Normalise the tokens of an image before the first block."""
     vision_projection: Literal["matrix", "none"] = "matrix"
     """Projection of the image feature to the shared space."""
+    text_activation: Literal["quick_gelu", "gelu", "gelu_tanh"] | None = None
+    """Activation of the text transformer's MLPs. Default: `activation`."""
     transformer_mlp_width: int | None = None
     """Width between the two layers of the text transformer's MLPs. Default: 4 times the tower's."""
     text_pool: Literal["eot", "last", "first"] = "eot"

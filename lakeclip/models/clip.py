@@ -64,7 +64,9 @@ class CLIP(nn.Module):
             config.transformer_layers,
             config.transformer_heads,
             causal=config.causal,
-            settings=BlockSettings(config.activation, config.transformer_mlp_width, config.layer_norm_eps),
+            settings=BlockSettings(
+                config.text_activation or config.activation, config.transformer_mlp_width, config.layer_norm_eps
+            ),
         )
         self.token_embedding = nn.Embedding(config.vocab_size, config.transformer_width)
         self.positional_embedding = nn.Parameter(torch.empty(config.context_length, config.transformer_width))

@@ -71,7 +71,7 @@ def make_lineage(
     if isinstance(tokenizer, HuggingFaceTokenizer):
         tokenizer_entry["files"] = tokenizer.files()
         if isinstance(tokenizer, FixedLengthTokenizer):
-            tokenizer_entry["fixed_length"] = True
+            tokenizer_entry |= {"fixed_length": True, "cleaning": tokenizer.cleaning}
     return {
         "format": FORMAT,
         "version": version("lakeclip"),

@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from lakeclip.errors import ConfigError
+from lakeclip.text.cleaning import Cleaning, clean
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
@@ -117,11 +118,31 @@ class FixedLengthTokenizer(HuggingFaceTokenizer):
     """Tokenizer of captions to a tensor of ids, all as long as the model's context, for `CLIP`. Picklable.
 
     A model that attends to padding, such as SigLIP, was trained with all of it.
+
+    Args:
+        tokenizer, max_length: as for `HuggingFaceTokenizer`.
+        cleaning: how captions are cleaned first.
     """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None, cleaning: Cleaning = "none"
+    ) -> None:
+        super().__init__(tokenizer, max_length)
+        self.cleaning: Cleaning = cleaning
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the vocabulary and the rules that determine the ids, stored in checkpoints."""
+        rules = super().fingerprint
+        return rules if self.cleaning == "none" else hashlib.sha256(f"{rules} {self.cleaning}".encode()).hexdigest()
 
     def __call__(self, texts: Sequence[str]) -> Any:
         """Return token ids, (batch, context) int64."""
         encoding = self.tokenizer(
-            list(texts), padding="max_length", truncation=True, max_length=self.max_length, return_tensors="pt"
+            [clean(text, self.cleaning) for text in texts],
+            padding="max_length",
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
         )
         return encoding["input_ids"]

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import html
 import zlib
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-import ftfy
 import numpy as np
 import regex
 import torch
@@ -26,6 +24,7 @@ from tokenizers.models import BPE
 from torch import Tensor
 
 from lakeclip.errors import DataError
+from lakeclip.text.cleaning import repair
 
 MERGES_FILE = Path(__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
 #: Hash of the decompressed table, because gzip files of the same text may differ.
@@ -162,10 +161,7 @@ def _describe(value: object) -> str:
 
 
 def _clean(text: str) -> str:
-    # On plain ASCII without HTML entities the repairs change nothing, and they cost twenty times as much as tokenizing.
-    if not (text.isascii() and text.isprintable() and "&" not in text):
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return text.lower()
+    return repair(text).lower()
 
 
 # Every byte maps to a printable character: its own in Latin-1 if there is one, otherwise one from code point 256 on.

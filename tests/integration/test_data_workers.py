@@ -181,7 +181,7 @@ def start_script(folder: Path, end: str, argument: str = "") -> subprocess.Popen
 
 @pytest.mark.parametrize(
     "end",
-    ["main(None)", 'if __name__ == "__main__":\n    main(tokenize)'],
+    ["main(None)", pytest.param('if __name__ == "__main__":\n    main(tokenize)', marks=pytest.mark.slow)],
     ids=["without a main guard", "with a function of the script"],
 )
 def test_a_script_is_not_run_again_by_its_workers(tmp_path: Path, end: str) -> None:

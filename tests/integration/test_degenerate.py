@@ -104,6 +104,7 @@ def colours() -> Iterator[Sample]:
         yield Sample(str(index), buffer.getvalue(), (text,), {})
 
 
+@pytest.mark.slow
 def test_a_run_that_learned_does_not_say_so(
     tiny_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,6 +136,7 @@ def haswell(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("haswell")
+@pytest.mark.slow
 def test_bfloat16_on_a_processor_without_it_is_named_with_the_right_flag(
     pairs_lake: Path, tiny_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

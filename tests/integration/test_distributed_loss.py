@@ -110,7 +110,7 @@ def compare_with_one_process(rank: int, world: int) -> None:
                 check(features.grad / world, wanted.grad[own])
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_several_processes_equal_one(world: int, tmp_path: Path) -> None:
     """The towers' and the scalars' gradients, and the loss, are those of the global batch."""
     run_on_processes(compare_with_one_process, world, tmp_path)

@@ -78,7 +78,8 @@ def check_resume_with_one_process(run: Path) -> None:
     assert last_step(run) == before + 20
 
 
-@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [1, 0])
 def test_a_rank_killed_under_lightnings_launcher(rank: int, pairs_lake: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with start(command([*two_ranks(pairs_lake, tmp_path), "--devices", "2"])) as process:

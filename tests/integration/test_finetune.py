@@ -62,6 +62,7 @@ def pretrained(pairs_lake: Path, tiny_models: Path, tmp_path_factory: pytest.Tem
     return runs / "clip"
 
 
+@pytest.mark.slow
 def test_two_towers_by_name(pairs_lake: Path, hub: Path, tmp_path: Path) -> None:
     """They train with a teacher; the run can be evaluated, as its checkpoint holds tokenizer and architecture."""
     towers = ["--image-encoder", f"hf:{hub}/eyes", "--text-encoder", f"hf:{hub}/words"]

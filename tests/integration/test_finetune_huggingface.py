@@ -67,6 +67,7 @@ def test_from_hugging_face_and_back(write: Any, pairs_lake: Path, tmp_path: Path
 @pytest.mark.parametrize(
     "more", [["--alpha", "0"], ["--lora-rank", "4"], ["--lock-image", "1", "--layer-decay", "0.8", "--targets", "none"]]
 )
+@pytest.mark.slow
 def test_settings_of_a_model_with_the_sigmoid_objective(more: list[str], pairs_lake: Path, tmp_path: Path) -> None:
     write_siglip(tmp_path / "start", text={"eos_token_id": 2})
     write_word_tokenizer(tmp_path / "start", extra=WORDS)

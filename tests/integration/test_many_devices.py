@@ -123,7 +123,7 @@ def rank_steps(rank: int, world: int, strategy: str) -> None:
 
 
 @pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
 def test_gradients_equal_those_of_the_whole_batch_in_one_process(strategy: str, world: int, tmp_path: Path) -> None:
     """Includes uneven micro-batches and gradient accumulation, in float64."""
     run_on_processes(rank_steps, world, tmp_path, strategy)

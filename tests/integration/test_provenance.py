@@ -70,6 +70,7 @@ def other_lake(folder: Path, num: int = 60) -> Path:
     return folder / "other"
 
 
+@pytest.mark.slow
 def test_a_replay_yields_the_batches_of_the_run(pairs_lake: Path, tiny_models: Path, tmp_path: Path) -> None:
     """Check a weighted mixture with small images first, across an epoch's end, then a resume with other settings."""
     lake = f"{pairs_lake}:0.7 + {other_lake(tmp_path)}:0.3"

@@ -163,6 +163,7 @@ def _read_rank(rank: int) -> None:
     assert sum(len(stream[span].rows) for span in sampler) == NUM_ROWS // 2
 
 
+@pytest.mark.slow
 def test_two_ranks_of_a_machine_fetch_every_byte_once(s3: S3Server) -> None:
     size = size_of(open_lake(REMOTE))
     # As a launcher starts them. A fork of this process would have what other tests have left pending.

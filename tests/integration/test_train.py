@@ -155,6 +155,7 @@ def test_a_compiled_tower_trains_like_an_uncompiled_one(
     assert_same_weights(reference_run("--max-steps", "3"), tmp_path / "compiled")
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(
     pairs_lake: Path, tiny_models: Path, tmp_path: Path, reference_run: ReferenceRun
 ) -> None:

@@ -10,8 +10,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from lakeclip.checkpoints.convert import build_model
-from lakeclip.checkpoints.open_clip import read_open_clip
+from lakeclip.checkpoints.convert import NotNativeError, build_model
+from lakeclip.checkpoints.open_clip import read_open_clip, write_open_clip
 from lakeclip.config.schema import ModelConfig
 from lakeclip.errors import CheckpointError
 from tests.unit.checkpoints.weights import RESNET, SMALL, VIT, features, random_clip, save, save_torchscript, to_half
@@ -116,50 +116,102 @@ def test_a_configuration_states_the_text_towers_heads(tmp_path: Path) -> None:
         read_open_clip(path)
 
 
-def test_gelu_raises(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quick_gelu", [False, None])
+def test_a_configuration_without_quick_gelu_means_gelu(tmp_path: Path, quick_gelu: bool | None) -> None:
     path = save(tmp_path / "x.pt", weights())
-    for quick_gelu in (False, None):
-        configuration(tmp_path, model={"quick_gelu": quick_gelu})
-        with pytest.raises(CheckpointError, match="lakeclip and open_clip would compute different features") as error:
-            read_open_clip(path)
-        assert "quick_gelu" in error.value.found
-        assert error.value.next_step.endswith(f"openai:{path}")
-
-
-def test_a_configuration_that_does_not_mention_quick_gelu_means_gelu(tmp_path: Path) -> None:
-    path = save(tmp_path / "x.pt", weights())
+    configuration(tmp_path, model={"quick_gelu": quick_gelu})
+    assert read_open_clip(path).model_config == dataclasses.replace(VIT, activation="gelu")
     bare = {"embed_dim": 24, "vision_cfg": {"width": 64}, "text_cfg": {"heads": 2}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(bare))
-    with pytest.raises(CheckpointError, match="lakeclip and open_clip would compute different features") as error:
-        read_open_clip(path)
-    assert error.value.found.startswith("quick_gelu: false in model_cfg")
+    assert read_open_clip(path).model_config == dataclasses.replace(VIT, activation="gelu")
     (tmp_path / "open_clip_config.json").write_text(json.dumps(bare | {"quick_gelu": True}))
     assert read_open_clip(path).model_config == VIT
 
 
 @pytest.mark.parametrize(
-    ("changes", "found"),
+    ("changes", "expected"),
     [
-        ({"vision": {"head_width": 32}}, "head_width: 32 in vision_cfg"),
-        ({"vision": {"pool_type": "avg"}}, 'pool_type: "avg" in vision_cfg'),
-        ({"vision": {"norm_kwargs": {"eps": 1e-6}}}, "norm_kwargs"),
-        ({"vision": {"image_size": [32, 64]}}, "image_size: [32, 64]"),
-        ({"text": {"pool_type": "eos"}}, 'pool_type: "eos" in text_cfg'),
-        ({"text": {"no_causal_mask": True}}, "no_causal_mask: true"),
-        ({"text": {"hf_tokenizer_name": "google/mt5-base"}}, "hf_tokenizer_name"),
-        ({"preprocess": {"mean": [0.5, 0.5, 0.5]}}, "mean: [0.5, 0.5, 0.5] in preprocess_cfg"),
+        ({"vision": {"head_width": 32}}, {"vision_heads": 2}),
+        ({"vision": {"pool_type": "avg"}}, {"vision_pool": "average"}),
+        ({"vision": {"norm_kwargs": {"eps": 1e-6}}, "text": {"norm_kwargs": {"eps": 1e-6}}}, {"layer_norm_eps": 1e-6}),
+        ({"text": {"pool_type": "eos", "eos_id": 7}}, {"end_token": 7}),
+        ({"text": {"no_causal_mask": True}}, {"causal": False}),
+        (
+            {"model": {"quick_gelu": False}, "text": {"act_kwargs": {"approximate": "tanh"}}},
+            {"activation": "gelu", "text_activation": "gelu_tanh"},
+        ),
+        (
+            {"preprocess": {"mean": [0.5, 0.5, 0.5], "resize_mode": "squash", "interpolation": "bilinear"}},
+            {"image_mean": (0.5, 0.5, 0.5), "resize_mode": "squash", "interpolation": "bilinear"},
+        ),
     ],
 )
-def test_settings_that_lakeclip_does_not_support_raise(
+def test_settings_are_read_and_written_as_they_were(
+    tmp_path: Path, changes: dict[str, dict[str, Any]], expected: dict[str, Any]
+) -> None:
+    path = save(tmp_path / "x.pt", weights())
+    configuration(tmp_path, **changes)
+    config = dataclasses.replace(VIT, **expected)
+    found = read_open_clip(path)
+    assert found.model_config == config
+    write_open_clip(build_model(found), tmp_path / "out")
+    again = read_open_clip(tmp_path / "out")
+    assert again.model_config == config
+    assert all(again.state_dict[name].equal(value) for name, value in found.state_dict.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"vision": {"norm_kwargs": {"eps": 1e-6}}}, "eps 1e-05 of texts, 1e-06 of images"),
+        ({"vision": {"norm_kwargs": {"eps": 1e-6, "bias": False}}}, "norm_kwargs"),
+        ({"vision": {"image_size": [32, 64]}}, "image_size [32, 64]"),
+        ({"vision": {"pool_type": "none"}}, "pool_type 'none' in vision_cfg"),
+        ({"vision": {"qk_norm": True}}, "qk_norm: true in vision_cfg"),
+        ({"vision": {"timm_model_name": "convnext_base"}}, "timm_model_name 'convnext_base'"),
+        ({"vision": {"act_kwargs": {"approximate": "tanh"}}}, "with quick_gelu"),
+        ({"text": {"hf_model_name": "roberta-base"}}, 'hf_model_name: "roberta-base"'),
+        ({"text": {"embed_cls": True}}, "embed_cls: true in text_cfg"),
+        ({"text": {"pool_type": "none"}}, "pool_type 'none' in text_cfg"),
+        ({"model": {"multimodal_cfg": {"width": 8}}}, "multimodal_cfg"),
+        ({"preprocess": {"interpolation": "random"}}, "interpolation 'random'"),
+        ({"preprocess": {"fill_color": 3}}, "fill_color: 3"),
+    ],
+)
+def test_models_that_another_library_has_to_compute(
     tmp_path: Path, changes: dict[str, dict[str, Any]], found: str
 ) -> None:
     path = save(tmp_path / "x.pt", weights())
     configuration(tmp_path, **changes)
-    with pytest.raises(CheckpointError, match="lakeclip and open_clip would compute different features") as error:
+    with pytest.raises(NotNativeError, match="lakeclip's own model cannot compute the features") as error:
         read_open_clip(path)
     assert found in error.value.found
     assert error.value.allowed
-    assert not error.value.next_step
+
+
+@pytest.mark.parametrize("part", ["model", "vision", "text", "preprocess"])
+def test_an_unknown_setting_is_refused(tmp_path: Path, part: str) -> None:
+    path = save(tmp_path / "x.pt", weights())
+    configuration(tmp_path, **{part: {"swirl": 3}})
+    with pytest.raises(CheckpointError, match="a setting that lakeclip does not know") as error:
+        read_open_clip(path)
+    assert "swirl: 3" in error.value.found
+
+
+def test_a_missing_tokenizer_is_named_when_it_is_needed(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.pt", weights())
+    configuration(tmp_path, text={"hf_tokenizer_name": "google/mt5-base"})
+    tokenizer = read_open_clip(path).tokenizer
+    assert tokenizer is not None
+    with pytest.raises(CheckpointError, match="captions cannot be tokenized") as error:
+        tokenizer(["a cat"])
+    assert "google/mt5-base" in error.value.found
+
+
+def test_a_folder_is_enough(tmp_path: Path) -> None:
+    safetensors.torch.save_file(weights(), tmp_path / "open_clip_model.safetensors")
+    configuration(tmp_path)
+    assert read_open_clip(tmp_path).model_config == VIT
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "{}", '{"model_cfg": 3}', '{"model_cfg": {"vision_cfg": {}}}'])
@@ -214,8 +266,7 @@ def test_large_image_towers_have_other_heads(tmp_path: Path) -> None:
         read_open_clip(path)
     assert error.value.found == "heads 80 wide"
     configuration(tmp_path, vision={"head_width": 80})
-    with pytest.raises(CheckpointError, match="lakeclip and open_clip would compute different features"):
-        read_open_clip(path)
+    assert read_open_clip(path).model_config == dataclasses.replace(config, vision_heads=16)
     configuration(tmp_path, vision={"head_width": 64})
     assert read_open_clip(path).model_config == config
 

@@ -52,6 +52,7 @@ def test_without_shuffling_rows_keep_their_order():
     assert Order(1000, shuffle=False).rows(7, positions) is positions
 
 
+@pytest.mark.slow
 def test_every_row_is_equally_likely_at_every_position():
     counts = np.zeros((300, 300))
     for epoch in range(600):

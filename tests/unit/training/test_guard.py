@@ -143,6 +143,7 @@ def test_a_gradient_that_is_not_finite_skips_the_step(tmp_path: Path) -> None:
     assert (entry["fault"], entry["suspects"]) == ("the gradient's norm is inf", {})
 
 
+@pytest.mark.slow
 def test_a_loss_far_above_the_recent_ones_skips_the_step(tmp_path: Path) -> None:
     """One batch has images that the model has learned, with captions of other images."""
     images = torch.eye(3)[:, :, None, None].expand(3, 3, 32, 32)

@@ -60,6 +60,7 @@ def averages(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tensor:
     return value
 
 
+@pytest.mark.slow
 def test_the_second_moment_falls_with_the_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """With rounding to nearest, at β2 = 0.999, a decrease of 0.1% per step would be lost every time."""
 
