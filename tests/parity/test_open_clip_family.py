@@ -11,11 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from lakeclip.checkpoints.convert import build_model
-from lakeclip.checkpoints.layouts import load_weights
+from lakeclip.checkpoints.layouts import load, load_weights
 from lakeclip.checkpoints.open_clip import write_open_clip
 from lakeclip.checkpoints.parity import random_inputs
+from lakeclip.cli.app import main
+from lakeclip.models.clip import CLIP
+from tests.unit.checkpoints.huggingface_models import write_word_tokenizer
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -76,3 +80,38 @@ def test_features_in_both_directions(name: str, tmp_path: Path) -> None:
         assert ours.logit_scale.item() == pytest.approx(model.logit_scale.item())
         if ours.logit_bias is not None:
             assert ours.logit_bias.item() == pytest.approx(model.logit_bias.item())
+
+
+@pytest.mark.parametrize("name", ["LAION ViT-B/32 (GELU)", "SigLIP ViT-B/16"])
+def test_fine_tuned_and_exported_it_is_read_by_open_clip(name: str, pairs_lake: Path, tmp_path: Path) -> None:
+    start, captions = tmp_path / "start", ["a red circle", "<b>The_Blue</b> square, and a green triangle!"]
+    open_clip_folder(start, name)
+    if "SigLIP" in name:
+        content = json.loads((start / "open_clip_config.json").read_text())
+        tokenizer = {"hf_tokenizer_name": str(start), "tokenizer_kwargs": {"clean": "canonicalize"}}
+        content["model_cfg"]["text_cfg"] |= tokenizer
+        content["preprocess_cfg"] = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
+        (start / "open_clip_config.json").write_text(json.dumps(content))
+        write_word_tokenizer(start, extra=("red", "blue", "green", "circle", "square", "triangle", "on", "the", "and"))
+    data = ["--lake", str(pairs_lake), "--batch-size", "4", "--num-workers", "0", "--max-steps", "1"]
+    place = ["--runs", str(tmp_path), "--name", "tuned", "--accelerator", "cpu", "--lr", "1e-4"]
+    main(["finetune", "--from", f"open_clip:{start}", *data, *place])
+    main(["export", "--checkpoint", str(tmp_path / "tuned"), "--to", "open_clip", "--out", str(tmp_path / "out")])
+
+    tuned, before = load(tmp_path / "tuned"), load(f"open_clip:{start}")
+    assert isinstance(tuned.model, CLIP)
+    assert isinstance(before.model, CLIP)
+    assert tuned.model.config == before.model.config
+    assert not torch.equal(tuned.model.visual.conv1.weight, before.model.visual.conv1.weight)
+    theirs, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}/out")
+    ids = open_clip.get_tokenizer(f"local-dir:{tmp_path}/out")(captions)
+    assert torch.equal(ids, tuned.tokenize(captions))
+    image = Image.linear_gradient("L").resize((48, 32)).convert("RGB")
+    pixels = preprocess(image)[None]
+    with torch.no_grad():
+        for model in (tuned.model, theirs.eval()):
+            model.requires_grad_(False)
+        torch.testing.assert_close(tuned.model.encode_image(pixels), theirs.encode_image(pixels), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(tuned.model.encode_text(ids), theirs.encode_text(ids), rtol=1e-5, atol=1e-5)
+        features = tuned.model.encode_image(tuned.transform(image)[None])
+        torch.testing.assert_close(tuned.model.encode_image(pixels), features, rtol=0.02, atol=0.02)
