@@ -158,11 +158,12 @@ def _list_files(name: str, repo: str, revision: str | None) -> dict[str, int]:
     def ask() -> None:
         try:
             api = huggingface_hub.HfApi()
-            answer.append(api.model_info(repo, revision=revision, files_metadata=True, timeout=_PATIENCE))
+            answer.append(api.model_info(repo, revision=revision, files_metadata=True, timeout=2 * _PATIENCE))
         except Exception as error:  # raised below, in the caller's thread
             answer.append(error)
 
-    # Looking up an address has no time limit of its own, so it runs in a thread that may be abandoned.
+    # Looking up an address has no time limit of its own, so it runs in a thread that may be abandoned. The thread's
+    # limit is the one that counts: the request's is longer.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(_PATIENCE)

@@ -149,13 +149,13 @@ def test_an_unknown_model(server: _Hub) -> None:
 
 @pytest.mark.parametrize("reason", ["HF_HUB_OFFLINE is set", "no answer from http", "500"])
 def test_an_unavailable_hub_ends_soon(reason: str, server: _Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "_PATIENCE", 0.3)
+    monkeypatch.setattr(hub, "_PATIENCE", 0.3 if reason.startswith("no answer") else 60.0)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", reason.startswith("HF_HUB"))
-    server.status, server.delay = (500, 0.0) if reason == "500" else (200, 2.0)
+    server.status, server.delay = (500, 0.0) if reason == "500" else (200, 60.0)
     start = time.monotonic()
     with pytest.raises(CheckpointError, match=rf"found: .*{reason}(.|\n)*hf download org/name --local-dir FOLDER"):
         resolve_folder("org/name")
-    assert time.monotonic() - start < 1.5
+    assert time.monotonic() - start < 30
 
 
 def test_shards_are_all_there_and_in_the_folder(tmp_path: Path) -> None:
