@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from lakeclip.checkpoints.adapters import ADAPTER_CONFIG
 from lakeclip.checkpoints.convert import PretrainedWeights, build_model
+from lakeclip.checkpoints.open_clip_config import CONFIG
 from lakeclip.config.schema import ModelConfig
 from lakeclip.errors import CheckpointError
 from lakeclip.models.clip import CLIP, l2_normalize
@@ -36,6 +39,24 @@ class ParityCheck(NamedTuple):
     difference: float
 
 
+def check_against_original(pretrained: PretrainedWeights) -> ParityCheck | None:
+    """Compute features with the library that weights come from and with lakeclip, and compare them.
+
+    Returns:
+        The comparison; None if there is no such library, or open_clip is not installed or has no configuration to load.
+
+    Raises:
+        CheckpointError: the features differ by more than rounding explains, or the library cannot load the folder.
+    """
+    if pretrained.layout == "huggingface":
+        return check_against_transformers(pretrained)
+    folder = pretrained.path.parent
+    if pretrained.layout != "open_clip" or not (folder / CONFIG).is_file() or find_spec("open_clip") is None:
+        return None
+    encoders, library = open_clip_encoders(folder)
+    return _compare(pretrained, encoders, library, f"{CONFIG} and the name of the model")
+
+
 def check_against_transformers(pretrained: PretrainedWeights) -> ParityCheck | None:
     """Compute features with transformers and with lakeclip from the same folder, and compare them.
 
@@ -49,13 +70,17 @@ def check_against_transformers(pretrained: PretrainedWeights) -> ParityCheck | N
     if (folder / ADAPTER_CONFIG).is_file():
         return None
     encoders, library = transformers_encoders(folder)
+    return _compare(pretrained, encoders, library, "config.json and preprocessor_config.json")
+
+
+def _compare(pretrained: PretrainedWeights, encoders: Encoders, library: str, files: str) -> ParityCheck:
     difference = largest_difference(build_model(pretrained), encoders)
     if not difference <= MAX_DIFFERENCE:
         raise CheckpointError(
-            f"lakeclip and transformers compute different features from {folder}",
+            f"lakeclip and {library.split()[0]} compute different features from {pretrained.path.parent}",
             found=f"a difference of {difference:.2g} by {library}",
             allowed=f"at most {MAX_DIFFERENCE:g}",
-            next_step="please report it, with config.json and preprocessor_config.json",
+            next_step=f"please report it, with {files}",
         )
     return ParityCheck(library, difference)
 
@@ -87,6 +112,23 @@ def transformers_encoders(folder: Path) -> tuple[Encoders, str]:
         lambda images: features(model.get_image_features(pixel_values=images)),
         lambda ids: features(model.get_text_features(input_ids=ids)),
     ), f"transformers {transformers.__version__}"
+
+
+def open_clip_encoders(folder: Path) -> tuple[Encoders, str]:
+    """Load a folder with open_clip, in float32 and evaluation mode; return its encoders and its version.
+
+    Raises:
+        CheckpointError: open_clip cannot load the folder.
+    """
+    open_clip = import_module("open_clip")
+    library = f"open_clip {open_clip.__version__}"
+    try:
+        with suppress_output(quiet=True):
+            model = open_clip.create_model(f"local-dir:{folder}")
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{library} cannot load {folder}", found=str(error).strip().splitlines()[0]) from None
+    model.float().eval()
+    return (model.encode_image, model.encode_text), library
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from PIL import Image
 from lakeclip.checkpoints.convert import build_model
 from lakeclip.checkpoints.layouts import load, load_weights
 from lakeclip.checkpoints.open_clip import write_open_clip
-from lakeclip.checkpoints.parity import random_inputs
+from lakeclip.checkpoints.parity import check_against_original, random_inputs
 from lakeclip.cli.app import main
 from lakeclip.models.clip import CLIP
 from tests.unit.checkpoints.huggingface_models import write_word_tokenizer
@@ -71,6 +71,10 @@ def open_clip_folder(folder: Path, name: str) -> Any:
 def test_features_in_both_directions(name: str, tmp_path: Path) -> None:
     theirs = open_clip_folder(tmp_path / "theirs", name)
     ours = build_model(load_weights(f"open_clip:{tmp_path}/theirs"))
+    check = check_against_original(load_weights(f"open_clip:{tmp_path}/theirs"))
+    assert check is not None
+    assert check.difference <= 1e-5
+    assert check.library.startswith("open_clip 3.")
     images, ids = random_inputs(ours.config)
     write_open_clip(ours, tmp_path / "ours")
     again = open_clip.create_model(f"local-dir:{tmp_path}/ours").eval()

@@ -1,4 +1,4 @@
-"""`lakeclip inspect huggingface:FOLDER`: show what weights of another project say, and check the features."""
+"""`lakeclip inspect LAYOUT:FOLDER`: show what weights of another project say, and check the features."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def inspect_weights(what: str, json_file: str | None) -> None:
         OutputError: the file cannot be written.
     """
     from lakeclip.checkpoints.layouts import load_weights
-    from lakeclip.checkpoints.parity import check_against_transformers
+    from lakeclip.checkpoints.parity import check_against_original
 
     out = writable(json_file)
     pretrained = load_weights(what)
-    parity = check_against_transformers(pretrained) if pretrained.layout == "huggingface" else None
+    parity = check_against_original(pretrained)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
