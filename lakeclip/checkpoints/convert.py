@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -293,17 +293,13 @@ def _infer_config(
     return config
 
 
-def unsupported_settings(config: ModelConfig, *, supported: Iterable[str] = ()) -> str:
-    """List the settings of a model that differ from OpenAI's, as "name value", for a layout without a place for them.
-
-    Args:
-        supported: settings that the layout has a place for.
-    """
+def unsupported_settings(config: ModelConfig) -> str:
+    """List the settings that differ from OpenAI's, as "name value", for a layout without a place for them."""
     settings = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
     return ", ".join(
         f"{name} {getattr(config, name)}"
         for name, default in settings.items()
-        if default is not dataclasses.MISSING and name not in supported and getattr(config, name) != default
+        if default is not dataclasses.MISSING and getattr(config, name) != default
     )
 
 

@@ -134,8 +134,8 @@ def write_open_clip(
     name = None
     if isinstance(tokenizer, HuggingFaceTokenizer):
         files = {file: file_bytes(text) for file, text in tokenizer.files().items()}
-        # open_clip reads the tokenizer's files beside the configuration, whatever its name.
-        name = str(tokenizer.tokenizer.name_or_path or "tokenizer")
+        # open_clip reads the files beside the configuration, whatever the name; the one at hand may be a local path.
+        name = "tokenizer"
     bias = None if model.logit_bias is None else float(model.logit_bias.detach())
     content = config_content(model.config, bias=bias, tokenizer=name)
     if (cleaning := getattr(tokenizer, "cleaning", "none")) != "none":

@@ -146,7 +146,6 @@ _WITHOUT_EFFECT: dict[str, tuple[str, ...]] = {
 }
 
 _POOLS = {"argmax": "eot", "eos": "eot", "last": "last", "first": "first"}
-_POOL_NAMES = {"last": "last", "first": "first"}
 
 
 class OpenClipSettings(NamedTuple):
