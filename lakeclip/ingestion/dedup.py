@@ -15,6 +15,7 @@ half of its first samples are in the lake, and nothing is left at that source's 
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -99,6 +100,20 @@ class ExistingRows:
     def claim(self, part: str) -> None:
         """Let no other source of this ingest be taken for this part."""
         self._claimed.add(part)
+
+    def count_gone(self, folders: Collection[str]) -> int:
+        """Return the number of rows that were read from files of these folders, and are in no file any longer."""
+        prefixes = tuple(os.path.join(os.path.abspath(folder), "") for folder in folders)
+        gone = {
+            name
+            for name, path in self.names.paths.items()
+            if path.startswith(prefixes) and self._may_have_moved(name) and self.has_rows(name)
+        }
+        if not gone or self._others is None:
+            return sum(self._num_rows[name] for name in gone)
+        index, part_numbers, parts = self._others
+        numbers = [number for number, part in enumerate(parts) if part in gone]
+        return int((np.isin(part_numbers, numbers) & ~index.is_matched).sum())
 
     def find_moved(self, preferred: str, samples: list[Sample]) -> str | None:
         """Return the part that these samples, the first ones of an unknown path, were read from earlier; or None."""
@@ -202,7 +217,7 @@ class DeduplicatedSource(SourceWrapper):
         num_known: number of samples that were skipped because the lake holds them.
         num_elsewhere: number of these that were read from another path, at which nothing is left.
         num_updated: number of samples that were passed to `update`.
-        num_removed: number of rows of this source that it does not contain any longer.
+        num_removed: number of rows of this source that it does not contain any longer, whole files included.
         moved: old → new path of the sources that were moved.
     """
 
@@ -292,6 +307,8 @@ class DeduplicatedSource(SourceWrapper):
             if name not in self._ended and self._reads_all:  # a table without rows
                 self._part = name
                 yield from self._end(is_whole=True)
+        if self._reads_all:
+            self.num_removed += self._existing.count_gone(getattr(self._source, "folders", ()))
         self._position = self._source.position
 
     def _name_of(self, part: str) -> str:

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lakeclip.errors import SourceError
 from lakeclip.lake.schema import (
     COLUMNS,
     MAX_METADATA_COLUMNS,
     MISSING_INT,
     SOURCE,
+    UNUSABLE,
     Kind,
     convert,
     kind_of,
@@ -21,10 +21,14 @@ from lakeclip.lake.schema import (
 from lakeclip.lake.values import Plain, plain_value
 
 _BLOCK = 100_000
+#: Number of columns that are named in the result if they do not fit.
+_SHOWN = 10
 
 
 class MetadataColumns:
     """Columns for metadata of a dataset that is being written.
+
+    The first `MAX_METADATA_COLUMNS` names become columns; the values of all others are left out and counted.
 
     Args:
         dataset: the dataset.
@@ -47,6 +51,12 @@ class MetadataColumns:
         self.renamed: dict[str, str] = {}
         self.changed: Counter[str] = Counter()
         self._names: dict[str, str] = {}
+        self._left_out: set[str] = set()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether values of further names are left out."""
+        return len(self.kinds) >= MAX_METADATA_COLUMNS
 
     def plain_values(self, metadata: Mapping[Any, object]) -> dict[str, Plain]:
         """Convert metadata to column → value that the column can hold; count what is changed."""
@@ -70,9 +80,6 @@ class MetadataColumns:
             batch: column → value of each of the rows.
             num_rows: number of rows of the dataset.
             all_columns: whether the rows have no value in the other columns; False if these are not written.
-
-        Raises:
-            SourceError: there would be too many columns.
         """
         names = dict.fromkeys(name for metadata in batch for name in metadata)
         for name in names:
@@ -81,18 +88,20 @@ class MetadataColumns:
             kind = kind_of([*earlier_rows, *(metadata.get(name) for metadata in batch)], known)
             if kind is None or kind is known:
                 continue
-            if len(self.kinds) >= MAX_METADATA_COLUMNS and known is None:
-                raise SourceError(
-                    f"the metadata has more than {MAX_METADATA_COLUMNS} different names",
-                    found=", ".join(list(self.kinds)[:5]) + ", …",
-                    allowed="the same names in every sample, because each becomes a column",
-                )
+            if known is None and self.is_full and name != UNUSABLE:
+                self._leave_out(name, sum(metadata.get(name) is not None for metadata in batch))
+                continue
             self.kinds[name] = (
                 self._add(name, kind, num_rows) if known is None else self._widen(name, known, kind, num_rows)
             )
         for name in self.kinds.keys() - names.keys() if all_columns else ():
             if self.kinds[name] is Kind.BOOL:  # all values of this batch are missing
                 self.kinds[name] = self._widen(name, Kind.BOOL, Kind.INT, num_rows)
+
+    def _leave_out(self, name: str, num_values: int) -> None:
+        self._left_out.add(name)
+        shown = f"column {name}" if len(self._left_out) <= _SHOWN else "further columns"
+        self.changed[f"{shown}: left out, because the lake has {MAX_METADATA_COLUMNS} others"] += num_values
 
     def _choose_column(self, name: str) -> str:
         column, old = metadata_column(name), old_metadata_column(name)

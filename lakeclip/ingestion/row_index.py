@@ -54,7 +54,7 @@ class Contents:
             if value is not None and kind_of([value], kind) is not kind:
                 return None
             texts.append(repr(convert(value, kind)))
-        if any(value is not None for value in values.values()):
+        if any(value is not None for value in values.values()) and not self._columns.is_full:
             return None
         return np.uint64(_hash_texts(texts))
 
@@ -65,7 +65,7 @@ class Contents:
             return False
         for name, value in self._columns.plain_values(sample.metadata).items():
             if name not in self._kinds:
-                if value is not None:
+                if value is not None and not self._columns.is_full:
                     return False
                 continue
             kind = self._kinds[name]

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from lakeclip.errors import LakeclipError, LakeError, OutputError, SourceError
+from lakeclip.errors import LakeError, OutputError, SourceError
 from lakeclip.ingestion.limits import storable_captions, unstorable_reason
 from lakeclip.ingestion.metadata_columns import MetadataColumns
 from lakeclip.ingestion.sources.base import Sample, Source
@@ -126,8 +126,7 @@ class LakeWriter:
 
         Raises:
             OutputError: the disk is full.
-            SourceError: the sample cannot be a row (see `limits.unstorable_reason`), or the metadata has too many
-                different names, each of which would become a column.
+            SourceError: the sample cannot be a row (see `limits.unstorable_reason`).
         """
         if reason := unstorable_reason(sample, info, part):
             raise SourceError(
@@ -190,7 +189,6 @@ class LakeWriter:
 
         Raises:
             OutputError: the disk is full.
-            SourceError: the metadata has too many different names.
         """
         self._flush()
         captions = storable_captions(sample, self.changed)
@@ -207,8 +205,6 @@ class LakeWriter:
             values |= {name: convert(value, kinds[name]) for name, value in metadata.items() if name in kinds}
             for name, value in values.items():
                 self._dataset[name][row] = value
-        except LakeclipError:
-            raise
         except Exception as error:
             raise self._failure(engine.one_line(error)) from None
         self._replaced += 1
@@ -348,8 +344,6 @@ class LakeWriter:
         self._check_free_space(self._pending_bytes + size)
         try:
             self._metadata_columns.adapt([row.metadata for row in rows], self.rows + self._pending_rows)
-        except LakeclipError:
-            raise
         except Exception as error:
             raise self._failure(engine.one_line(error)) from None
         data: dict[str, list[object]] = {

@@ -294,3 +294,30 @@ def test_parts_that_moved_together_are_each_ended_once(tmp_path: Path) -> None:
     ]
     result = append(moved, tmp_path / "lake")
     assert (result.rows, result.known, result.removed, len(result.moved)) == (0, 6, 2, 2)
+
+
+@pytest.mark.parametrize("suffix", ["tar", "csv"])
+def test_rows_of_a_deleted_file_are_counted_where_its_whole_folder_is_read(tmp_path: Path, suffix: str) -> None:
+    folder, lake = tmp_path / "train", tmp_path / "l.lake"
+    for number, pairs in enumerate([((0, "a"), (1, "b")), ((2, "c"), (3, "d"), (4, "e"))]):
+        if suffix == "tar":
+            write_shard(folder / f"{number}.tar", *pairs)
+        else:
+            write_table(folder / f"{number}.csv", *pairs, images="urls")
+    append(folder, lake)
+    (folder / f"1.{suffix}").unlink()
+    assert append(folder / f"0.{suffix}", lake).removed == 0  # says nothing about other files
+    result = append(folder, lake)
+    assert (result.rows, result.removed) == (0, 3)
+    assert len(open_lake(lake, include_unusable=True)) == 5
+
+
+def test_a_deleted_file_whose_rows_are_in_another_file_is_not_removed(tmp_path: Path) -> None:
+    folder, lake = tmp_path / "train", tmp_path / "l.lake"
+    write_shard(folder / "0.tar", (0, "a"), (1, "b"))
+    write_shard(folder / "1.tar", (2, "c"), (3, "d"), (4, "e"))
+    append(folder, lake)
+    shutil.rmtree(folder)
+    write_shard(folder / "all.tar", (0, "a"), (1, "b"), (2, "c"), (3, "d"))
+    result = append(folder, lake)
+    assert (result.rows, result.known, result.removed) == (0, 4, 1)

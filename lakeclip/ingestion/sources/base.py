@@ -63,6 +63,7 @@ class Source(Protocol):
     - `account`: an `Account` of everything that it reads; see `account_of`.
     - `notes`: messages about how it was read, complete when iteration ends; see `notes_of`.
     - `locations`: part → whole path or address, by which a lake knows the source again; by default its name.
+    - `folders`: folders that it reads as a whole: rows of files that are gone from them are counted as removed.
     - `keys_are_numbers`: True if keys are positions, which mean nothing once rows have been inserted or removed.
     """
 

@@ -15,11 +15,14 @@ class FileSource:
     """Files that are read one after another (a `Source`). Subclasses define `read_file`.
 
     Each file is a part of the source. A second ingest skips the files that have been read to the end and have not
-    changed.
+    changed. If whole folders are read, the rows of files that are no longer in them are counted as removed.
 
     Args:
         paths: the files, in order.
         parts: a name for each file; by default its base name. See `name_parts`.
+
+    Attributes:
+        folders: folders of which this source reads all files of its format.
 
     Raises:
         SourceError: a file does not exist.
@@ -38,6 +41,7 @@ class FileSource:
         self.completed: list[tuple[str, int]] = []
         self.account = Account()
         self.notes: list[str] = []
+        self.folders: list[str] = []
         self._paths = list(paths)
         self._parts = list(parts) if parts is not None else [os.path.basename(path) for path in self._paths]
         self._skipped: frozenset[tuple[str, int]] = frozenset()

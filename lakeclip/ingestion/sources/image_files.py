@@ -6,7 +6,7 @@ import functools
 import os
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import TypeAlias
 from urllib.parse import unquote
@@ -42,15 +42,19 @@ class ImageFinder:
     such as `annotations`, the folder above and the folders of images there follow.
 
     If no file has exactly this path, these are tried in turn: slashes for backslashes, without URL quotes; another
-    case; an image suffix after it. A path from the root of a disk is also looked for by its last parts, because the
-    table may come from another machine.
+    case; an image suffix after it; another image suffix. A path from the root of a disk is also looked for by its last
+    parts, because the table may come from another machine.
 
     Args:
         table: path of the table.
         root: folder that the paths are relative to.
+
+    Attributes:
+        other_suffixes: number of images that were read from a file with another suffix, by the two suffixes.
     """
 
     def __init__(self, table: str, root: str | None = None) -> None:
+        self.other_suffixes: Counter[str] = Counter()
         self._table = os.path.abspath(table)
         self._root = os.path.abspath(root) if root is not None else None
         self._list = functools.lru_cache(_LISTED_FOLDERS)(_list_files)
@@ -72,12 +76,22 @@ class ImageFinder:
         """Return the bytes of an image file, or the reason why there are none."""
         paths = self.find(name)
         if len(paths) == 1:
+            named, found = suffix_of(name.strip()), suffix_of(paths[0])
+            if named != found and named in image_suffixes():
+                self.other_suffixes[f"{named} → {found}"] += 1
             return read_file(paths[0])
         if paths:
             return f"image is ambiguous: {name[:200]} may be {' or '.join(paths[:_SHOWN])}"
         folders = [folder for group in self.folders for folder in group]
         shown = ", ".join(folders[:_SHOWN]) + (f" and {len(folders) - _SHOWN} more" if len(folders) > _SHOWN else "")
         return f"image not found: {name[:200]} (tried in {shown})"
+
+    def notes(self) -> list[str]:
+        """Describe which images were found by other names than the table has."""
+        return [
+            f"{count:,} images are named with another suffix than their files have: {suffixes}"
+            for suffixes, count in self.other_suffixes.most_common()
+        ]
 
     def has(self, name: str) -> bool:
         """Return whether exactly one image file has this name."""
@@ -87,7 +101,12 @@ class ImageFinder:
     def find(self, name: str) -> list[str]:
         """Return the files that a name may mean: several if it is ambiguous, none if none exists."""
         name = name.strip().removeprefix("file://")
-        matches: tuple[_Match, ...] = (_exactly, self._in_another_case, self._with_suffix)
+        matches: tuple[_Match, ...] = (
+            _exactly,
+            self._in_another_case,
+            self._with_suffix,
+            self._with_another_suffix,
+        )
         for match in matches if name and "\0" not in name else ():
             for variant in _variants(name):
                 for tail in _tails(variant):
@@ -106,6 +125,11 @@ class ImageFinder:
         folder, name = os.path.split(path)
         found = self._list(_existing_folder(folder)).by_stem.get(_fold(name), [])
         return [file for file in found if os.path.splitext(os.path.basename(file))[0] == name] or found
+
+    def _with_another_suffix(self, path: str) -> list[str]:
+        """Return the files with this name but another image suffix: `1.jpg` for `1.jpeg`."""
+        stem, suffix = os.path.splitext(path)
+        return self._with_suffix(stem) if suffix.lower() in image_suffixes() else []
 
 
 def find_file_column(table: Table, images: ImageFinder) -> str | None:

@@ -21,10 +21,24 @@ from lakeclip.lake.images import image_suffixes, suffix_of
 
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _NAMES = ("file_name", "image_file_name")
+#: Names of the folders of splits, as Hugging Face's `datasets` knows them → value of the column `split`.
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
 
 
 class ImageFolders(Tables):
-    """Rows of the metadata files below a folder (a `Source`). Images that no row names are left out, one by one."""
+    """Rows of the metadata files below a folder (a `Source`). Images that no row names are left out, one by one.
+
+    Metadata files in folders called `train`, `validation` or `test` (or `val`, `dev`, …) give a column `split`.
+    """
+
+    def folder_columns(self, path: str) -> dict[str, object]:
+        """Return the columns that the folders of a metadata file are."""
+        split = _SPLITS.get(os.path.basename(os.path.dirname(os.path.abspath(path))).lower())
+        return {**({"split": split} if split else {}), **super().folder_columns(path)}
 
     def read_file(self, path: str) -> Generator[Sample | Rejected, None, bool]:
         """Yield a sample for each row of a metadata file, and then the images that it does not name."""

@@ -30,11 +30,13 @@ class _Match(NamedTuple):
 
     Attributes:
         left_out: suffix → number of files beside them that are not read.
+        folder: the folder whose files of this format they are, or "".
     """
 
     format: SourceFormat
     paths: Sequence[str]
     left_out: Counter[str]
+    folder: str = ""
 
 
 #: Option → flag, in the order of the checks.
@@ -98,10 +100,12 @@ def open_sources(
         options = replace(options, delimiter=parse_delimiter(delimiter))
     paths: defaultdict[str, list[str]] = defaultdict(list)
     ignored: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    folders: defaultdict[str, list[str]] = defaultdict(list)
     for name in names:
         for match in _resolve(name, options):
             paths[match.format.name] += match.paths
             ignored[match.format.name].update(match.left_out)
+            folders[match.format.name] += [match.folder] if match.folder else []
     formats = [known for known in source_formats() if paths[known.name]]
     if not formats:
         raise SourceError("no source was given", allowed=_allowed())
@@ -131,6 +135,7 @@ def open_sources(
         if opened:
             if isinstance(opened[0], FileSource):
                 opened[0].leave_out_files(ignored[known.name])
+                opened[0].folders = folders[known.name]
             else:
                 opened[0].ignored.update(ignored[known.name])
         sources += opened
@@ -226,7 +231,7 @@ def _match_folder(path: str, options: SourceOptions) -> _Match:
     taken = set(chosen)
     others = [file for known in source_formats() for file in contents.files[known.name] if file not in taken]
     left_out = contents.others + Counter(suffix_of(file) for file in others)
-    return _Match(first, chosen, left_out)
+    return _Match(first, chosen, left_out, path)
 
 
 def _allowed() -> str:

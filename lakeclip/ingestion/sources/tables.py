@@ -135,6 +135,10 @@ class Tables(FileSource):
         """Return the finder of the images that a table names."""
         return ImageFinder(path, self._image_root)
 
+    def folder_columns(self, path: str) -> dict[str, object]:
+        """Return the columns, with their values, that the folders of a table are: `year=2024/split=train/0.parquet`."""
+        return _partitions(path)
+
     def _roles(self, table: Table, path: str) -> Roles:
         chosen = table.resolve(self._image_column) if self._image_column is not None else None
         try:
@@ -149,7 +153,7 @@ class Tables(FileSource):
 
     def _infer_roles(self, table: Table, path: str, image_column: str | None) -> Roles:
         return infer_roles(
-            {**table.columns, **dict.fromkeys(_partitions(path), "partition")},
+            {**table.columns, **dict.fromkeys(self.folder_columns(path), "partition")},
             path,
             image_column=image_column,
             caption_columns=[table.resolve(name) for name in self._caption_columns],
@@ -170,7 +174,7 @@ class Tables(FileSource):
             self.account.add_left_out("files", reason)
             yield Rejected(path, reason)
             return False
-        partitions = {name: value for name, value in _partitions(path).items() if name not in table.columns}
+        partitions = {name: value for name, value in self.folder_columns(path).items() if name not in table.columns}
         num_columns = len(table.columns)
         images = self._find_images(path)
         merger = SameImageMerger(roles.path, next(iter(roles.captions.names), ""))
@@ -202,7 +206,7 @@ class Tables(FileSource):
             yield item
         self._count_columns(table, roles, partitions)
         described = self.mapping if len(self._paths) > 1 and roles.mapping != self.mapping else {}
-        notes = [*table.notes(), *roles.notes, *merger.notes()]
+        notes = [*table.notes(), *roles.notes, *merger.notes(), *images.notes()]
         if described:
             notes.append("other columns: " + "; ".join(f"{role}: {name}" for role, name in roles.mapping.items()))
         self.notes += [f"{self.part}: {note}" for note in notes]
@@ -216,7 +220,9 @@ class Tables(FileSource):
         has_captions = roles.captions.names or roles.captions.template_names
         image, file, url = (roles.image, roles.path, roles.url) if has_image else (new.image, new.path, new.url)
         captions = roles.captions if has_captions else new.captions
-        kept = tuple(name for name in (*table.columns, *_partitions(path)) if name not in (image, *captions.names))
+        kept = tuple(
+            name for name in (*table.columns, *self.folder_columns(path)) if name not in (image, *captions.names)
+        )
         notes = [*roles.notes]
         if not has_captions and captions.names:
             notes.append(f"captions are in {', '.join(captions.names)}, which appears late")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lakeclip.errors import LakeError, OutputError, SourceError
+import lakeclip
+from lakeclip.errors import LakeError, OutputError
 from lakeclip.ingestion import writer as writer_module
 from lakeclip.ingestion.sources.base import Sample
 from lakeclip.ingestion.writer import LakeWriter
@@ -99,9 +100,22 @@ def test_metadata_with_reserved_names_is_renamed(tmp_path: Path) -> None:
     assert (lake[0]["width"], lake[0]["width_meta"], lake[0]["key_meta"], lake[0]["text_meta"]) == (24, "wide", 3, "t")
 
 
-def test_too_many_metadata_names_are_an_error(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="more than 256"):
-        write_batches(tmp_path / "lake", [sample(0, **{f"k{i}": 1}) for i in range(300)])
+def test_metadata_names_beyond_the_first_256_are_left_out_and_counted(tmp_path: Path) -> None:
+    with LakeWriter(str(tmp_path / "lake")) as writer:
+        for number in range(300):
+            writer.append(sample(0, **{f"k{number}": number, "known": number}), INFO)
+        writer.append(sample(1)._replace(unusable="not downloaded"), INFO)
+    lake = open_lake(tmp_path / "lake", include_unusable=True)
+    assert lake.column("known")[:300] == list(range(300))
+    assert lake.column("unusable")[-1] == "not downloaded", "a column of our own"
+    assert len(lake) == 301
+    kept = [name for name in writer.columns if name.startswith("k") and name[1:].isdigit()]
+    assert len(kept) == 255
+    assert writer.changed.total() == 45
+    assert writer.changed["column k255: left out, because the lake has 256 others"] == 1
+    assert writer.changed["further columns: left out, because the lake has 256 others"] == 35
+    again = lakeclip.ingest(tmp_path / "lake", tmp_path / "copy")
+    assert again.rows == 301
 
 
 def test_commit_messages_name_rows_and_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

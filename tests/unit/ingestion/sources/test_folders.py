@@ -273,6 +273,7 @@ def test_image_folders(tmp_path: Path) -> None:
         (picture(0), ("a cat",)),
         (picture(1), ("a dog",)),
     ]
+    assert [sample.metadata["split"] for sample in samples] == ["test", "test", "train", "train"]
     assert [item.reason.partition(":")[0] for item in rejected] == [
         "image not found",
         "image is not named in the metadata",

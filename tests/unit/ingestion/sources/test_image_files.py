@@ -39,6 +39,9 @@ def finder(folder: Path, *files: str, table: str = "t.csv", root: str | None = N
         ("Flicker8k_Dataset/a.jpg", "a.jpg"),
         ("caf\u00e9.jpg", "cafe\u0301.jpg"),
         ("cafe\u0301.jpg", "caf\u00e9.jpg"),
+        ("a.jpg", "a.jpeg"),
+        ("images/a.JPEG", "a.jpg"),
+        ("images/a.webp", "/home/me/images/a.png"),
         ("images/a.jpg", "/home/me/images/a.jpg"),
         ("images/a.jpg", r"C:\Users\me\images\a.jpg"),
     ],
@@ -77,6 +80,7 @@ def test_the_folder_of_the_table_comes_first(tmp_path: Path) -> None:
         (("images/a.jpg", "photos/a.jpg"), "a.jpg"),
         (("A.jpg", "a.JPG"), "a.jpg"),
         (("images/7.jpg", "images/7.webp"), "7"),
+        (("images/7.jpg", "images/7.webp"), "7.png"),
     ],
 )
 def test_ambiguous_names_are_refused_with_the_candidates(tmp_path: Path, files: tuple[str, ...], name: str) -> None:
@@ -98,6 +102,13 @@ def test_links_to_one_file_are_not_ambiguous(tmp_path: Path) -> None:
     found = finder(tmp_path, "images/a.jpg")
     (tmp_path / "photos").symlink_to(tmp_path / "images")
     assert found.read("a.jpg") == b"images/a.jpg"
+
+
+def test_other_suffixes_are_counted_and_the_written_one_comes_first(tmp_path: Path) -> None:
+    found = finder(tmp_path, "a.jpg", "images/a.jpeg", "b.jpg", "c.jpg", "C.JPEG")
+    for name, expected in (("a.jpeg", "images/a.jpeg"), ("b.jpeg", "b.jpg"), ("b.JPEG", "b.jpg"), ("c.jpeg", "C.JPEG")):
+        assert found.read(name) == expected.encode()
+    assert found.notes() == ["2 images are named with another suffix than their files have: .jpeg → .jpg"]
 
 
 def test_names_that_are_not_found(tmp_path: Path) -> None:
