@@ -55,7 +55,7 @@ class MetadataColumns:
 
     @property
     def is_full(self) -> bool:
-        """Whether values of further names are left out."""
+        """True once values of further names are left out."""
         return len(self.kinds) >= MAX_METADATA_COLUMNS
 
     def plain_values(self, metadata: Mapping[Any, object]) -> dict[str, Plain]:
