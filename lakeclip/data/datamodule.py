@@ -315,14 +315,15 @@ class PairDataModule(L.LightningDataModule):
         """
         start = DataPosition(**{name: state_dict[name] for name in ("step", "epoch", "position", "samples_seen")})
         if state_dict.get("plan") != self.train_stream.plan.fingerprint and start.position:
-            _log.warning(
-                "the checkpoint stopped %d of %d rows into an epoch, but the data (%d rows now), its weights, the seed "
-                "or the shuffling has changed; a new epoch begins",
-                start.position,
-                state_dict["num_rows"],
-                self.num_train_rows,
-            )
-            start = DataPosition(start.step, start.epoch + 1, 0, start.samples_seen)
+            stopped, start = start.position, DataPosition(start.step, start.epoch + 1, 0, start.samples_seen)
+            if start != self._start_position:  # the loader's state, which is loaded too, is the same
+                _log.warning(
+                    "the checkpoint stopped %d of %d rows into an epoch, but the data (%d rows now), its weights, the "
+                    "seed or the shuffling has changed; a new epoch begins",
+                    stopped,
+                    state_dict["num_rows"],
+                    self.num_train_rows,
+                )
         self._start_position = start
 
     def _begin_epoch(self) -> None:

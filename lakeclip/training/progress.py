@@ -109,7 +109,11 @@ def load_progress(checkpoint: dict[str, Any], datamodule: PairDataModule) -> Tra
     loop = checkpoint["loops"]["fit_loop"]
     counters = loop["epoch_loop.batch_progress"]
     per_step = datamodule.batches_per_step
-    if state["position"]:
+    if state["position"] and not progress.position:  # the data has changed, so the epoch begins again
+        for count in loop["epoch_progress"].values():
+            count["ready"] = count["started"] = count["processed"]
+        loop["epoch_loop.state_dict"]["_batches_that_stepped"] = progress.step
+    elif state["position"]:
         left = steps_left(
             progress.position, datamodule.num_train_rows, datamodule.samples_per_step, datamodule.max_steps_per_epoch
         )

@@ -184,6 +184,26 @@ def test_a_longer_run_plans_its_curve_anew(run_at: Callable[[int], Path]) -> Non
         assert found[step] == pytest.approx(1e-3 / 2 * (1 + math.cos(math.pi * (step - 1) / (4 * EACH - 1))), rel=1e-6)
 
 
+def test_the_epoch_begins_again_if_the_lake_has_grown(
+    run_at: Callable[[int], Path], pairs_lake: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Add rows after three steps of the second epoch: it begins again, and the curve is planned for all steps."""
+    run, lake, done = run_at(EACH + 3), tmp_path / "grown.lake", EACH + 3
+    first, each = rates(run), 9  # 288 rows for training
+    shutil.copytree(pairs_lake, lake)
+    fill_lake([Samples("more", scene_samples(80, seed=3), 80)], str(lake), append=True)
+    resume(run, "--lake", str(lake))
+    assert ["a new epoch begins" in message for message in caplog.messages] == [True]
+    found, total = rates(run), done + 2 * each
+    assert sorted(found) == list(range(total))
+    for step, rate in found.items():
+        planned = 1e-3 / 2 * (1 + math.cos(math.pi * (step - 1) / (total - 1)))
+        assert rate == (first[step] if step < done else pytest.approx(planned, rel=1e-6))
+    lineage = read_checkpoint(run / LAST).lineage
+    assert lineage["progress"]["total_steps"] == total
+    assert [segment["step"] for segment in lineage["parts"]] == [0, done]
+
+
 def test_a_complete_run_is_left_alone(run_at: Callable[[int], Path], capsys: pytest.CaptureFixture[str]) -> None:
     run = run_at(3 * EACH)
     (run / "report.html").write_text("made before")
