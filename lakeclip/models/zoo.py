@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
@@ -135,9 +136,17 @@ class ModelSummary:
         return self.image_gflops + self.text_gflops
 
 
-@cache
 def summarize(config: ModelConfig) -> ModelSummary:
-    """Count a model's parameters and operations on the meta device, without allocating or computing anything."""
+    """Return a model's parameter and FLOP counts: of shipped models from a table, of others by `count_model`."""
+    return _shipped_summaries().get(config) or count_model(config)
+
+
+@cache
+def count_model(config: ModelConfig) -> ModelSummary:
+    """Count a model's parameters and operations on the meta device, without allocating or computing anything.
+
+    This takes about a second: PyTorch runs the whole model.
+    """
     with torch.device("meta"), torch.no_grad():
         model = CLIP(config).eval()
         images = torch.zeros(1, 3, config.image_resolution, config.image_resolution)
@@ -158,6 +167,13 @@ def summarize(config: ModelConfig) -> ModelSummary:
         context_length=config.context_length,
         embed_dim=config.embed_dim,
     )
+
+
+@cache
+def _shipped_summaries() -> dict[ModelConfig, ModelSummary]:
+    """Read the table of the shipped models; tests/unit/models/test_zoo.py compares it with `count_model`."""
+    table = json.loads((resources.files("lakeclip.models") / "configs" / "counts.json").read_text(encoding="utf-8"))
+    return {config: ModelSummary(**table[name]) for name, config in available_models().items() if name in table}
 
 
 def _read_models(path: Path) -> dict[str, ModelConfig]:

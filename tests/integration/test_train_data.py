@@ -48,7 +48,7 @@ def test_a_mixture_is_trained_on_resumed_and_reported(
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one core
-@pytest.mark.parametrize("num_workers", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_rows_that_cannot_be_used_are_listed_and_marked(num_workers: int, tiny_models: Path, tmp_path: Path) -> None:
     """No batch gets smaller: another row replaces each bad one."""
     with LakeWriter(str(tmp_path / "lake")) as writer:

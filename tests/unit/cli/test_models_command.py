@@ -26,7 +26,6 @@ mine:
 """
 
 
-@pytest.mark.slow
 def test_every_model_is_a_plain_row_of_at_most_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     run([])
     lines = capsys.readouterr().out.splitlines()

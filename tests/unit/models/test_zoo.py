@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+import lakeclip
 from lakeclip.config.schema import ModelConfig
 from lakeclip.errors import ModelError
-from lakeclip.models.zoo import available_models, create_model, model_config, model_config_from_dict, summarize
+from lakeclip.models.zoo import (
+    available_models,
+    count_model,
+    create_model,
+    model_config,
+    model_config_from_dict,
+    summarize,
+)
 
+COUNTS = Path(lakeclip.__file__).parent / "models/configs/counts.json"
 #: Parameters of the image tower and of the whole model, as in open_clip (see tests/parity/test_open_clip.py).
 PAPER = {
     "RN50": (38_316_896, 102_007_137),
@@ -39,9 +52,32 @@ SMALL = {
 
 @pytest.mark.parametrize("name", PAPER)
 def test_parameter_counts_of_the_papers_models(name: str) -> None:
+    with torch.device("meta"):
+        model = create_model(name)
+    counted = [sum(parameter.numel() for parameter in module.parameters()) for module in (model.visual, model)]
+    assert tuple(counted) == PAPER[name]
     summary = summarize(model_config(name))
     assert (summary.image_parameters, summary.parameters) == PAPER[name]
     assert summary.text_parameters == summary.parameters - summary.image_parameters - 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("RN26-64px", "ViT-Ti/4-32px") else pytest.param(name, marks=pytest.mark.slow)
+        for name in available_models()
+    ],
+)
+def test_the_shipped_counts_are_those_of_the_models(name: str) -> None:
+    config = model_config(name)
+    counted = count_model(config)
+    if os.environ.get("MODEL_COUNTS") == "write":
+        table = json.loads(COUNTS.read_text(encoding="utf-8")) if COUNTS.exists() else {}
+        table[name] = asdict(counted)
+        COUNTS.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    table = json.loads(COUNTS.read_text(encoding="utf-8"))
+    assert table[name] == asdict(counted), 'run MODEL_COUNTS=write pytest -m "" tests/unit/models/test_zoo.py'
+    assert summarize(config) == counted
 
 
 def test_all_models_of_the_paper_are_shipped() -> None:

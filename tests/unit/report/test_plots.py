@@ -48,10 +48,18 @@ def robustness_plot(*shifts: Shift) -> Figure:
 
 
 PLOTS = (zero_shot_plot, retrieval_plot, probe_plot, robustness_plot)
+#: Each plot in one format, and each format; all others are slow.
+_QUICK = {(".png", zero_shot_plot), (".svg", retrieval_plot), (".pdf", robustness_plot), (".PNG", probe_plot)}
 
 
-@pytest.mark.parametrize("plot", PLOTS)
-@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf", ".PNG"])
+@pytest.mark.parametrize(
+    ("suffix", "plot"),
+    [
+        (suffix, plot) if (suffix, plot) in _QUICK else pytest.param(suffix, plot, marks=pytest.mark.slow)
+        for suffix in (".png", ".svg", ".pdf", ".PNG")
+        for plot in PLOTS
+    ],
+)
 def test_every_plot_in_every_format(plot: type, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"plot{suffix}"
     save_plot(plot(), path)

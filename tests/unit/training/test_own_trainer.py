@@ -459,8 +459,19 @@ def test_a_batch_of_another_form_is_described(row: Any, message: str, tmp_path: 
 # ── precision, compilation, frozen parts ────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("minibatch_size", [None, 3])
-@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    ("precision", "minibatch_size"),
+    [
+        ("bf16-true", None),
+        ("16-true", 3),
+        ("64-true", None),
+        ("bf16-mixed", 3),
+        pytest.param("bf16-true", 3, marks=pytest.mark.slow),
+        pytest.param("16-true", None, marks=pytest.mark.slow),
+        pytest.param("64-true", 3, marks=pytest.mark.slow),
+        pytest.param("bf16-mixed", None, marks=pytest.mark.slow),
+    ],
+)
 def test_precisions(precision: str, minibatch_size: int | None, tmp_path: Path) -> None:
     losses = {}
     for chosen in ("32-true", precision):
