@@ -35,12 +35,15 @@ class SameImageMerger:
         path: see above.
         caption: see above.
         num_merged: number of rows that became part of the row before.
+        num_apart: number of rows of an image that rows further up name, too.
     """
 
     def __init__(self, path: str, caption: str) -> None:
         self.path = path
         self.caption = caption
         self.num_merged = 0
+        self.num_apart = 0
+        self._seen: set[int] = set()  # hashes of names
 
     def merge(self, records: Iterable[Record]) -> Iterator[Record]:
         """Yield the rows, with a list of captions if there are several of one image."""
@@ -56,6 +59,9 @@ class SameImageMerger:
                 continue
             if first is not None:
                 yield self._combine(first, captions, num_rows)
+            if (name := self._name(record)) is not None:
+                self.num_apart += hash(name) in self._seen
+                self._seen.add(hash(name))
             first, num_rows = record, record.num_rows
             captions = [record.values.get(self.caption)] if isinstance(record.values, dict) else []
         if first is not None:
@@ -63,12 +69,19 @@ class SameImageMerger:
 
     def notes(self) -> list[str]:
         """Describe what was merged."""
-        if not self.num_merged:
-            return []
-        return [f"{self.num_merged:,} rows that name the image of the row before them are its further captions"]
+        notes = []
+        if self.num_merged:
+            notes.append(f"{self.num_merged:,} rows that name the image of the row before them are its further captions")
+        if self.num_apart:
+            notes.append(
+                f"{self.num_apart:,} rows name an image that rows further up name, and are rows of their own; "
+                f"sort the table by {self.path} to make them captions of one row"
+            )
+        return notes
 
-    def _name(self, record: Record) -> object:
-        return record.values.get(self.path) if isinstance(record.values, dict) else None
+    def _name(self, record: Record) -> str | None:
+        name = record.values.get(self.path) if isinstance(record.values, dict) else None
+        return str(name) if name is not None else None
 
     def _combine(self, first: Record, captions: list[object], num_rows: int) -> Record:
         if len(captions) < 2 or not isinstance(first.values, dict):

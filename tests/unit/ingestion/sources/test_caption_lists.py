@@ -59,6 +59,13 @@ def test_rows_of_one_image_are_its_captions(tmp_path: Path, name: str, text: str
     assert any("1 rows that name the image of the row before them are its further captions" in note for note in notes)
 
 
+def test_rows_of_one_image_that_lie_apart_are_rows_and_a_note_says_so(tmp_path: Path) -> None:
+    text = "image,caption\n0.jpg,A cat.\n1.jpg,A dog.\n0.jpg,A black cat.\n0.jpg,A tail.\n"
+    samples, _, notes = read(tmp_path, "t.csv", text, "{}.jpg")
+    assert [sample.captions for sample in samples] == [("A cat.",), ("A dog.",), ("A black cat.", "A tail.")]
+    assert any("1 rows name an image that rows further up name" in note and "sort the table" in note for note in notes)
+
+
 def test_rows_with_other_data_stay_rows(tmp_path: Path) -> None:
     samples, _, _ = read(tmp_path, "t.csv", "image,caption,region\n0.jpg,A cat.,1 2\n0.jpg,A tail.,5 6\n", "{}.jpg")
     assert [sample.captions for sample in samples] == [("A cat.",), ("A tail.",)]
