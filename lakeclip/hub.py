@@ -65,8 +65,7 @@ def resolve_folder(name: str | Path, library: str = "huggingface") -> Path:
     match = _HUB_NAME.fullmatch(str(name))
     assert match is not None, "checked by is_hub_name"
     repo, revision = match["repo"], match["revision"]
-    cached = _cached_folder(repo, revision)
-    if cached is not None and _is_complete(cached, library):
+    if (cached := find_cached(str(name), library)) is not None:
         return cached
     files = _list_files(str(name), repo, revision)
     wanted = _select_files(str(name), files, library)
@@ -78,6 +77,15 @@ def resolve_folder(name: str | Path, library: str = "huggingface") -> Path:
         return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=wanted))
     except Exception as error:  # the hub's library raises its own errors, those of its HTTP client, and OSError
         raise _unavailable(str(name), repo, _first_line(error)) from None
+
+
+def find_cached(name: str, library: str = "huggingface") -> Path | None:
+    """Return the folder in the cache that holds a model of the hub with a library's weights; None if none does."""
+    match = _HUB_NAME.fullmatch(name)
+    if match is None:
+        return None
+    folder = _cached_folder(match["repo"], match["revision"])
+    return folder if folder is not None and _is_complete(folder, library) else None
 
 
 def find_weights(folder: Path, library: str = "huggingface") -> Path | None:

@@ -1,9 +1,10 @@
-"""MkDocs hook that generates parts of pages from the repository: flags, recipes, examples and the list of decisions."""
+"""MkDocs hook that generates parts of pages from the repository: flags, recipes, examples, weights and decisions."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import textwrap
@@ -16,6 +17,7 @@ from mkdocs.structure.files import Files
 from mkdocs.structure.pages import Page
 
 from lakeclip.cli.app import VERBS, main
+from lakeclip.pretrained_weights import known_weights
 
 _WIDTH = 78
 
@@ -36,6 +38,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         "commands": commands,
         "recipes": lambda: recipes(root / "recipes"),
         "examples": lambda: examples(root / "examples"),
+        "weights": weights,
     }
 
     def generate(match: re.Match[str]) -> str:
@@ -70,6 +73,22 @@ def examples(folder: Path) -> str:
         source = path.read_text(encoding="utf-8")
         title = source.removeprefix('"""').partition(".")[0].partition("\n")[0]
         parts += [f"## {path.name}", f"{title}.", _fenced("python", source)]
+    return "\n\n".join(parts)
+
+
+def weights() -> str:
+    """Return the tables of pretrained models."""
+    parts = []
+    for group, members in itertools.groupby(known_weights(), key=lambda known: known.group):
+        rows = [
+            f"| `{known.source}` | {known.parameters:,} | {known.image_size} | {known.imagenet:.1f}% | {known.data} "
+            f"| {known.licence} |"
+            for known in members
+        ]
+        heading = (
+            "| `--from` | million parameters | pixels | ImageNet | trained on | licence |\n|---|---:|---:|---:|---|---|"
+        )
+        parts.append("\n".join([f"**{group}**", "", heading, *rows]))
     return "\n\n".join(parts)
 
 

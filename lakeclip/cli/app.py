@@ -17,6 +17,7 @@ VERBS = {
     "ingest": "write images and captions into a lake, from folders, tars, tables, URLs or other lakes",
     "inspect": "show the contents of a lake, the origin of a checkpoint, or the batch of a step",
     "models": "list the models with their parameters and cost",
+    "weights": "list pretrained models to start from, and download one",
     "train": "train CLIP from scratch, or resume a run",
     "finetune": "fine-tune a CLIP or two pretrained towers on your pairs",
     "evaluate": "score a trained model: zero-shot, retrieval, probe, robustness; reports and comparisons",

@@ -37,6 +37,7 @@ def _imported(code: str) -> str:
         "from lakeclip.cli.app import main; main([])",
         "from lakeclip.cli.app import main; main(['--help'])",
         "from lakeclip.cli.app import main; main(['--version'])",
+        "from lakeclip.cli.app import main; main(['weights'])",
         *(f"from lakeclip.cli.app import main; main(['{verb}', '--help'])" for verb in VERBS),
     ],
 )

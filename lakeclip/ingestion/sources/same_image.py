@@ -71,7 +71,9 @@ class SameImageMerger:
         """Describe what was merged."""
         notes = []
         if self.num_merged:
-            notes.append(f"{self.num_merged:,} rows that name the image of the row before them are its further captions")
+            notes.append(
+                f"{self.num_merged:,} rows that name the image of the row before them are its further captions"
+            )
         if self.num_apart:
             notes.append(
                 f"{self.num_apart:,} rows name an image that rows further up name, and are rows of their own; "
