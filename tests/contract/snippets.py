@@ -43,6 +43,7 @@ STAND_INS = {
     "hf:johngiorgi/declutr-sci-base": "hf:tiny-roberta",
     "torchvision:resnet50": "lakeclip:ViT-Ti/4-32px",
     "openai:ViT-B-32.pt": "openai:clip.pt",
+    "open_clip:laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K": "open_clip:clip.pt",
     "huggingface:google/siglip-base-patch16-224": "huggingface:tiny-siglip",
 }
 #: Start of a command → flags that make it quick. If a flag is given twice, the second one counts.
@@ -64,6 +65,7 @@ QUICK = {
     "lakeclip ingest": "",
     "lakeclip inspect": "",
     "lakeclip models": "",
+    "lakeclip weights": "",
     "lakeclip evaluate": "",
     "lakeclip export": "",
 }
