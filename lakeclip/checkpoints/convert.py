@@ -22,12 +22,14 @@ from lakeclip.config.schema import ModelConfig
 from lakeclip.errors import CheckpointError
 from lakeclip.hub import INDEX_SUFFIX, read_shards
 from lakeclip.models.clip import CLIP, size_problems
+from lakeclip.models.text_transformer import stretch_position_embedding
 from lakeclip.models.vision_transformer import HEAD_WIDTH, resample_position_embedding
 from lakeclip.types import Tokenize
 
 #: Entries that are not weights: OpenAI's sizes, and the causal mask, which follows from the context length.
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 _FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_TEXT_POSITIONS = "positional_embedding"
 _VIT_POSITIONS, _RESNET_POSITIONS = "visual.positional_embedding", "visual.attnpool.positional_embedding"
 #: Pixels along a side for each cell of a ResNet's feature map.
 _RESNET_STRIDE = 32
@@ -73,17 +75,34 @@ class PretrainedWeights:
         return {name: float(self.state_dict[name]) for name in _SCALARS if name in self.state_dict}
 
 
-def build_model(pretrained: PretrainedWeights, image_size: int | None = None) -> CLIP:
+def build_model(
+    pretrained: PretrainedWeights, image_size: int | None = None, context_length: int | None = None
+) -> CLIP:
     """Build the model of pretrained weights, in evaluation mode on the CPU.
 
     Args:
         image_size: side of the images in pixels; by default the size of the training images. For another size, the
             image tower's position embeddings are resampled (bicubic, antialiased), as open_clip does.
 
+        context_length: longest caption in tokens; by default the model's. For another one, the text tower's position
+            embeddings are stretched (see `stretch_position_embedding`) or cut.
+
     Raises:
-        CheckpointError: the model cannot have that image size.
+        CheckpointError: the model cannot have that image size or that context.
     """
     config, weights = pretrained.model_config, pretrained.state_dict
+    if context_length is not None and context_length != config.context_length:
+        if not config.causal or config.text_pool != "eot":
+            raise CheckpointError(
+                f"the context of {config.context_length} tokens of the model in {pretrained.path} cannot be changed",
+                found=f"a text tower that {'reads' if config.causal else 'attends to'} the padding behind a caption, "
+                "whose features depend on its length",
+                allowed="models as OpenAI's, whose features are those of the end of text",
+                next_step="the same command without --context-length",
+            )
+        positions = stretch_position_embedding(weights[_TEXT_POSITIONS], context_length)
+        config = dataclasses.replace(config, context_length=context_length)
+        weights = {**weights, _TEXT_POSITIONS: positions}
     if image_size is not None and image_size != config.image_resolution:
         config = dataclasses.replace(config, image_resolution=image_size)
         if problems := size_problems(config):

@@ -418,6 +418,9 @@ class FinetuneConfig:
     start: str | None = None
     """A whole CLIP to fine-tune, instead of two towers: openai:FILE, open_clip:FILE, huggingface:FOLDER,
     huggingface:ORG/NAME (a model of the hub) or lakeclip:CHECKPOINT. Also written --from."""
+    context_length: int | None = None
+    """Longest caption in tokens, with --from: 248 for captions of several sentences. Position embeddings beyond the
+    first 20 are stretched. Default: the model's own, mostly 77; longer captions are cut off."""
     image_encoder: str = "torchvision:resnet50"
     """Image tower: torchvision:NAME, timm:NAME, hf:NAME (all pretrained), openai:FILE, open_clip:FILE,
     lakeclip:CHECKPOINT, or lakeclip:NAME (from scratch)."""

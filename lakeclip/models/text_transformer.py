@@ -16,6 +16,8 @@ from lakeclip.models.transformer import BlockSettings, Groups, Transformer
 #: computes about a thousand tokens in the time that it takes to launch a group's kernels.
 _GROUP_OVERHEAD = {"cpu": 4}
 _GROUP_OVERHEAD_GPU = 1024
+#: Positions whose embeddings stay as they are in a longer context.
+_KEPT_POSITIONS = 20
 
 
 class TextTransformer(Transformer):
@@ -108,3 +110,27 @@ def group_lengths(lengths: Sequence[int], group_overhead: int) -> list[tuple[int
         groups.append((sum(captions for _, captions in counts[start:stop]), counts[stop - 1][0]))
         stop = start
     return groups[::-1]
+
+
+def stretch_position_embedding(
+    embedding: Float[Tensor, "positions width"], length: int
+) -> Float[Tensor, "longer width"]:
+    """Stretch position embeddings to a longer context; keep the first 20 as they are.
+
+    Those are trained best, because most captions are short. The others are interpolated linearly, and beyond the last
+    one extrapolated, as in Long-CLIP (arXiv 2403.15378, section 3.2): 77 positions become 248 with a factor of 4. Of 40
+    positions or fewer, the first half is kept. For a shorter context, the first ones remain.
+
+    Args:
+        embedding: embeddings of 2 or more positions.
+        length: number of positions of the new context.
+    """
+    old = len(embedding)
+    if length <= old:
+        return embedding[:length]
+    kept = min(_KEPT_POSITIONS, old // 2)
+    source = kept + torch.arange(length - kept, dtype=torch.float64) * (old - kept) / (length - kept)
+    before = source.long().clamp(max=old - 2)
+    share = (source - before)[:, None].to(embedding.dtype)
+    stretched = embedding[before] + share * (embedding[before + 1] - embedding[before])
+    return torch.cat([embedding[:kept], stretched])

@@ -114,7 +114,7 @@ def build_finetune_module(config: FinetuneConfig, start: FinetuneStart, folder: 
 
 def _load_clip(config: FinetuneConfig) -> FinetuneStart:
     assert config.start is not None
-    loaded = load_clip(config.start, config.data.image_size)
+    loaded = load_clip(config.start, config.data.image_size, config.context_length)
     return FinetuneStart(loaded.model, loaded.name, loaded.tokenize, loaded.model.config.image_resolution)
 
 

@@ -25,6 +25,9 @@ from lakeclip.text.tokenizer import Tokenizer
 from lakeclip.training import sharding
 from lakeclip.training.optim.eight_bit import require_torchao
 
+#: Limit on --context-length, in tokens.
+MAX_CONTEXT = 4_096
+
 
 def resolve_model_config(config: TrainConfig) -> ModelConfig:
     """Return the model's config, at the requested image size."""
@@ -98,6 +101,8 @@ def check_finetune(config: FinetuneConfig) -> None:
                 found=f"{name} {getattr(config.trainer, name)}",
                 allowed="lakeclip train, or the library's own option, set before the tower is passed in",
             )
+    if config.context_length is not None:
+        _check_context(config)
     if config.trainer.strategy == sharding.STRATEGY:
         raise ConfigError(
             "fine-tuning does not support --strategy fsdp2",
@@ -114,6 +119,20 @@ def check_finetune(config: FinetuneConfig) -> None:
         raise ConfigError(
             "--keep-lake compares the old task with the new one, but no rows are held out for the new one",
             next_step="--val-fraction 0.02, or --val-lake LAKE",
+        )
+
+
+def _check_context(config: FinetuneConfig) -> None:
+    if config.start is None:
+        raise ConfigError(
+            "--context-length was requested, but towers of other libraries have a context of their own",
+            allowed="--context-length with --from, for a whole CLIP",
+        )
+    if not 8 <= (config.context_length or 0) <= MAX_CONTEXT:
+        raise ConfigError(
+            "the context of a text tower is a number of tokens",
+            found=f"--context-length {config.context_length}",
+            allowed=f"8 to {MAX_CONTEXT}; 77 is the usual one, and 248 that of Long-CLIP",
         )
 
 

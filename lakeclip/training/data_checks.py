@@ -281,7 +281,8 @@ def sample_warnings(sample: PairSample, global_batch: int, same_by: Sequence[str
         warnings.append(
             InputWarning(
                 f"{sample.truncated:.0%} of the captions are longer than the model's context and cut off",
-                "shorter captions (--caption-column, --caption-template), or a model with a longer context_length",
+                "--context-length with finetune --from, shorter captions (--caption-column, --caption-template), or a "
+                "model with a longer context_length",
             )
         )
     if 0.1 <= sample.empty < 1:

@@ -20,6 +20,7 @@ from lakeclip.models.pretrained import (
     load_text_tower,
 )
 from lakeclip.models.zoo import create_model
+from lakeclip.text.huggingface import FixedLengthTokenizer
 from lakeclip.text.tokenizer import Tokenizer
 from lakeclip.types import Tokenize
 
@@ -34,13 +35,15 @@ class PretrainedCLIP(NamedTuple):
     tokenize: Tokenize
 
 
-def load_clip(name: str, image_size: int | None = None) -> PretrainedCLIP:
+def load_clip(name: str, image_size: int | None = None, context_length: int | None = None) -> PretrainedCLIP:
     """Load a CLIP from a file of weights.
 
     Args:
         name: openai:FILE, open_clip:FILE, huggingface:FOLDER or lakeclip:CHECKPOINT.
         image_size: side of the images in pixels; by default the model's own. For another size, position embeddings are
             resampled.
+        context_length: longest caption in tokens; by default the model's own. For a longer one, position embeddings are
+            stretched.
 
     Raises:
         ModelError: the name has no known layout.
@@ -50,7 +53,8 @@ def load_clip(name: str, image_size: int | None = None) -> PretrainedCLIP:
     if layout in LAYOUTS and file:
         weights = load_weights(name)
         tokenize = weights.tokenizer or Tokenizer(weights.model_config.context_length)
-        return PretrainedCLIP(build_model(weights, image_size), f"{layout}:{Path(file).stem}", tokenize)
+        model = build_model(weights, image_size, context_length)
+        return PretrainedCLIP(model, f"{layout}:{Path(file).stem}", _resized(tokenize, context_length))
     if layout == "lakeclip" and file:
         checkpoint = read_checkpoint(file)
         if not isinstance(checkpoint.model_config, ModelConfig):
@@ -60,7 +64,8 @@ def load_clip(name: str, image_size: int | None = None) -> PretrainedCLIP:
             )
         weights = PretrainedWeights(checkpoint.path, "lakeclip", checkpoint.model_config, checkpoint.state_dict)
         name = str(checkpoint.lineage["model"]["name"])
-        return PretrainedCLIP(build_model(weights, image_size), name, _recorded_tokenizer(checkpoint))
+        model = build_model(weights, image_size, context_length)
+        return PretrainedCLIP(model, name, _resized(_recorded_tokenizer(checkpoint), context_length))
     raise ModelError(f"unknown CLIP {name!r} to start from", allowed=_CLIP_NAMES)
 
 
@@ -70,6 +75,16 @@ def _recorded_tokenizer(checkpoint: Checkpoint) -> Tokenize:
     if lineage["tokenizer"]["kind"] == "own":
         return Tokenizer(int(lineage["model"]["config"]["context_length"]))
     return restore_tokenizer(checkpoint.path, lineage)
+
+
+def _resized(tokenize: Tokenize, context_length: int | None) -> Tokenize:
+    """Return a tokenizer of the same tokens for captions of another length."""
+    if context_length is None:
+        return tokenize
+    if isinstance(tokenize, FixedLengthTokenizer):
+        return FixedLengthTokenizer(tokenize.tokenizer, context_length, tokenize.cleaning)
+    assert isinstance(tokenize, Tokenizer), "a CLIP has one of the two"
+    return Tokenizer(context_length)
 
 
 def load_image_tower_by_name(name: str) -> ImageTower:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModel, BertConfig, BertModel, BertTokenizerFast, ViTConfig, ViTModel
 
+import lakeclip
 from lakeclip.checkpoints.layouts import load
 from lakeclip.checkpoints.native import read_checkpoint
 from lakeclip.cli.app import main
@@ -120,6 +121,22 @@ def test_weights_in_openais_layout(pairs_lake: Path, pretrained: Path, tmp_path:
     assert load(tmp_path / "tuned").transform.image_size == 32
 
 
+def test_a_longer_context_is_trained_resumed_and_exported(pairs_lake: Path, pretrained: Path, tmp_path: Path) -> None:
+    more = ["--context-length", "120", "--max-steps", "2", "--targets", "none"]
+    main(["finetune", "--from", f"lakeclip:{pretrained}", *data(pairs_lake, tmp_path, "long"), *more])
+    main(["finetune", "--resume", str(tmp_path / "long"), "--max-steps", "3"])
+    loaded = load(tmp_path / "long")
+    ids = loaded.tokenize(["a red circle " * 30])
+    assert ids.shape == (1, 120)
+    with torch.no_grad():
+        expected = loaded.model.encode_text(ids)
+        for layout in ("openai", "open_clip", "huggingface"):
+            result = lakeclip.export(tmp_path / "long", to=layout, out=tmp_path / layout)
+            read = load(f"{layout}:{result.path}")
+            assert torch.equal(read.tokenize(["a red circle " * 30]), ids)
+            torch.testing.assert_close(read.model.encode_text(ids), expected, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(pairs_lake: Path, pretrained: Path, tmp_path: Path) -> None:
     """Teacher, temperatures and LoRA weights are compared too."""
@@ -209,6 +226,8 @@ def test_the_seed_determines_a_tower_from_scratch(pairs_lake: Path, hub: Path) -
         (["--small-images", "16:0.5"], "one image size"),
         (["--epsilon", "0"], "epsilon"),
         (["--lora-rank", "0"], "lora_rank"),
+        (["--context-length", "99"], "a context of their own"),
+        (["--from", "CLIP", "--context-length", "2"], "8 to 4096"),
     ],
 )
 def test_invalid_flags_are_refused_before_the_run(

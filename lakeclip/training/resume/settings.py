@@ -25,7 +25,7 @@ _BEFORE = "it compares the run with its start"
 FIXED: dict[str, str] = {
     **{f"data.{name}": _ORDER for name in ("query", "filter_nsfw", "weights", "seed", "shuffle")},
     **{f"data.{name}": _VALIDATION for name in ("val_lake", "val_fraction", "max_val_rows")},
-    **dict.fromkeys(("model", "data.image_size", "loss.objective"), _MODEL),
+    **dict.fromkeys(("model", "data.image_size", "loss.objective", "context_length"), _MODEL),
     **dict.fromkeys(("image_encoder", "text_encoder", "embed_dim", "average_word_embeddings"), _MODEL),
     **{f"optimizer.{name}": _STATES for name in ("states", "text_weights", "algorithm")},
     **dict.fromkeys(("start", "teacher.initial_scale"), _START),
