@@ -18,13 +18,15 @@ from torch import Tensor, nn
 
 from lakeclip.errors import ModelError
 from lakeclip.models.clip import CLIP, IMAGE_MEAN, IMAGE_STD
-from lakeclip.models.dual_encoder import CLIPText, DualEncoder
+from lakeclip.models.dual_encoder import READ_PADDING, CLIPText, DualEncoder
 from lakeclip.models.zoo import model_config_from_dict
 
 _IMAGE = (
     "torchvision:NAME, timm:NAME, hf:NAME (all pretrained), openai:FILE, open_clip:FILE, lakeclip:CHECKPOINT, "
     "or lakeclip:NAME (from scratch)"
 )
+#: Names of the classifier in torchvision's models.
+_CLASSIFIERS = ("fc", "head", "heads", "classifier")
 _TEXT = (
     "hf:NAME or hf:FOLDER, any Hugging Face AutoModel with its tokenizer; openai:FILE, open_clip:FILE, or "
     "lakeclip:CHECKPOINT"
@@ -118,7 +120,12 @@ class ImageTower(NamedTuple):
 
 
 class TextTower(NamedTuple):
-    """A text tower: texts → features. `tokenizer` is its Hugging Face tokenizer, or None for CLIP's own."""
+    """A text tower: texts → features.
+
+    Attributes:
+        tokenizer: its Hugging Face tokenizer, or None for CLIP's own.
+        context_length: number of tokens to which every caption is padded; 0 to pad to the longest of a batch.
+    """
 
     module: nn.Module
     origin: dict[str, Any]
@@ -148,9 +155,11 @@ def load_image_tower(name: str) -> ImageTower:
             return _load_from_hub(loaded, model)
         weights = loaded.get_model_weights(model).DEFAULT
         preset = weights.transforms()
-        encoder = _remove_classifier(loaded.get_model(model, weights=weights))
+        encoder = loaded.get_model(model, weights=weights)
+        options = _torchvision_options(encoder)
         size = preset.crop_size[0]
-        return ImageTower(encoder, _origin(library, model), size, tuple(preset.mean), tuple(preset.std))
+        origin = _origin(library, model, {"options": options, "classifier": "last layer"})
+        return ImageTower(_remove_last_layer(encoder), origin, size, tuple(preset.mean), tuple(preset.std))
     except (ValueError, RuntimeError, OSError) as error:
         raise _load_error(name, error, _IMAGE) from None
 
@@ -174,7 +183,9 @@ def load_text_tower(name: str) -> TextTower:
             tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise _load_error(name, error, _TEXT) from None
-    return TextTower(encoder, _origin("hf", model, encoder.config.to_dict()), tokenizer)
+    origin = _origin("hf", model, encoder.config.to_dict())
+    length = encoder.config.max_position_embeddings if encoder.config.model_type in READ_PADDING else 0
+    return TextTower(encoder, origin, tokenizer, length)
 
 
 def clip_image_tower(model: CLIP, name: str) -> ImageTower:
@@ -208,7 +219,11 @@ def rebuild_image_encoder(origin: dict[str, Any]) -> nn.Module:
             return HuggingFaceImageEncoder(
                 loaded.AutoModel.from_config(_config_from_dict(loaded, origin["config"]), trust_remote_code=False)
             )
-        return _remove_classifier(loaded.get_model(name, weights=None))
+        options = dict(origin["config"].get("options", {}))
+        encoder = loaded.get_model(name, weights=None, **options, **({"init_weights": False} if options else {}))
+        # Checkpoints of earlier versions have towers without the whole classifier.
+        is_old = origin["config"].get("classifier") != "last layer"
+        return _remove_classifier(encoder) if is_old else _remove_last_layer(encoder)
     except (ValueError, RuntimeError) as error:
         raise _load_error(f"{library}:{name}", error, "a version of the library that has it") from None
 
@@ -240,6 +255,7 @@ def rebuild_dual_encoder(config: TowersConfig) -> DualEncoder:
         embed_dim=config.embed_dim,
         average_word_embeddings=config.average_word_embeddings,
         image_dim=config.image_dim,
+        image_size=config.image_resolution,
         image_mean=config.image_mean,
         image_std=config.image_std,
     )
@@ -327,9 +343,46 @@ def _config_from_dict(transformers: Any, values: dict[str, Any]) -> Any:
     return transformers.AutoConfig.for_model(options.pop("model_type"), **options)
 
 
+def _torchvision_options(model: Any) -> dict[str, bool]:
+    """Return the options of GoogLeNet and Inception that their weights decide; they lose their further classifiers.
+
+    Those are not used without labels, and would get no gradient.
+    """
+    if not hasattr(model, "aux_logits"):
+        return {}
+    model.aux_logits = False
+    for name in ("aux1", "aux2", "AuxLogits"):
+        if hasattr(model, name):
+            setattr(model, name, None)
+    return {"aux_logits": False, "transform_input": bool(model.transform_input)}
+
+
+def _remove_last_layer(model: nn.Module) -> nn.Module:
+    """Replace the last linear layer of a torchvision model by the identity, with the dropout before it.
+
+    A classifier of several layers keeps the others: VGG its hidden layers, ConvNeXt its normalisation. That of
+    SqueezeNet is a convolution, which becomes the average over the map.
+    """
+    name = next((name for name in _CLASSIFIERS if hasattr(model, name)), None)
+    classifier = getattr(model, name) if name is not None else None
+    if name is None or not isinstance(classifier, nn.Sequential):
+        return _remove_classifier(model)
+    layers = list(classifier)
+    if any(isinstance(layer, nn.Conv2d) for layer in layers):
+        setattr(model, name, nn.AdaptiveAvgPool2d(1))
+        return model
+    while layers and not isinstance(layers[-1], nn.Linear):
+        layers.pop()
+    layers = layers[:-1]
+    while layers and isinstance(layers[-1], nn.Dropout):
+        layers.pop()
+    setattr(model, name, nn.Sequential(*layers) if layers else nn.Identity())
+    return model
+
+
 def _remove_classifier(model: nn.Module) -> nn.Module:
-    """Replace the classifier of a torchvision model, which is called fc, head, heads or classifier, by the identity."""
-    for name in ("fc", "head", "heads", "classifier"):
+    """Replace the whole classifier of a torchvision model by the identity."""
+    for name in _CLASSIFIERS:
         if hasattr(model, name):
             setattr(model, name, nn.Identity())
             return model

@@ -16,7 +16,7 @@ from lakeclip.models.clip import CLIP
 from lakeclip.models.dual_encoder import DualEncoder
 from lakeclip.models.pretrained import TowersConfig
 from lakeclip.models.vision_transformer import VisionTransformer
-from lakeclip.text.huggingface import HuggingFaceTokenizer
+from lakeclip.text.huggingface import FixedLengthTokenizer, HuggingFaceTokenizer
 from lakeclip.text.tokenizer import Tokenizer
 from lakeclip.training.checks import check_finetune
 from lakeclip.training.finetune import FinetuneModule
@@ -122,6 +122,8 @@ def _load_towers(config: FinetuneConfig) -> FinetuneStart:
     text, image = load_text_tower_by_name(config.text_encoder), load_image_tower_by_name(config.image_encoder)
     if text.tokenizer is None:
         tokenize: Tokenizer | HuggingFaceTokenizer = Tokenizer(text.context_length)
+    elif text.context_length:
+        tokenize = FixedLengthTokenizer(text.tokenizer, text.context_length)
     else:
         tokenize = HuggingFaceTokenizer(text.tokenizer)
     size = config.data.image_size or image.image_size

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import BatchEncoding, BertConfig, BertModel, DistilBertConfig, DistilBertModel, T5Config, T5Model
+from transformers import (
+    BatchEncoding,
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    GPT2Config,
+    GPT2Model,
+    LlamaConfig,
+    LlamaModel,
+    SiglipTextConfig,
+    SiglipTextModel,
+    T5Config,
+    T5Model,
+)
 
 from lakeclip.errors import ModelError
 from lakeclip.models.clip import IMAGE_MEAN, IMAGE_STD
@@ -117,9 +134,90 @@ def test_uint8_pixels_are_normalised_with_the_given_statistics() -> None:
         torch.testing.assert_close(model.encode_image(pixels), encoder(normal), rtol=1e-4, atol=1e-5)
 
 
+class Outputs(nn.Module):
+    """An image encoder whose output another function forms."""
+
+    def __init__(self, form: Callable[[Tensor, bool], Any]) -> None:
+        super().__init__()
+        self.encoder = image_encoder()
+        self.form = form
+
+    def forward(self, images: Tensor) -> Any:
+        return self.form(self.encoder(images), self.training)
+
+
+class Classified(NamedTuple):
+    logits: Tensor
+    aux_logits: Tensor
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda features, training: Classified(features, features[:, :2]) if training else features,
+        lambda features, training: [features, "more"],
+        lambda features, training: {"out": features, "aux": features[:, :2]},
+        lambda features, training: {"any": features},
+        lambda features, training: {"last_hidden_state": features[:, None], "pooler_output": features},
+        lambda features, training: features[:, :, None, None].expand(-1, -1, 4, 5),
+        lambda features, training: {"out": features[:, :, None, None]},
+    ],
+)
+def test_outputs_of_every_form(form: Callable[[Tensor, bool], Any]) -> None:
+    encoder = Outputs(form)
+    model = DualEncoder(encoder, bert(), embed_dim=10)
+    images = torch.randn(3, 3, 32, 32)
+    for training in (True, False):
+        torch.testing.assert_close(model.train(training).encode_image(images), encoder.encoder(images))
+
+
+def test_probing_leaves_the_generator_of_random_numbers_alone() -> None:
+    encoder, text = nn.Sequential(image_encoder(24), nn.Dropout(0.5)), bert()
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    DualEncoder(encoder, text)  # without heads
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_causal_model_is_read_at_its_last_token(side: str) -> None:
+    torch.manual_seed(0)
+    gpt = GPT2Model(GPT2Config(vocab_size=50, n_embd=24, n_layer=2, n_head=2, n_positions=12)).eval()
+    model = DualEncoder(image_encoder(), gpt, embed_dim=24).eval()
+    ids, mask = (IDS, MASK) if side == "right" else (IDS.flip(1), MASK.flip(1))
+    hidden = gpt(input_ids=ids, attention_mask=mask).last_hidden_state
+    last = [3, 2, 5] if side == "right" else [5, 5, 5]
+    features = model.encode_text({"input_ids": ids, "attention_mask": mask})
+    torch.testing.assert_close(features, hidden[torch.arange(3), last])
+    assert not torch.allclose(features[0], features[1]), "the first token is the same in all captions"
+    llama = LlamaConfig(vocab_size=50, hidden_size=24, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    assert DualEncoder(image_encoder(), LlamaModel(llama)).pools_last_token
+    assert not DualEncoder(image_encoder(), bert()).pools_last_token
+    assert not DualEncoder(image_encoder(), gpt, average_word_embeddings=True).pools_last_token
+
+
+def test_siglips_text_tower_attends_to_its_padding() -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    siglip = SiglipTextModel(SiglipTextConfig(vocab_size=50, max_position_embeddings=6, pad_token_id=0, **sizes)).eval()
+    model = DualEncoder(image_encoder(), siglip, embed_dim=24).eval()
+    expected = siglip(input_ids=IDS).pooler_output
+    torch.testing.assert_close(model.encode_text(IDS), expected)
+    torch.testing.assert_close(model.encode_text({"input_ids": IDS, "attention_mask": MASK}), expected)
+
+
 def test_unsupported_encoders_raise() -> None:
-    with pytest.raises(ModelError, match=r"one vector per image(.|\n)*shape \(1, 3, 224, 224\)"):
-        DualEncoder(nn.Identity(), bert())
+    with pytest.raises(ModelError, match=r"one vector per image(.|\n)*shape \(2, 3, 50176\)"):
+        DualEncoder(nn.Flatten(2), bert())
+    with pytest.raises(ModelError, match=r"one vector per image(.|\n)*dict, in a dictionary of a, b"):
+        DualEncoder(Outputs(lambda features, training: {"a": features, "b": features}), bert())
+    with pytest.raises(ModelError, match=r"150,528 wide(.|\n)*not pooled(.|\n)*at most 8,192(.|\n)*AdaptiveAvgPool2d"):
+        DualEncoder(nn.Flatten(), bert())
+    with pytest.raises(ModelError, match=r"10 or 5 wide(.|\n)*another width in training"):
+        DualEncoder(Outputs(lambda features, training: features[:, :5] if training else features), bert())
+    with pytest.raises(ModelError, match=r"cannot encode an image in training mode(.|\n)*ZeroDivisionError"):
+        DualEncoder(Outputs(lambda features, training: features / (1 // (not training))), bert())
     with pytest.raises(ModelError, match=r"cannot encode an image(.|\n)*image_size"):
         DualEncoder(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8)), bert())
     assert DualEncoder(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8)), bert(), image_size=32)
