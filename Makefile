@@ -21,7 +21,7 @@ define install
 	touch $@
 endef
 
-.PHONY: demo docs test test-all check unit faults env peer lock clean
+.PHONY: demo docs test test-all check unit faults parity env peer lock clean
 
 demo: $(VENV)/.demo             ## train on drawn scenes, evaluate, write a report
 	$(BIN)/lakeclip demo
@@ -51,6 +51,10 @@ unit: env                       ## the quick tests alone
 
 faults: env                     ## write docs/reference/faults.md anew, from what its tests see
 	FAULTS=write OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" tests/integration/test_faults_*.py
+
+parity: peer                    ## write docs/reference/parity.md anew, from what its tests measure
+	PARITY=write OMP_NUM_THREADS=1 $(PEER)/bin/python -m pytest -m "" \
+		tests/unit/checkpoints/test_huggingface.py tests/parity/test_open_clip_family.py
 
 env: $(VENV)/.dev
 

@@ -219,12 +219,15 @@ def rebuild_image_encoder(origin: dict[str, Any]) -> nn.Module:
             return HuggingFaceImageEncoder(
                 loaded.AutoModel.from_config(_config_from_dict(loaded, origin["config"]), trust_remote_code=False)
             )
-        options = dict(origin["config"].get("options", {}))
+        settings = origin["config"] if isinstance(origin["config"], dict) else {}
+        stored = settings.get("options")
+        known = ("aux_logits", "transform_input")
+        options = {name: bool(stored[name]) for name in known if name in stored} if isinstance(stored, dict) else {}
         encoder = loaded.get_model(name, weights=None, **options, **({"init_weights": False} if options else {}))
         # Checkpoints of earlier versions have towers without the whole classifier.
-        is_old = origin["config"].get("classifier") != "last layer"
+        is_old = settings.get("classifier") != "last layer"
         return _remove_classifier(encoder) if is_old else _remove_last_layer(encoder)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise _load_error(f"{library}:{name}", error, "a version of the library that has it") from None
 
 

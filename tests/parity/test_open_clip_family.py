@@ -19,6 +19,7 @@ from lakeclip.checkpoints.open_clip import write_open_clip
 from lakeclip.checkpoints.parity import check_against_original, random_inputs
 from lakeclip.cli.app import main
 from lakeclip.models.clip import CLIP
+from tests.parity_matrix import check_row
 from tests.unit.checkpoints.huggingface_models import write_word_tokenizer
 
 open_clip = pytest.importorskip("open_clip")
@@ -78,12 +79,19 @@ def test_features_in_both_directions(name: str, tmp_path: Path) -> None:
     images, ids = random_inputs(ours.config)
     write_open_clip(ours, tmp_path / "ours")
     again = open_clip.create_model(f"local-dir:{tmp_path}/ours").eval()
+    differences = []
     for model in (theirs, again):
-        torch.testing.assert_close(ours.encode_image(images), model.encode_image(images), rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(ours.encode_text(ids), model.encode_text(ids), rtol=1e-5, atol=1e-5)
+        pairs = [
+            (ours.encode_image(images), model.encode_image(images)),
+            (ours.encode_text(ids), model.encode_text(ids)),
+        ]
+        differences.append(max(float((one - another).abs().max()) for one, another in pairs))
+        for one, another in pairs:
+            torch.testing.assert_close(one, another, rtol=1e-5, atol=1e-5)
         assert ours.logit_scale.item() == pytest.approx(model.logit_scale.item())
         if ours.logit_bias is not None:
             assert ours.logit_bias.item() == pytest.approx(model.logit_bias.item())
+    check_row("open_clip_torch", name, read=differences[0], written=differences[1])
 
 
 @pytest.mark.parametrize("name", ["LAION ViT-B/32 (GELU)", "SigLIP ViT-B/16"])
