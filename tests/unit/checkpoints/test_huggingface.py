@@ -31,7 +31,7 @@ from tests.unit.checkpoints.huggingface_models import (
 
 #: Changes of the two towers, under which the features stay equal.
 CLIP_CASES: dict[str, dict[str, dict[str, Any]]] = {
-    "as it is": {},
+    "as OpenAI's": {},
     "gelu": {"text": {"hidden_act": "gelu"}, "vision": {"hidden_act": "gelu"}},
     "two activations": {"text": {"hidden_act": "gelu"}},
     "gelu_new": {"text": {"hidden_act": "gelu_new"}, "vision": {"hidden_act": "gelu_pytorch_tanh"}},
@@ -42,10 +42,10 @@ CLIP_CASES: dict[str, dict[str, dict[str, Any]]] = {
     "narrow mlp": {"text": {"intermediate_size": 40}, "vision": {"intermediate_size": 72}},
     "end token 7": {"text": {"eos_token_id": 7}},
     "end token 2": {"text": {"eos_token_id": 2}},
-    "image 36": {"vision": {"image_size": 40, "patch_size": 10}},
+    "40 pixels, patches of 10": {"vision": {"image_size": 40, "patch_size": 10}},
 }
 SIGLIP_CASES: dict[str, dict[str, dict[str, Any]]] = {
-    "as it is": {},
+    "as Google's": {},
     "gelu": {"text": {"hidden_act": "gelu"}, "vision": {"hidden_act": "gelu"}},
     "eps 1e-5": {"text": {"layer_norm_eps": 1e-5}, "vision": {"layer_norm_eps": 1e-5}},
     "mlp as in SO400M": {"text": {"intermediate_size": 359}, "vision": {"intermediate_size": 359}},
