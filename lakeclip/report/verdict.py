@@ -103,6 +103,6 @@ def _advice(lineage: Mapping[str, Any]) -> str:
     num_rows = data.get("train_rows") or data.get("num_rows")
     rows = f" than {num_rows:,}" if num_rows else ""
     return (
-        f"lakeclip finetune --from openai:FILE {source} (or open_clip:FILE) starts from a model that knows images and "
-        f"words; or train on more pairs{rows}, for more steps (--max-epochs, a smaller --batch-size)"
+        f"lakeclip finetune --from NAME {source} starts from a model that knows images and words (`lakeclip weights` "
+        f"lists names); or train on more pairs{rows}, for more steps (--max-epochs, a smaller --batch-size)"
     )

@@ -311,8 +311,8 @@ def few_rows_warnings(num_rows: int, *, is_pretrained: bool) -> list[InputWarnin
     return [
         InputWarning(
             f"{num_rows:,} pairs are few for a model from scratch: on photos, expect scores at chance",
-            "lakeclip finetune --from openai:FILE (or open_clip:FILE) starts from a model that knows images and words; "
-            "or train on some thousand pairs",
+            "lakeclip finetune --from NAME starts from a model that knows images and words (`lakeclip weights` lists "
+            "names); or train on some thousand pairs",
         )
     ]
 

@@ -86,7 +86,7 @@ def test_a_run_at_chance_says_so_in_its_first_line(
     _, _, conclusion = output.partition("the model is guessing: its loss stayed at 2.")
     first, advice, *_ = conclusion.split("\n")
     assert "where guessing is (ln 8 = 2.08); text → image R@1 is" in first
-    assert advice.strip().startswith(f"next:  lakeclip finetune --from openai:FILE --lake {noise_lake}")
+    assert advice.strip().startswith(f"next:  lakeclip finetune --from NAME --lake {noise_lake}")
     page = (tmp_path / "a/report.html").read_text()
     assert "<h1>No better than guessing" in page
     for command in (["retrieval"], ["zeroshot", "--label-column", "label"]):

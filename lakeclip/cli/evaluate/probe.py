@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _ADVICE = (
     "more images to score and to train on, if there are few; lakeclip inspect shows the labels; "
-    "lakeclip finetune --from openai:FILE starts from a model that knows images"
+    "lakeclip finetune --from NAME starts from a model that knows images (`lakeclip weights` lists names)"
 )
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _ADVICE = (
     "more rows, if there are few; lakeclip inspect shows whether captions describe their images; "
-    "lakeclip finetune --from openai:FILE starts from a model that knows images and words"
+    "lakeclip finetune --from NAME starts from a model that knows images and words (`lakeclip weights` lists names)"
 )
 
 

@@ -35,7 +35,7 @@ def test_a_stuck_loss_is_named_with_the_next_command() -> None:
     first, advice = str(verdict).split("\n")
     assert first.startswith("the model is guessing: its loss stayed at 4.85, where guessing is (ln 128 = 4.85)")
     assert "text → image R@1 is 0.0%, 0.0× chance (5.0%)" in first
-    assert "lakeclip finetune --from openai:FILE --lake my.lake" in advice
+    assert "lakeclip finetune --from NAME --lake my.lake" in advice
     assert "more pairs than 380" in advice
 
 
