@@ -73,10 +73,10 @@ def test_any_text_gives_captions(text: str) -> None:
 
 
 def test_hostile_lists_take_no_time() -> None:
-    start = time.perf_counter()
+    start = time.process_time()  # not by the clock: the machine may be busy
     for text in ("[" * 100_000 + "]" * 100_000, "{" * 90_000 + "}" * 90_000, "[" + "'a'," * 49_000 + "]"):
         assert captions_in(text)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 20, "minutes, if the time grows with the square of the length"
 
 
 def test_several_columns_give_several_captions() -> None:
