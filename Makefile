@@ -53,6 +53,7 @@ faults: env                     ## write docs/reference/faults.md anew, from wha
 	FAULTS=write OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" tests/integration/test_faults_*.py
 
 parity: peer                    ## write docs/reference/parity.md anew, from what its tests measure
+	rm -f docs/reference/parity.md
 	PARITY=write OMP_NUM_THREADS=1 $(PEER)/bin/python -m pytest -m "" \
 		tests/unit/checkpoints/test_huggingface.py tests/parity/test_open_clip_family.py
 

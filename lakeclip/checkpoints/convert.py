@@ -83,7 +83,6 @@ def build_model(
     Args:
         image_size: side of the images in pixels; by default the size of the training images. For another size, the
             image tower's position embeddings are resampled (bicubic, antialiased), as open_clip does.
-
         context_length: longest caption in tokens; by default the model's. For another one, the text tower's position
             embeddings are stretched (see `stretch_position_embedding`) or cut.
 

@@ -44,7 +44,8 @@ def run(argv: list[str]) -> None:
         raise ConfigError("--download needs the name of a model", next_step="lakeclip weights NAME --download")
     else:
         _list(console)
-    save(path, {"weights": [_describe(weights) for weights in known_weights()]})
+    if path is not None:
+        save(path, {"weights": [_describe(weights) for weights in known_weights()]})
 
 
 def _list(console: Console) -> None:

@@ -102,7 +102,10 @@ class ExistingRows:
         self._claimed.add(part)
 
     def count_gone(self, folders: Collection[str]) -> int:
-        """Return the number of rows that were read from files of these folders, and are in no file any longer."""
+        """Return the number of rows that were read from files of these folders, and are in no file any longer.
+
+        Call it once all sources have been read: their rows may be in any of them now.
+        """
         prefixes = tuple(os.path.join(os.path.abspath(folder), "") for folder in folders)
         gone = {
             name
@@ -217,7 +220,7 @@ class DeduplicatedSource(SourceWrapper):
         num_known: number of samples that were skipped because the lake holds them.
         num_elsewhere: number of these that were read from another path, at which nothing is left.
         num_updated: number of samples that were passed to `update`.
-        num_removed: number of rows of this source that it does not contain any longer, whole files included.
+        num_removed: number of rows of this source that it does not contain any longer, except those of whole files.
         moved: old → new path of the sources that were moved.
     """
 
@@ -307,8 +310,6 @@ class DeduplicatedSource(SourceWrapper):
             if name not in self._ended and self._reads_all:  # a table without rows
                 self._part = name
                 yield from self._end(is_whole=True)
-        if self._reads_all:
-            self.num_removed += self._existing.count_gone(getattr(self._source, "folders", ()))
         self._position = self._source.position
 
     def _name_of(self, part: str) -> str:

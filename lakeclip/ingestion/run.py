@@ -238,6 +238,10 @@ def fill_lake(
     for finished in downloads:
         result.add_downloads(finished.num_fetched, finished.num_failed)
     _add_outcomes(result, deduplicated)
+    if reads_all:
+        result.removed += existing.count_gone(
+            {folder for source in sources for folder in getattr(source, "folders", ())}
+        )
     result.seconds = time.perf_counter() - started
     if writer is None:
         raise result.no_rows_error()

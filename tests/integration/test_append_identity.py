@@ -312,6 +312,20 @@ def test_rows_of_a_deleted_file_are_counted_where_its_whole_folder_is_read(tmp_p
     assert len(open_lake(lake, include_unusable=True)) == 5
 
 
+def test_rows_that_moved_to_a_source_read_later_are_not_removed(tmp_path: Path) -> None:
+    folder, single, lake = tmp_path / "train", tmp_path / "other", tmp_path / "l.lake"
+    write_shard(folder / "0.tar", (0, "a"), (1, "b"))
+    write_shard(folder / "1.tar", (2, "c"), (3, "d"))
+    append(folder, lake)
+    (folder / "1.tar").unlink()
+    write_pairs(single, (2, "c"), (9, "new"), (8, "new too"))
+    for sources in ([folder, single], [single, folder]):
+        shutil.copytree(lake, tmp_path / "copy.lake")
+        result = append(sources, tmp_path / "copy.lake")
+        assert (result.rows, result.removed) == (2, 1)
+        shutil.rmtree(tmp_path / "copy.lake")
+
+
 def test_a_deleted_file_whose_rows_are_in_another_file_is_not_removed(tmp_path: Path) -> None:
     folder, lake = tmp_path / "train", tmp_path / "l.lake"
     write_shard(folder / "0.tar", (0, "a"), (1, "b"))
